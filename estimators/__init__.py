@@ -1,0 +1,1 @@
+"""Gradient estimators, one file for each; users import :mod:`ppl`."""

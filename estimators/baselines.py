@@ -1,0 +1,145 @@
+r"""Baselines of the score estimator (``reinforce.py``).
+
+For a baseline b that does not depend on the draw, E[(f - b) d log p] = E[f d log p], since
+E[d log p] = 0. Each baseline here adds a term of value 0 and derivative -b d log p.
+
+- :class:`Constant`: a number or an array that broadcasts against the elements of the choice.
+- :class:`LeaveOneOut`: b_i = mean of the other samples' payoffs (Salimans & Knowles 2014; Kool
+  et al. 2019, "Buy 4 REINFORCE samples, get a baseline for free").
+- :class:`Learned`: b is computed from parameters, and learns by min (f - b)^2 (NVIL, Mnih &
+  Gregor 2014).
+- :class:`MovingAverage`: b_t = decay b_{t-1} + (1 - decay) f_{t-1}, used, then updated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, final
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from transforms.estimator import Baseline, magic_box
+from transforms.surrogate import SAMPLES, Context
+
+
+def _subtract(b: Any, log_prob: jax.Array) -> jax.Array:
+    return -jnp.sum(lax.stop_gradient(b) * (magic_box(log_prob) - 1.0))
+
+
+@final
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Constant(Baseline):
+    """A baseline that is known before the draw: a number, or an array computed upstream."""
+
+    value: Any
+    accumulators = ("term",)
+
+    def accumulate(self, log_prob: jax.Array) -> dict[str, jax.Array]:
+        return {"term": _subtract(self.value, log_prob)}
+
+    def finish(self, totals: Any, payoff: jax.Array, context: Context) -> jax.Array:
+        return totals["term"]
+
+
+@final
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Learned(Baseline):
+    """A baseline computed from parameters, trained together with the objective.
+
+    The derivative of the surrogate with respect to ``value`` is ``weight * (payoff - value)``,
+    that of -weight (payoff - value)^2 / 2: *ascending* it fits the baseline. ``ppl.maximize``
+    and ``ppl.minimize`` do; who descends by hand sets ``weight=-1``.
+    """
+
+    value: Any
+    weight: float = dataclasses.field(default=1.0, metadata={"static": True})
+    accumulators = ("term", "linear", "square")
+
+    @property
+    def group(self) -> Any:
+        return type(self), self.weight
+
+    def accumulate(self, log_prob: jax.Array) -> dict[str, jax.Array]:
+        b = jnp.broadcast_to(jnp.asarray(self.value, log_prob.dtype), jnp.shape(log_prob))
+        return {
+            "term": _subtract(b, log_prob),
+            "linear": jnp.sum(b - lax.stop_gradient(b)),
+            "square": jnp.sum(b**2 - lax.stop_gradient(b**2)) / 2,
+        }
+
+    def finish(self, totals: Any, payoff: jax.Array, context: Context) -> jax.Array:
+        fit = payoff * totals["linear"] - totals["square"]
+        return totals["term"] + self.weight * context.direction * fit
+
+
+@final
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LeaveOneOut(Baseline):
+    """The mean payoff of the other samples; no baseline where there is only one sample."""
+
+    accumulators = ("log_prob",)
+
+    def accumulate(self, log_prob: jax.Array) -> dict[str, jax.Array]:
+        return {"log_prob": jnp.sum(log_prob)}
+
+    def finish(self, totals: Any, payoff: jax.Array, context: Context) -> jax.Array:
+        if context.samples == 1:
+            return jnp.zeros_like(totals["log_prob"])
+        others = (lax.psum(payoff, SAMPLES) - payoff) / (context.samples - 1)
+        return -others * (magic_box(totals["log_prob"]) - 1.0)
+
+
+@final
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class MovingAverage(Baseline):
+    """The average of past payoffs; the state is kept by the fit (0 outside a fit)."""
+
+    decay: float = dataclasses.field(default=0.9, metadata={"static": True})
+    accumulators = ("log_prob",)
+
+    @property
+    def group(self) -> Any:
+        return type(self), self.decay
+
+    def accumulate(self, log_prob: jax.Array) -> dict[str, jax.Array]:
+        return {"log_prob": jnp.sum(log_prob)}
+
+    def finish(self, totals: Any, payoff: jax.Array, context: Context) -> jax.Array:
+        average = context.averages.get(self.decay, 0.0)
+        return -average * (magic_box(totals["log_prob"]) - 1.0)
+
+
+def baseline(spec: Any) -> Baseline | None:
+    """A baseline from what a user types: None, a number or array, "loo", or a Baseline."""
+    if spec is None or isinstance(spec, Baseline):
+        return spec
+    if isinstance(spec, str):
+        if spec == "loo":
+            return LeaveOneOut()
+        raise ValueError(
+            f"unknown baseline {spec!r}: a baseline is a number, an array, 'loo', "
+            "ppl.learned(value) or ppl.moving_average(decay)."
+        )
+    return Constant(spec)
+
+
+def learned(value: Any, weight: float = 1.0) -> Learned:
+    """A baseline that is trained: ``value`` is any function of the parameters.
+
+    Args:
+        value: f32[] or f32[batch_shape of the choice].
+        weight: step size of the baseline relative to the other parameters; see
+            :class:`Learned` for its sign.
+    """
+    return Learned(value, weight)
+
+
+def moving_average(decay: float = 0.9) -> MovingAverage:
+    """A baseline that averages the payoffs of past steps of a fit, with weight ``decay``."""
+    return MovingAverage(decay)

@@ -1,0 +1,56 @@
+r"""REINFORCE, the score-function estimator.
+
+    d/dθ E_p[f(x)] = E_p[ df/dθ + (f(x) - b) d log p(x; θ)/dθ ]
+
+Conditions: p is differentiable in θ for almost every x, its *support does not depend on θ*, and
+b does not depend on x. f may be discontinuous in x (but not at a place that moves with θ). One
+run of the program. Sources: Glynn 1990; Williams 1992; Ranganath, Gerrish & Blei 2014. The
+score enters as a factor of value 1, so that higher derivatives are right too (DiCE, Foerster et
+al. 2018). Baselines: ``baselines.py``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, final
+
+import jax
+
+from transforms.estimator import Baseline, InPlace
+
+from .baselines import baseline as _baseline
+
+
+@final
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Reinforce(InPlace):
+    """Score function, with an optional baseline; see the module docstring."""
+
+    control: Baseline | None = None
+
+    name = "reinforce"
+    score = True
+
+    @property
+    def baseline(self) -> Baseline | None:
+        return self.control
+
+    def unsuitable(self, d: Any) -> str | None:
+        if not hasattr(d, "log_prob"):
+            return "it has no density."
+        return None
+
+    def draw(self, d: Any, key: jax.Array, sample_shape: tuple[int, ...]) -> jax.Array:
+        return d.sample(key, sample_shape)
+
+
+def reinforce(baseline: Any = None) -> Reinforce:
+    """The score-function estimator: for any distribution whose support is fixed.
+
+    Args:
+        baseline: what is subtracted from the payoff: None; a number, or an array f32[] or
+            f32[batch_shape] that does not depend on the draw; ``"loo"``, the mean of the other
+            ``samples``; ``ppl.learned(value)``; ``ppl.moving_average(decay)``.
+    """
+    return Reinforce(_baseline(baseline))

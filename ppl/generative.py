@@ -1,0 +1,409 @@
+"""Generative functions: programs with addressed random choices, and traces of their runs."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, final
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax.ad_checkpoint import checkpoint_name
+
+from transforms import _jax
+from transforms.errors import Address, AddressError, UnsupportedError, nearest, show
+from transforms.estimator import Estimator
+from transforms.execute import (
+    LOG_DENSITY,
+    Execution,
+    addressed,
+    check_shape,
+    execute,
+    flatten,
+    nest,
+    refuse_nested_density,
+)
+from transforms.interpret import choices as _choices
+from transforms.retarget import retarget
+from transforms.seed import seeded
+from transforms.site import Body, Call, Densities, call_p, with_operands_of
+from transforms.site import factor as _factor
+from transforms.site import sample as _sample
+
+Choices = Mapping[str, Any]
+Select = Callable[[Address], bool]
+
+
+@final
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """One run of a generative function (a pytree).
+
+    Attributes:
+        choices: nested dict from addresses to values; a site under ``jax.vmap`` or
+            ``jax.lax.scan`` has their axes in front, outermost first.
+        log_density: f32[], log density of the choices (for an approximate marginal or posterior,
+            the estimate that its contract promises).
+        retval: what the function returned, any pytree.
+    """
+
+    choices: dict[str, Any]
+    log_density: jax.Array
+    retval: Any
+
+    def __getitem__(self, address: str | Address) -> Any:
+        """The value at an address: ``trace["x"]``, ``trace["inner", "x"]``."""
+        at: Any = self.choices
+        path = (address,) if isinstance(address, str) else address
+        for name in path:
+            if not isinstance(at, Mapping) or name not in at:
+                known = list(flatten(self.choices))
+                raise AddressError(
+                    f"the trace has no choice at address {show(path)}."
+                    f"{nearest(path, known)} Its addresses: "
+                    f"{', '.join(show(a) for a in known) or 'none'}."
+                )
+            at = at[name]
+        return at
+
+
+class Generative(abc.ABC):
+    """A distribution over traces.
+
+    ``simulate``, ``log_density`` and ``generate`` take no key inside ``@ppl.expectation`` and
+    ``ppl.seed(f)``, where randomness is implicit; elsewhere they need one.
+    """
+
+    name: str = "generative"
+
+    @abc.abstractmethod
+    def execute(
+        self, given: Choices, *, exact: bool = False, select: Select = lambda address: False
+    ) -> Execution:
+        """Run with the choices in ``given`` fixed (all of them if ``exact``), the rest drawn.
+
+        The protocol behind the three methods below. ``Execution.log_density`` covers all choices,
+        ``Execution.log_weight`` those whose address ``select`` accepts, and factors.
+        ``Execution.retval`` is a pytree.
+        """
+
+    def simulate(self, key: jax.Array | None = None) -> Trace:
+        """Draw a trace: ``.choices``, their ``.log_density`` f32[], and the ``.retval``.
+
+        Raises:
+            KeyRequiredError: no key is given where randomness is not implicit.
+        """
+        if key is not None:
+            return seed(self.simulate)(key)
+        run = self.execute({})
+        return Trace(run.choices, _mark(run.log_density), run.retval)
+
+    def log_density(self, choices: Choices, key: jax.Array | None = None) -> jax.Array:
+        """Log density f32[] at ``choices``: exactly the addresses of the program.
+
+        Args:
+            choices: nested dict from addresses to values.
+            key: for densities that are estimates; a program without approximate marginals
+                or posteriors needs none.
+
+        Raises:
+            AddressError: an address is missing or unknown.
+            ShapeError: a value does not have the shape of its choice (nothing is broadcast).
+        """
+        if key is not None:
+            return seed(lambda: self.log_density(choices))(key)
+        return _mark(self.execute(choices, exact=True).log_density)
+
+    def generate(
+        self, constraints: Choices, key: jax.Array | None = None
+    ) -> tuple[Trace, jax.Array]:
+        """Fix the addresses in ``constraints`` and draw the rest from the program.
+
+        Returns:
+            The trace, and the log weight f32[]: the log density of what was fixed (and of
+            factors), which is that of the trace relative to how it was drawn.
+
+        Raises:
+            AddressError: an address is unknown. ShapeError: a value has the wrong shape.
+        """
+        if key is not None:
+            return seed(lambda: self.generate(constraints))(key)
+        fixed = set(flatten(constraints))
+        run = self.execute(constraints, select=lambda a: _covers(fixed, a))
+        return Trace(run.choices, _mark(run.log_density), run.retval), _mark(run.log_weight)
+
+    def bind(self, address: str) -> Any:
+        """Use this as the site ``address`` of the program that is being traced."""
+
+        def run(given: Choices, exact: bool) -> tuple[Any, Any, jax.Array]:
+            run = self.execute(given, exact=exact)
+            return run.retval, run.choices, run.log_density
+
+        sim, sim_consts, (retval, choices, _) = _jax.trace(lambda: run({}, False))
+        leaves, tree = jax.tree.flatten(choices)
+
+        def density(*xs: Any) -> tuple[Any, jax.Array]:
+            retval, _, value = run(jax.tree.unflatten(tree, xs), True)
+            return retval, value
+
+        den, den_consts, _ = _jax.trace(density, *leaves)
+        simulate, log_density = with_operands_of([sim, den], [len(sim_consts), len(den_consts)])
+        n = len(jax.tree.leaves(retval))
+        program = Densities(simulate, log_density, n, choices, self.name)
+        call = Call((address,), _jax.user_line(), program)
+        outs = call_p.bind(*sim_consts, *den_consts, call=call)
+        return jax.tree.unflatten(jax.tree.structure(retval), outs)
+
+
+def _covers(fixed: set[Address], address: Address) -> bool:
+    return any(f[: len(address)] == address for f in fixed)
+
+
+def _mark(log_density: jax.Array) -> jax.Array:
+    return checkpoint_name(log_density, LOG_DENSITY)
+
+
+@final
+class Program(Generative):
+    """What calling a ``@ppl.gen`` function returns; nothing has run yet."""
+
+    def __init__(self, f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]):
+        self.name = getattr(f, "__qualname__", repr(f)).split("<locals>.")[-1]
+        self._f = lambda: f(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"{self.name}(...)"
+
+    @functools.cached_property
+    def _traced(self) -> tuple[_jax.ClosedJaxpr, list[Any], Any]:
+        closed, consts, retval = _jax.trace(self._f)
+        refuse_nested_density(closed, self.name)
+        addressed(closed)
+        return closed, consts, retval
+
+    def execute(
+        self, given: Choices, *, exact: bool = False, select: Select = lambda address: False
+    ) -> Execution:
+        closed, consts, retval = self._traced
+        run = execute(closed, consts, given, name=self.name, exact=exact, select=select)
+        run.retval = jax.tree.unflatten(jax.tree.structure(retval), run.retval)
+        return run
+
+    def bind(self, address: str) -> Any:
+        closed, consts, retval = self._traced
+        call = Call((address,), _jax.user_line(), Body(closed))
+        outs = call_p.bind(*consts, call=call)
+        return jax.tree.unflatten(jax.tree.structure(retval), outs)
+
+    def retargeted(self, table: Mapping[Address, Estimator]) -> Program:
+        closed, consts, retval = self._traced
+        known = [c.address for c in _choices(closed, densities=True)]
+        for address in table:
+            if address not in known:
+                raise AddressError(
+                    f"{self.name} has no random choice at address {show(address)}."
+                    f"{nearest(address, known)} Its addresses: {', '.join(map(show, known))}."
+                )
+        tree = jax.tree.structure(retval)
+        new = Program(
+            lambda: jax.tree.unflatten(tree, retarget(closed, consts, table)), (), {}
+        )
+        new.name = self.name
+        return new
+
+
+@final
+class _Retargeted(Generative):
+    """``with_estimators`` of a distribution that is not a program."""
+
+    def __init__(self, inner: Generative, table: Mapping[Address, Estimator]):
+        self.name, self._inner, self._table = inner.name, inner, table
+
+    def execute(
+        self, given: Choices, *, exact: bool = False, select: Select = lambda address: False
+    ) -> Execution:
+        def run() -> tuple[Any, ...]:
+            run = self._inner.execute(given, exact=exact, select=select)
+            return run.choices, run.retval, run.log_density, run.log_weight
+
+        closed, consts, out = _jax.trace(run)
+        known = [c.address for c in _choices(closed, densities=True)]
+        for address in self._table:
+            if not exact and not given and address not in known:
+                raise AddressError(
+                    f"{self.name} makes no random choice at address {show(address)}."
+                    f"{nearest(address, known)} Its choices: {', '.join(map(show, known))}."
+                )
+        outs = retarget(closed, consts, self._table)
+        return Execution(*jax.tree.unflatten(jax.tree.structure(out), outs))
+
+
+@final
+class GenerativeFunction:
+    """A function with random choices; calling it gives a :class:`Generative`."""
+
+    def __init__(self, f: Callable[..., Any]):
+        self._f = f
+        functools.update_wrapper(self, f)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Program:
+        return Program(self._f, args, kwargs)
+
+    def __get__(self, instance: Any, owner: type | None = None) -> GenerativeFunction:
+        return self if instance is None else GenerativeFunction(self._f.__get__(instance, owner))
+
+
+def gen(f: Callable[..., Any]) -> GenerativeFunction:
+    """Make a generative function: calling it gives a distribution over traces.
+
+    Inside, ``ppl.sample`` makes random choices, and ``jax.vmap``, ``jax.lax.scan``, ``cond``,
+    ``switch``, ``map``, ``jax.jit`` and ``jax.checkpoint`` are used as always.
+
+    Example:
+        >>> @ppl.gen
+        ... def model(scale):
+        ...     x = ppl.sample("x", dist.Normal(0.0, scale))
+        ...     ppl.sample("y", dist.Normal(x, 1.0))
+        >>> model(2.0).simulate(jax.random.key(0)).choices
+    """
+    return GenerativeFunction(f)
+
+
+def sample(
+    address: str, d: dist.Distribution | Generative, estimator: Estimator | None = None
+) -> Any:
+    """Make a random choice.
+
+    Args:
+        address: its name, unique in a generative function; in an objective only a label.
+        d: any numpyro distribution (batch and event dimensions together are one value; its log
+            density is the sum), or a :class:`Generative`, whose choices nest under the address.
+        estimator: how gradients flow through the choice; chosen automatically if None.
+
+    Returns:
+        The value, ``[*batch_shape, *event_shape]``; for a Generative its ``retval``.
+
+    Raises:
+        KeyRequiredError: outside @ppl.gen, @ppl.expectation and ppl.seed.
+    """
+    _check_address(address)
+    if isinstance(d, Generative):
+        if estimator is not None:
+            raise UnsupportedError(
+                f"the site {address!r} at {_jax.user_line()} is a generative function, whose "
+                "choices have estimators of their own. Set them with ppl.with_estimators(g, "
+                '{"x": ppl.reinforce()}).'
+            )
+        return d.bind(address)
+    if estimator is not None and not isinstance(estimator, Estimator):
+        raise UnsupportedError(
+            f"the estimator of {address!r} at {_jax.user_line()} is "
+            f"{getattr(estimator, '__name__', estimator)!r}. Type an estimator object, like "
+            "ppl.reinforce() with its parentheses."
+        )
+    _check_distribution(address, d)
+    return _sample((address,), d, estimator)
+
+
+def _check_address(address: Any) -> None:
+    if not isinstance(address, str):
+        raise AddressError(
+            f"the address at {_jax.user_line()} is {address!r}: the first argument of a choice is "
+            'a string, ppl.sample("x", d). Nested addresses come from nesting programs.'
+        )
+
+
+def _check_distribution(address: str, d: Any) -> None:
+    if isinstance(d, GenerativeFunction):
+        raise UnsupportedError(
+            f"the site {address!r} at {_jax.user_line()} is given the generative function "
+            f"{d.__name__} itself. Call it: ppl.sample({address!r}, {d.__name__}(...))."  # type: ignore[attr-defined]
+        )
+    if not isinstance(d, dist.Distribution):
+        raise UnsupportedError(
+            f"the site {address!r} at {_jax.user_line()} is given {type(d).__name__}, which is no "
+            "distribution. Use a numpyro distribution, like dist.Normal(0.0, 1.0), or a generative "
+            "function that was called."
+        )
+
+
+def factor(address: str, log_weight: Any) -> None:
+    """Add ``log_weight`` (all its elements) to the log density of the program."""
+    _check_address(address)
+    _factor((address,), log_weight)
+
+
+def observe(address: str, d: dist.Distribution, value: Any) -> None:
+    """Add the log density of ``value`` under ``d`` to that of the program.
+
+    Raises:
+        ShapeError: ``value`` does not have the shape of ``d``.
+    """
+    _check_address(address)
+    _check_distribution(address, d)
+    expected = jax.ShapeDtypeStruct(d.shape(), jnp.float32)
+    check_shape((address,), value, expected, _jax.user_line())
+    _factor((address,), d.log_prob(value))
+
+
+def merge(a: Choices, b: Choices) -> dict[str, Any]:
+    """The union of two nested dicts of choices.
+
+    Raises:
+        AddressError: an address is in both.
+    """
+    left, right = flatten(a), flatten(b)
+    for address in right:
+        clash = next((x for x in left if x[: len(address)] == address[: len(x)]), None)
+        if clash is not None:
+            raise AddressError(
+                f"merge: the address {show(address)} is in both. Remove it from one of them."
+            )
+    return nest({**left, **right}.items())
+
+
+def seed(f: Callable[..., Any]) -> Callable[..., Any]:
+    """Turn a function that samples into a pure function of a key: ``seed(f)(key, *args)``.
+
+    Draws made with an explicit key carry no score: only an ``Expectation`` estimates gradients
+    through discrete choices.
+    """
+
+    @functools.wraps(f)
+    def of_key(key: jax.Array, *args: Any, **kwargs: Any) -> Any:
+        closed, consts, out = _jax.trace(lambda: f(*args, **kwargs))
+        outs = seeded(closed, consts, as_key(key))
+        return jax.tree.unflatten(jax.tree.structure(out), outs)
+
+    return of_key
+
+
+def as_key(key: Any) -> jax.Array:
+    """A typed key, also from the raw ``uint32`` form."""
+    if not hasattr(key, "dtype"):
+        raise TypeError(f"a key is needed here, like jax.random.key(0); got {key!r}.")
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return key
+    return jax.random.wrap_key_data(key)
+
+
+def with_estimators(
+    g: Generative, estimators: Mapping[str | Address, Estimator]
+) -> Generative:
+    """The same distribution with other gradient estimators at some addresses.
+
+    Args:
+        g: a generative function that was called, or an approximate marginal or posterior.
+        estimators: from addresses (``"x"``, or ``("inner", "k")`` for nested ones).
+
+    Raises:
+        AddressError: an address is not one of the program's.
+    """
+    table = {(a,) if isinstance(a, str) else tuple(a): e for a, e in estimators.items()}
+    if isinstance(g, Program):
+        return g.retargeted(table)
+    return _Retargeted(g, table)

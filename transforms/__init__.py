@@ -1,0 +1,1 @@
+"""Program transformations over jaxprs; users import :mod:`ppl`."""

@@ -1,0 +1,183 @@
+"""Everything that touches ``jax.extend`` or has moved between JAX releases."""
+
+from __future__ import annotations
+
+import pathlib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+from jax.extend import source_info_util
+from jax.extend.core import (
+    ClosedJaxpr,
+    Jaxpr,
+    JaxprEqn,
+    Literal,
+    Primitive,
+    Var,
+    jaxpr_as_fun,
+    jaxprs_in_params,
+)
+from jax.extend.core.primitives import (
+    cond_p,
+    custom_jvp_call_p,
+    custom_vjp_call_p,
+    jit_p,
+    remat_p,
+    scan_p,
+    while_p,
+)
+from jax.interpreters import ad, batching, mlir
+
+Tracer = jax.core.Tracer
+ShapedArray = jax.core.ShapedArray
+
+__all__ = [
+    "ClosedJaxpr",
+    "Jaxpr",
+    "JaxprEqn",
+    "Literal",
+    "Primitive",
+    "ShapedArray",
+    "Tracer",
+    "Var",
+    "close",
+    "cond_p",
+    "custom_jvp_call_p",
+    "custom_vjp_call_p",
+    "define_primitive",
+    "evaluate",
+    "jit_p",
+    "remat_p",
+    "scan_p",
+    "sub_jaxprs",
+    "trace",
+    "user_line",
+    "while_p",
+    "wrap_batcher",
+]
+
+
+def warn_if_miscompiling() -> None:
+    """Warn on jaxlib 0.10.2, which returns wrong sums on CPU (jax-ml/jax#39103)."""
+    import jaxlib
+
+    if jaxlib.__version__ == "0.10.2":
+        warnings.warn(
+            "jaxlib 0.10.2 returns wrong sums on CPU above 32,768 elements "
+            "(https://github.com/jax-ml/jax/issues/39103), so estimates and gradients may be "
+            "silently wrong. Install another release: pip install 'jax!=0.10.2' 'jaxlib!=0.10.2'.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+_ROOT = pathlib.Path(__file__).resolve().parent.parent
+for _package in ("ppl", "transforms", "estimators"):
+    # messages name the user's line, not ours
+    source_info_util.register_exclusion(str(_ROOT / _package))
+
+
+def user_line() -> str:
+    """``file:line (function)`` of the user's code that is being traced."""
+    return source_info_util.summarize(source_info_util.current())
+
+
+def line_of(eqn: JaxprEqn) -> str:
+    """``file:line (function)`` of the user's code behind an equation."""
+    return source_info_util.summarize(eqn.source_info)
+
+
+def trace(f: Callable[..., Any], *args: Any) -> tuple[ClosedJaxpr, list[Any], Any]:
+    """Trace ``f(*args)`` to a jaxpr whose first inputs are the values that ``f`` closes over.
+
+    Returns the jaxpr (without constants), those values, and the output tree with shapes.
+    """
+
+    def fresh(*xs: Any) -> Any:  # jax.make_jaxpr caches on function identity
+        return f(*xs)
+
+    closed, out = jax.make_jaxpr(fresh, return_shape=True)(*args)
+    return *close(closed), out
+
+
+def close(closed: ClosedJaxpr) -> tuple[ClosedJaxpr, list[Any]]:
+    """Turn the constants of a jaxpr into leading inputs; returns it with their values."""
+    jaxpr, consts = closed.jaxpr, list(closed.consts)
+    if not consts:
+        return closed, []
+    return open_jaxpr(jaxpr, [*jaxpr.constvars, *jaxpr.invars], jaxpr.outvars, jaxpr.eqns), consts
+
+
+def open_jaxpr(
+    like: Jaxpr, invars: Sequence[Var], outvars: Sequence[Any], eqns: Sequence[JaxprEqn]
+) -> ClosedJaxpr:
+    info = like.debug_info._replace(
+        arg_names=("",) * len(invars), result_paths=("",) * len(outvars)
+    )
+    new = like.replace(
+        constvars=[],
+        invars=list(invars),
+        outvars=list(outvars),
+        eqns=list(eqns),
+        debug_info=info,
+    )
+    return ClosedJaxpr(new, [])
+
+
+def evaluate(closed: ClosedJaxpr, *args: Any) -> list[Any]:
+    """Evaluate a jaxpr as ordinary JAX code."""
+    return jaxpr_as_fun(closed)(*args)
+
+
+def sub_jaxprs(eqn: JaxprEqn) -> Iterator[ClosedJaxpr]:
+    """The jaxprs among the parameters of an equation."""
+    for sub in jaxprs_in_params(eqn.params):
+        yield sub if isinstance(sub, ClosedJaxpr) else ClosedJaxpr(sub, [])
+
+
+def define_primitive(
+    name: str,
+    *,
+    abstract: Callable[..., Any],
+    batch: Callable[..., Any],
+    jvp: Callable[..., Any],
+    refuse: Callable[..., Any],
+) -> Primitive:
+    """A primitive with several results that only an interpreter of ours can run.
+
+    ``batch(axis_size, args, dims, **params)`` is called under every ``vmap``, mapped operands
+    or not; ``refuse(**params)`` raises, and is called where the primitive reaches XLA.
+    """
+    p = Primitive(name)
+    p.multiple_results = True
+    p.def_abstract_eval(abstract)
+
+    @p.def_impl
+    def _(*args: Any, **params: Any) -> Any:
+        return refuse(**params)
+
+    def lower(ctx: Any, *args: Any, **params: Any) -> Any:
+        return refuse(**params)
+
+    mlir.register_lowering(p, lower)
+    ad.primitive_jvps[p] = jvp
+    batching.fancy_primitive_batchers[p] = lambda axis, args, dims, **params: batch(
+        axis.size, args, dims, **params
+    )
+    return p
+
+
+def wrap_batcher(
+    p: Primitive, when: Callable[..., bool], batch: Callable[..., Any]
+) -> None:
+    """Batch ``p`` by ``batch(axis_size, args, dims, **params)`` where ``when(dims, **params)``."""
+    original = batching.fancy_primitive_batchers[p]
+
+    def rule(axis: Any, args: Any, dims: Any, **params: Any) -> Any:
+        if when(dims, **params):
+            return batch(axis.size, args, dims, **params)
+        return original(axis, args, dims, **params)
+
+    batching.fancy_primitive_batchers[p] = rule

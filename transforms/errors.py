@@ -1,0 +1,55 @@
+"""The errors that the transformations raise; each message ends with what to type instead."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+Address = tuple[str, ...]
+
+
+class PPLError(Exception):
+    """Base class of the errors of this library."""
+
+
+class AddressError(PPLError, KeyError):
+    """An address is missing, unknown, or used twice."""
+
+    def __str__(self) -> str:  # KeyError would print the repr
+        return str(self.args[0])
+
+
+class ShapeError(PPLError, ValueError):
+    """A value does not have the shape of its random choice."""
+
+
+class KeyRequiredError(PPLError, TypeError):
+    """A random choice was reached where no randomness is available."""
+
+
+class UnsupportedError(PPLError, TypeError):
+    """A program uses a construct or an estimator that cannot be transformed soundly."""
+
+
+class NonFiniteError(PPLError, FloatingPointError):
+    """An objective became NaN or infinite during a fit."""
+
+
+class SoundnessWarning(UserWarning):
+    """The gradient of an objective is estimated with a bias."""
+
+
+class SoundnessError(PPLError):
+    """As :class:`SoundnessWarning`, under ``strict``."""
+
+
+def show(address: Address | str) -> str:
+    """An address as a user types it: ``'x'``, or ``'inner', 'x'`` for nested ones."""
+    return repr(address) if isinstance(address, str) else ", ".join(map(repr, address))
+
+
+def nearest(address: Address, known: Iterable[Address]) -> str:
+    """`` Did you mean 'x'?``, or nothing."""
+    names = {"/".join(k): k for k in known}
+    close = difflib.get_close_matches("/".join(address), names, n=1, cutoff=0.5)
+    return f" Did you mean {show(names[close[0]])}?" if close else ""

@@ -1,0 +1,513 @@
+"""One interpreter for all transformations.
+
+:func:`interpret` evaluates a jaxpr as ordinary JAX code, except at random choices, where it
+asks the :class:`Rule` of a transformation. What a rule consumes and produces travels with the
+program through its control flow:
+
+- ``key``    a random key, split among the choices and among the steps of a ``scan``;
+- ``given``  values for choices, by path; a ``scan`` slices them step by step;
+- ``acc``    a pytree that is threaded through (a log density, a score), as a carry in a ``scan``;
+- ``record`` values that choices emit, by path; a ``scan`` stacks them.
+
+``scan``, ``cond`` and ``checkpoint`` are rebuilt around the interpreted body, so compile time
+does not grow with the length of a loop; ``jit``, ``custom_jvp`` and ``custom_vjp`` functions
+that hold choices are inlined; functions without choices are left exactly as they are. Any
+other primitive that hides a choice is an error.
+
+A *path* is the position of a choice: the index of its equation, the branch of a ``cond``, the
+index inside, and so on. :func:`choices` lists the choices of a jaxpr with their paths.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from . import _jax
+from .errors import Address, UnsupportedError, show
+from .site import (
+    Body,
+    Call,
+    Densities,
+    Expect,
+    Factor,
+    Site,
+    call_p,
+    expect_p,
+    factor_p,
+    sample_p,
+)
+
+Path = tuple[int, ...]
+Record = dict[Path, Any]
+Random = Site | Factor | Call | Expect
+
+RANDOM = {sample_p: "site", factor_p: "factor", call_p: "call", expect_p: "expect"}
+INLINED = {_jax.jit_p: "jaxpr", _jax.custom_jvp_call_p: "call_jaxpr"}
+INLINED |= {_jax.custom_vjp_call_p: "call_jaxpr"}
+
+
+class Rule(Protocol):
+    """What a transformation does at a choice: returns its outputs, the new ``acc``, and what it
+    records (by path, usually ``{path: value}``)."""
+
+    def __call__(
+        self, choice: Any, operands: list[Any], *, path: Path, key: Any, given: Record, acc: Any
+    ) -> tuple[Sequence[Any], Any, Record]: ...
+
+
+def entering(rule: Rule) -> Rule:
+    """A rule that sees the choices inside generative functions, not the functions."""
+
+    def enter(choice: Any, operands: list[Any], **state: Any) -> Any:
+        if isinstance(choice, Call) and isinstance(choice.program, Body):
+            return interpret(choice.program.jaxpr, operands, enter, **state)
+        return rule(choice, operands, **state)
+
+    return enter
+
+
+# --- the choices of a program -----------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """A random choice and where it stands.
+
+    ``address`` includes the addresses of the generative functions around it; ``lengths`` are
+    the trip counts of the ``scan``\\ s around it, outermost first.
+    """
+
+    path: Path
+    random: Random
+    address: Address
+    avals: tuple[Any, ...] = ()
+    lengths: tuple[int, ...] = ()
+    conditional: bool = False
+
+    @property
+    def source(self) -> str:
+        return self.random.source
+
+
+def random_of(eqn: _jax.JaxprEqn) -> Random | None:
+    """The choice that an equation makes itself, if any."""
+    name = RANDOM.get(eqn.primitive)
+    return None if name is None else eqn.params[name]
+
+
+def is_random(eqn: _jax.JaxprEqn) -> bool:
+    """Whether an equation makes a choice or hides one."""
+    return eqn.primitive in RANDOM or any(
+        is_random(e) for sub in _jax.sub_jaxprs(eqn) for e in sub.jaxpr.eqns
+    )
+
+
+def choices(
+    closed: _jax.ClosedJaxpr, path: Path = (), *, densities: bool = False
+) -> Iterator[Choice]:
+    """The choices of a program in the order in which it makes them.
+
+    With ``densities``, those that a nested program makes in order to simulate are listed in the
+    place of that program.
+    """
+
+    def inside(sub: _jax.ClosedJaxpr, at: Path, **around: Any) -> Iterator[Choice]:
+        for c in choices(sub, at, densities=densities):
+            yield dataclasses.replace(
+                c,
+                address=(*around.get("address", ()), *c.address),
+                lengths=(*around.get("lengths", ()), *c.lengths),
+                conditional=around.get("conditional", False) or c.conditional,
+            )
+
+    for i, eqn in enumerate(closed.jaxpr.eqns):
+        at = (*path, i)
+        random = random_of(eqn)
+        if isinstance(random, Call) and isinstance(random.program, Body):
+            yield from inside(random.program.jaxpr, at, address=random.address)
+        elif isinstance(random, Call) and densities:
+            yield from inside(random.program.simulate, at, address=random.address)
+        elif random is not None:
+            yield Choice(at, random, random.address, tuple(v.aval for v in eqn.invars))
+        elif eqn.primitive is _jax.scan_p:
+            yield from inside(eqn.params["jaxpr"], at, lengths=(eqn.params["length"],))
+        elif eqn.primitive is _jax.cond_p:
+            for b, branch in enumerate(eqn.params["branches"]):
+                yield from inside(branch, (*at, b), conditional=True)
+        elif eqn.primitive in INLINED:
+            yield from inside(eqn.params[INLINED[eqn.primitive]], at)
+        elif eqn.primitive is _jax.remat_p:
+            yield from inside(_remat_jaxpr(eqn), at)
+        elif is_random(eqn):
+            _refuse(eqn)
+
+
+def _own_avals(choice: Choice) -> list[Any]:
+    site = choice.random
+    assert isinstance(site, Site)
+    own = []
+    for j, aval in enumerate(choice.avals):
+        skip = sum(a.mapped[j] for a in site.axes)
+        own.append(jax.ShapeDtypeStruct(aval.shape[skip:], aval.dtype))
+    return own
+
+
+def abstract_distribution(choice: Choice) -> Any:
+    """The distribution of a site (without its ``vmap`` axes), with shapes in place of numbers."""
+    return choice.random.rebuild(_own_avals(choice))  # type: ignore[union-attr]
+
+
+def abstractly(choice: Choice, f: Callable[[Any], Any]) -> Any:
+    """Shapes of ``f(distribution)``."""
+    return jax.eval_shape(lambda ops: f(choice.random.rebuild(ops)), _own_avals(choice))  # type: ignore[union-attr]
+
+
+def _remat_jaxpr(eqn: _jax.JaxprEqn) -> _jax.ClosedJaxpr:
+    return next(_jax.sub_jaxprs(eqn))
+
+
+def _refuse(eqn: _jax.JaxprEqn) -> NoReturn:
+    inner = next(
+        r
+        for sub in _jax.sub_jaxprs(eqn)
+        for e in sub.jaxpr.eqns
+        if is_random(e)
+        for r in [random_of(e) or _first_random(e)]
+    )
+    name = eqn.primitive.name
+    advice = (
+        "Use jax.lax.scan (or fori_loop with a static number of steps) and mask the steps that "
+        "should not count, or move the random choice out of the loop."
+        if eqn.primitive is _jax.while_p
+        else "Move the random choice out of it."
+    )
+    raise UnsupportedError(
+        f"the random choice {show(inner.address)} at {inner.source} is inside '{name}' "
+        f"({_jax.line_of(eqn)}), and there is no rule that would make its gradient and density "
+        f"right there. {advice}"
+    )
+
+
+def _first_random(eqn: _jax.JaxprEqn) -> Random:
+    for sub in _jax.sub_jaxprs(eqn):
+        for e in sub.jaxpr.eqns:
+            if is_random(e):
+                return random_of(e) or _first_random(e)
+    raise AssertionError("no choice in this equation")
+
+
+# --- the interpreter --------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """Consecutive equations without choices, as one jaxpr."""
+
+    jaxpr: _jax.ClosedJaxpr
+    invars: list[_jax.Var]
+    outvars: list[_jax.Var]
+
+
+def _plan(jaxpr: _jax.Jaxpr) -> list[_Run | tuple[int, _jax.JaxprEqn]]:
+    steps: list[list[_jax.JaxprEqn] | tuple[int, _jax.JaxprEqn]] = []
+    for i, eqn in enumerate(jaxpr.eqns):
+        if is_random(eqn):
+            steps.append((i, eqn))
+        elif steps and isinstance(steps[-1], list):
+            steps[-1].append(eqn)
+        else:
+            steps.append([eqn])
+    needed = {v for v in jaxpr.outvars if isinstance(v, _jax.Var)}
+    plan: list[_Run | tuple[int, _jax.JaxprEqn]] = []
+    for step in reversed(steps):
+        if isinstance(step, tuple):
+            plan.append(step)
+            needed |= {v for v in step[1].invars if isinstance(v, _jax.Var)}
+            continue
+        made = {v for eqn in step for v in eqn.outvars}
+        used = {v for eqn in step for v in eqn.invars if isinstance(v, _jax.Var)}
+        invars = [v for v in used if v not in made]
+        outvars = [v for eqn in step for v in eqn.outvars if v in needed]
+        plan.append(_Run(_jax.open_jaxpr(jaxpr, invars, outvars, step), invars, outvars))
+        needed |= set(invars)
+    return plan[::-1]
+
+
+def interpret(
+    closed: _jax.ClosedJaxpr,
+    args: Sequence[Any],
+    rule: Rule,
+    *,
+    key: Any = None,
+    given: Record | None = None,
+    acc: Any = None,
+    path: Path = (),
+) -> tuple[list[Any], Any, Record]:
+    """Evaluate a jaxpr, with ``rule`` at its random choices; see the module docstring."""
+    jaxpr = closed.jaxpr
+    given = given or {}
+    record: Record = {}
+    env: dict[Any, Any] = dict(zip(jaxpr.constvars, closed.consts, strict=True))
+    env.update(zip(jaxpr.invars, args, strict=True))
+
+    def read(v: Any) -> Any:
+        return jnp.asarray(v.val, v.aval.dtype) if isinstance(v, _jax.Literal) else env[v]
+
+    plan = _plan(jaxpr)
+    takers = sum(not isinstance(s, _Run) for s in plan)
+    keys = [key] * takers if key is None or takers < 2 else list(jax.random.split(key, takers))
+    for step in plan:
+        if isinstance(step, _Run):
+            outs = _jax.evaluate(step.jaxpr, *map(env.__getitem__, step.invars))
+            env.update(zip(step.outvars, outs, strict=True))
+            continue
+        i, eqn = step
+        handler = _CONTROL.get(eqn.primitive, _choice)
+        outs, acc, made = handler(
+            eqn,
+            [read(v) for v in eqn.invars],
+            rule,
+            key=keys.pop(0),
+            given=_below(given, (*path, i)),
+            acc=acc,
+            path=(*path, i),
+        )
+        record.update(made)
+        env.update(zip(eqn.outvars, outs, strict=True))
+    return [read(v) for v in jaxpr.outvars], acc, record
+
+
+def _below(given: Record, path: Path) -> Record:
+    return {p: v for p, v in given.items() if p[: len(path)] == path}
+
+
+def _choice(eqn: Any, operands: list[Any], rule: Rule, **state: Any) -> Any:
+    random = random_of(eqn)
+    if random is None:
+        _refuse(eqn)
+    outs, acc, made = rule(random, operands, **state)
+    return _as_declared(outs, eqn.outvars), acc, made
+
+
+def _inline(eqn: Any, operands: list[Any], rule: Rule, **state: Any) -> Any:
+    return interpret(eqn.params[INLINED[eqn.primitive]], operands, rule, **state)
+
+
+def _remat(
+    eqn: Any, operands: list[Any], rule: Rule, *, key: Any, given: Record, acc: Any, path: Path
+) -> Any:
+    made_paths: list[Path] = []
+
+    def body(operands: list[Any], key: Any, values: list[Any], acc: Any) -> Any:
+        outs, acc, made = interpret(
+            _remat_jaxpr(eqn),
+            operands,
+            rule,
+            key=key,
+            given=dict(zip(given, values, strict=True)),
+            acc=acc,
+            path=path,
+        )
+        made_paths[:] = made
+        return outs, acc, list(made.values())
+
+    outs, acc, values = jax.checkpoint(
+        body, prevent_cse=eqn.params["prevent_cse"], policy=eqn.params["policy"]
+    )(operands, key, list(given.values()), acc)
+    return outs, acc, dict(zip(made_paths, values, strict=True))
+
+
+def _scan(
+    eqn: Any, operands: list[Any], rule: Rule, *, key: Any, given: Record, acc: Any, path: Path
+) -> Any:
+    p = eqn.params
+    n_consts, n_carry = p["num_consts"], p["num_carry"]
+    consts = operands[:n_consts]
+    carry = operands[n_consts : n_consts + n_carry]
+    xs = operands[n_consts + n_carry :]
+    keys = None if key is None else jax.random.split(key, p["length"])
+    carry_vars = p["jaxpr"].jaxpr.outvars[:n_carry]
+    made_paths: list[Path] = []
+
+    def body(state: Any, x: Any) -> Any:
+        carry, acc = state
+        xs, key, values = x
+        outs, acc, made = interpret(
+            p["jaxpr"],
+            [*consts, *carry, *xs],
+            rule,
+            key=key,
+            given=dict(zip(given, values, strict=True)),
+            acc=acc,
+            path=path,
+        )
+        made_paths[:] = made
+        carry = _as_declared(outs[:n_carry], carry_vars)
+        return (carry, acc), (outs[n_carry:], list(made.values()))
+
+    (carry, acc), (ys, values) = lax.scan(
+        body,
+        (_as_declared(carry, carry_vars), acc),
+        (xs, keys, list(given.values())),
+        length=p["length"],
+        reverse=p["reverse"],
+        unroll=p["unroll"],
+    )
+    return [*carry, *ys], acc, dict(zip(made_paths, values, strict=True))
+
+
+def _cond(
+    eqn: Any, operands: list[Any], rule: Rule, *, key: Any, given: Record, acc: Any, path: Path
+) -> Any:
+    index, *ops = operands
+    branches = eqn.params["branches"]
+
+    def run(b: int) -> Callable[..., Any]:
+        def branch(ops: list[Any], key: Any, values: list[Any], acc: Any) -> Any:
+            outs, acc, made = interpret(
+                branches[b],
+                ops,
+                rule,
+                key=key,
+                given=_below(dict(zip(given, values, strict=True)), (*path, b)),
+                acc=acc,
+                path=(*path, b),
+            )
+            paths.setdefault(b, list(made))
+            return _as_declared(outs, eqn.outvars), acc, list(made.values())
+
+        return branch
+
+    args = (ops, key, list(given.values()), acc)
+    paths: dict[int, list[Path]] = {}
+    shapes = [jax.eval_shape(run(b), *args)[2] for b in range(len(branches))]
+
+    def padded(b: int) -> Callable[..., Any]:
+        def branch(*args: Any) -> Any:
+            outs, acc, values = run(b)(*args)
+            absent = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+            return outs, acc, [*absent[:b], values, *absent[b + 1 :]]
+
+        return branch
+
+    outs, acc, values = lax.switch(index, [padded(b) for b in range(len(branches))], *args)
+    made = {p: v for b in paths for p, v in zip(paths[b], values[b], strict=True)}
+    return outs, acc, made
+
+
+def _as_declared(outs: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
+    """Outputs with the dtypes that the program had when it was traced."""
+    return [
+        o if o.dtype == v.aval.dtype else lax.convert_element_type(o, v.aval.dtype)
+        for o, v in zip(outs, variables, strict=True)
+    ]
+
+
+_CONTROL: dict[Any, Callable[..., Any]] = {
+    _jax.scan_p: _scan,
+    _jax.cond_p: _cond,
+    _jax.remat_p: _remat,
+    **dict.fromkeys(INLINED, _inline),
+}
+
+
+# --- rules that rewrite a program ---------------------------------------------------------------
+
+
+def masked(closed: _jax.ClosedJaxpr, args: Sequence[Any], mask: Any) -> list[Any]:
+    """The program with its densities switched off where ``mask`` (a scalar) is False."""
+
+    def rule(choice: Random, operands: list[Any], **_: Any) -> Any:
+        if isinstance(choice, Site):
+            return _mask_site(choice, operands, mask), None, {}
+        if isinstance(choice, Factor):
+            weight = jnp.where(mask, operands[0], jnp.zeros_like(operands[0]))
+            return factor_p.bind(weight, factor=choice), None, {}
+        if isinstance(choice, Call):
+            inner = choice.program
+            program = _mask_body(inner) if isinstance(inner, Body) else _mask_densities(inner)
+            call = dataclasses.replace(choice, program=program)
+            return call_p.bind(*operands, mask, call=call), None, {}
+        return expect_p.bind(*operands, expect=choice), None, {}
+
+    return interpret(closed, args, rule)[0]
+
+
+def _mask_site(site: Site, operands: list[Any], mask: Any) -> Any:
+    every = jnp.broadcast_to(mask, site.sizes)
+    if site.masked:
+        own = [a.mapped[-1] for a in site.axes]
+        shape = [n if m else 1 for n, m in zip(site.sizes, own, strict=True)]
+        every &= operands[-1].reshape(shape)
+        operands = operands[:-1]
+    kept = len(operands)
+    axes = tuple(dataclasses.replace(a, mapped=(*a.mapped[:kept], True)) for a in site.axes)
+    return sample_p.bind(*operands, every, site=dataclasses.replace(site, axes=axes, masked=True))
+
+
+def _mask_body(body: Body) -> Body:
+    def f(*xs: Any) -> list[Any]:
+        return masked(body.jaxpr, xs[:-1], xs[-1])
+
+    return Body(_retrace(f, body.jaxpr.in_avals))
+
+
+def _mask_densities(program: Densities) -> Densities:
+    n_in = len(program.simulate.in_avals)
+
+    def simulate(*xs: Any) -> list[Any]:
+        *outs, log_density = _jax.evaluate(program.simulate, *xs[:-1])
+        return [*outs, jnp.where(xs[-1], log_density, 0.0)]
+
+    def log_density(*xs: Any) -> list[Any]:
+        operands, mask, chosen = xs[:n_in], xs[n_in], xs[n_in + 1 :]
+        *outs, value = _jax.evaluate(program.log_density, *operands, *chosen)
+        return [*outs, jnp.where(mask, value, 0.0)]
+
+    avals = program.log_density.in_avals
+    flag = jax.ShapeDtypeStruct((), jnp.bool_)
+    return dataclasses.replace(
+        program,
+        simulate=_retrace(simulate, avals[:n_in], flag),
+        log_density=_retrace(log_density, [*avals[:n_in], flag, *avals[n_in:]], None),
+    )
+
+
+_FLAG = jax.ShapeDtypeStruct((), jnp.bool_)
+
+
+def _retrace(
+    f: Callable[..., Any], avals: Sequence[Any], extra: Any = _FLAG
+) -> _jax.ClosedJaxpr:
+    args = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals]
+    closed, consts, _ = _jax.trace(f, *args, *([] if extra is None else [extra]))
+    assert not consts
+    return closed
+
+
+def _cond_batch(axis_size: int, args: Any, dims: Any, *, branches: Any, **_: Any) -> Any:
+    """Under ``vmap`` with a mapped predicate all branches run, each with its own mask."""
+
+    def select(index: Any, *ops: Any) -> list[Any]:
+        index = jnp.clip(index, 0, len(branches) - 1)
+        outs = [masked(branch, ops, index == b) for b, branch in enumerate(branches)]
+        return [lax.select_n(index, *cases) for cases in zip(*outs, strict=True)]
+
+    return jax.vmap(select, in_axes=tuple(dims), axis_size=axis_size)(*args), [0] * len(
+        branches[0].out_avals
+    )
+
+
+_jax.wrap_batcher(
+    _jax.cond_p,
+    when=lambda dims, *, branches, **_: (
+        dims[0] is not None and any(is_random(e) for b in branches for e in b.jaxpr.eqns)
+    ),
+    batch=_cond_batch,
+)

@@ -1,0 +1,93 @@
+"""*with_estimators*: set the estimators of a program from outside."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from . import _jax
+from .errors import Address
+from .estimator import Estimator
+from .interpret import interpret
+from .site import (
+    Body,
+    Call,
+    Factor,
+    Opaque,
+    Site,
+    call_p,
+    expect_p,
+    factor_p,
+    sample_p,
+    with_operands_of,
+)
+
+
+def retarget(
+    closed: _jax.ClosedJaxpr,
+    args: Sequence[Any],
+    table: Mapping[Address, Estimator],
+    prefix: Address = (),
+) -> list[Any]:
+    """Evaluate a program into the surrounding trace, with new estimators at some addresses."""
+
+    def rule(choice: Any, operands: list[Any], **_: Any) -> Any:
+        if isinstance(choice, Site):
+            estimator = table.get((*prefix, *choice.address))
+            if estimator is not None:
+                choice, operands = _replace(choice, operands, estimator)
+            return sample_p.bind(*operands, site=choice), None, {}
+        if isinstance(choice, Factor):
+            return factor_p.bind(*operands, factor=choice), None, {}
+        if isinstance(choice, Call):
+            program, consts = _inside(choice, table, (*prefix, *choice.address))
+            call = dataclasses.replace(choice, program=program)
+            return call_p.bind(*consts, *operands, call=call), None, {}
+        return expect_p.bind(*operands, expect=choice), None, {}
+
+    return interpret(closed, args, rule)[0]
+
+
+def _replace(site: Site, operands: list[Any], estimator: Estimator) -> tuple[Site, list[Any]]:
+    leaves, tree = jax.tree.flatten(estimator)
+    end = len(operands) - site.masked
+    start = end - site.n_estimator
+    new = [*operands[:start], *map(jnp.asarray, leaves), *operands[end:]]
+    axes = tuple(
+        dataclasses.replace(
+            a, mapped=(*a.mapped[:start], *[False] * len(leaves), *a.mapped[end:])
+        )
+        for a in site.axes
+    )
+    site = dataclasses.replace(
+        site, estimator=Opaque(tree), n_estimator=len(leaves), axes=axes
+    )
+    return site, new
+
+
+def _inside(call: Call, table: Mapping[Address, Estimator], prefix: Address) -> Any:
+    program = call.program
+    jaxprs = (
+        [program.jaxpr] if isinstance(program, Body) else [program.simulate, program.log_density]
+    )
+    traced, consts = [], []
+    for jaxpr in jaxprs:
+        avals = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in jaxpr.in_avals]
+
+        def f(*xs: Any, jaxpr: _jax.ClosedJaxpr = jaxpr) -> list[Any]:
+            return retarget(jaxpr, xs, table, prefix)
+
+        new, values, _ = _jax.trace(f, *avals)
+        traced.append(new)
+        consts.append(values)
+    if isinstance(program, Body):
+        return Body(traced[0]), consts[0]
+    simulate, log_density = with_operands_of(traced, [len(c) for c in consts])
+    return (
+        dataclasses.replace(program, simulate=simulate, log_density=log_density),
+        [*consts[0], *consts[1]],
+    )

@@ -1,0 +1,406 @@
+"""The random choice as a JAX primitive.
+
+``sample`` binds one primitive, :data:`sample_p`. Its operands are the leaves of the
+distribution (a pytree); its parameter is a :class:`Site`. Each surrounding ``jax.vmap``
+prepends an :class:`Axis` to the site that says which operands it maps; drawing and scoring
+are then ``jax.vmap``\\ s over the distribution rebuilt from its leaves
+(:func:`per_element`), which works for every distribution, and gives independent draws also
+where no operand is mapped.
+
+Three more primitives stand beside it: :data:`factor_p` (a weight), :data:`call_p` (a
+generative function used as a site) and :data:`expect_p` (an expectation inside another).
+None of them can run: an interpreter (``interpret.py``) gives them their meaning.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from . import _jax
+from .errors import Address, KeyRequiredError, UnsupportedError, show
+
+PyTree = Any
+
+
+class Opaque:
+    """A parameter that is compared by identity, so that any object may be one."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __repr__(self) -> str:
+        return ".."
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """A surrounding ``vmap``: its size and, for each operand, whether it is mapped."""
+
+    size: int
+    mapped: tuple[bool, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """One random choice of a program, all but the numbers.
+
+    ``shape`` and ``dtype`` are those of a draw without the surrounding ``vmap``\\ s, whose
+    sizes are in ``axes``, outermost first. ``drawn`` marks a draw that ``simulate`` has
+    already accounted for, as opposed to a site of the program that is being read.
+    """
+
+    address: Address
+    source: str
+    shape: tuple[int, ...]
+    dtype: Any
+    distribution: Opaque  # treedef of the distribution, with concrete integers as leaves
+    static: tuple[tuple[int, Any], ...]  # those integers, by position
+    estimator: Opaque | None  # treedef of the estimator
+    n_estimator: int = 0
+    axes: tuple[Axis, ...] = ()
+    masked: bool = False
+    drawn: bool = False
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Sizes of the surrounding ``vmap``\\ s, outermost first."""
+        return tuple(a.size for a in self.axes)
+
+    @property
+    def elements(self) -> int:
+        """How many independent copies of the distribution the site holds."""
+        return math.prod(self.sizes)
+
+    def rebuild(self, operands: Sequence[Any]) -> Any:
+        """The distribution, from operands without their ``vmap`` axes."""
+        n = len(operands) - self.n_estimator - self.masked
+        leaves = list(operands[:n])
+        for i, value in self.static:
+            leaves.insert(i, value)
+        return jax.tree.unflatten(self.distribution.value, leaves)
+
+    def rebuild_estimator(self, operands: Sequence[Any]) -> Any:
+        """The estimator, from operands without their ``vmap`` axes; None if none was chosen."""
+        if self.estimator is None:
+            return None
+        end = len(operands) - self.masked
+        return jax.tree.unflatten(
+            self.estimator.value, list(operands[end - self.n_estimator : end])
+        )
+
+    def mask(self, operands: Sequence[Any]) -> Any:
+        """The mask operand, without its ``vmap`` axes; True where the site has none."""
+        return operands[-1] if self.masked else True
+
+
+def per_element(axes: Sequence[Axis], f: Callable[..., Any], n_mapped: int) -> Callable[..., Any]:
+    """``f(operands, *mapped)`` for each element of the surrounding ``vmap``\\ s.
+
+    The ``n_mapped`` arguments after the operands carry all the axes, outermost first.
+    """
+    for axis in reversed(axes):
+        in_axes = ([0 if m else None for m in axis.mapped], *[0] * n_mapped)
+        f = jax.vmap(f, in_axes=in_axes, axis_size=axis.size)
+    return f
+
+
+def element_keys(key: jax.Array, axes: Sequence[Axis]) -> jax.Array:
+    """A key for each element of the surrounding ``vmap``\\ s."""
+    return jax.random.split(key, tuple(a.size for a in axes)) if axes else key
+
+
+def _advance(axis_size: int, args: Sequence[Any], dims: Sequence[Any]) -> tuple[Axis, list[Any]]:
+    """The record of one more ``vmap``, and the operands with its axis in front."""
+    moved = [
+        a if d is None else jnp.moveaxis(a, d, 0) for a, d in zip(args, dims, strict=True)
+    ]
+    return Axis(axis_size, tuple(d is not None for d in dims)), moved
+
+
+def _keyless(site: Site) -> NoReturn:
+    raise KeyRequiredError(
+        f"the random choice {show(site.address)} at {site.source} was reached where no "
+        "randomness is available. Randomness is implicit inside @ppl.gen, @ppl.expectation and "
+        "ppl.seed(f); elsewhere pass a key: g(...).simulate(key), objective.value(key, ...), or "
+        "ppl.seed(f)(key, ...)."
+    )
+
+
+def _refuse_jvp(what: str, source: str) -> NoReturn:
+    raise UnsupportedError(
+        f"{what} at {source} is differentiated inside the program (by jax.grad, jax.jvp or a "
+        "relative). The derivative of a random program is not the derivative of its draws. Put "
+        "the differentiated part into an @ppl.expectation of its own and differentiate that: "
+        "jax.grad(inner)(x)."
+    )
+
+
+# --- sample ------------------------------------------------------------------------------
+
+
+def _sample_batch(axis_size: int, args: Any, dims: Any, *, site: Site) -> Any:
+    axis, args = _advance(axis_size, args, dims)
+    site = dataclasses.replace(site, axes=(axis, *site.axes))
+    return sample_p.bind(*args, site=site), [0]
+
+
+sample_p = _jax.define_primitive(
+    "sample",
+    abstract=lambda *_, site: [_jax.ShapedArray((*site.sizes, *site.shape), site.dtype)],
+    batch=_sample_batch,
+    jvp=lambda primals, tangents, *, site: _refuse_jvp(
+        f"the random choice {show(site.address)}", site.source
+    ),
+    refuse=lambda *, site: _keyless(site),
+)
+
+
+def is_static(leaf: Any) -> bool:
+    """Integers known while tracing stay numbers: they may decide a support or a shape."""
+    return (
+        isinstance(leaf, int | np.integer)
+        and not isinstance(leaf, bool)
+        or isinstance(leaf, np.ndarray | jax.Array)
+        and not isinstance(leaf, _jax.Tracer)
+        and leaf.ndim == 0
+        and jnp.issubdtype(leaf.dtype, jnp.integer)
+    )
+
+
+def sample(address: Address, d: Any, estimator: Any = None, source: str | None = None) -> Any:
+    """Bind one draw of the distribution ``d`` (a pytree with ``sample(key, shape)``)."""
+    leaves, tree = jax.tree.flatten(d)
+    static = tuple((i, int(v)) for i, v in enumerate(leaves) if is_static(v))
+    kept = [v for v in leaves if not is_static(v)]
+    est_leaves, est_tree = ([], None) if estimator is None else jax.tree.flatten(estimator)
+    draw = jax.eval_shape(d.sample, jax.ShapeDtypeStruct((), jax.random.key(0).dtype))
+    site = Site(
+        address=address,
+        source=_jax.user_line() if source is None else source,
+        shape=draw.shape,
+        dtype=draw.dtype,
+        distribution=Opaque(tree),
+        static=static,
+        estimator=None if est_tree is None else Opaque(est_tree),
+        n_estimator=len(est_leaves),
+    )
+    return sample_p.bind(*map(jnp.asarray, [*kept, *est_leaves]), site=site)[0]
+
+
+@jax.tree_util.register_static
+class FreshKey:
+    """The distribution of a new random key."""
+
+    def sample(self, key: jax.Array, sample_shape: tuple[int, ...] = ()) -> jax.Array:
+        return jax.random.split(key, sample_shape) if sample_shape else key
+
+
+# --- factor ------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Factor:
+    """A weight of a program; all the elements of its one operand add up."""
+
+    address: Address
+    source: str
+
+
+def _factor_batch(axis_size: int, args: Any, dims: Any, *, factor: Factor) -> Any:
+    axis, (weight,) = _advance(axis_size, args, dims)
+    if not axis.mapped[0]:
+        weight = jnp.broadcast_to(weight, (axis_size, *weight.shape))
+    return factor_p.bind(weight, factor=factor), []
+
+
+def _factor_outside(factor: Factor) -> NoReturn:
+    raise UnsupportedError(
+        f"the factor {show(factor.address)} at {factor.source} is outside @ppl.gen, where it has "
+        "no density to add to. In an objective, add the term to the value that is returned."
+    )
+
+
+factor_p = _jax.define_primitive(
+    "factor",
+    abstract=lambda *_, factor: [],
+    batch=_factor_batch,
+    jvp=lambda primals, tangents, *, factor: _refuse_jvp(
+        f"the factor {show(factor.address)}", factor.source
+    ),
+    refuse=lambda *, factor: _factor_outside(factor),
+)
+
+
+def factor(address: Address, log_weight: Any, source: str | None = None) -> None:
+    """Bind a weight; all the elements of ``log_weight`` add up."""
+    source = _jax.user_line() if source is None else source
+    factor_p.bind(jnp.asarray(log_weight), factor=Factor(address, source))
+
+
+# --- a generative function as a site -------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Body:
+    """A program with addresses: its jaxpr, whose sites are those of the program."""
+
+    jaxpr: _jax.ClosedJaxpr
+
+    def batch(self, axis_size: int, mapped: Sequence[bool]) -> Body:
+        return Body(_batch_jaxpr(self.jaxpr, axis_size, mapped))
+
+    @property
+    def out_avals(self) -> list[Any]:
+        return list(self.jaxpr.out_avals)
+
+
+@dataclasses.dataclass(frozen=True)
+class Densities:
+    """A distribution over choices that is known by two programs, each random in itself.
+
+    ``simulate``: operands -> (retval leaves, choice leaves, log density);
+    ``log_density``: (operands, choice leaves) -> (retval leaves, log density).
+    ``choices`` is the tree of the choices with their shapes.
+    """
+
+    simulate: _jax.ClosedJaxpr
+    log_density: _jax.ClosedJaxpr
+    n_retval: int
+    choices: PyTree
+    name: str
+
+    def batch(self, axis_size: int, mapped: Sequence[bool]) -> Densities:
+        n = len(jax.tree.leaves(self.choices))
+        stacked = jax.tree.map(
+            lambda s: jax.ShapeDtypeStruct((axis_size, *s.shape), s.dtype), self.choices
+        )
+        return dataclasses.replace(
+            self,
+            simulate=_batch_jaxpr(self.simulate, axis_size, mapped),
+            log_density=_batch_jaxpr(self.log_density, axis_size, [*mapped, *[True] * n]),
+            choices=stacked,
+        )
+
+    @property
+    def out_avals(self) -> list[Any]:
+        return list(self.simulate.out_avals[: self.n_retval])
+
+
+def _batch_jaxpr(
+    closed: _jax.ClosedJaxpr, axis_size: int, mapped: Sequence[bool]
+) -> _jax.ClosedJaxpr:
+    in_axes = tuple(0 if m else None for m in mapped)
+    f = jax.vmap(lambda *xs: _jax.evaluate(closed, *xs), in_axes=in_axes, axis_size=axis_size)
+    args = [
+        jax.ShapeDtypeStruct((axis_size, *a.shape) if m else a.shape, a.dtype)
+        for a, m in zip(closed.in_avals, mapped, strict=True)
+    ]
+    batched, consts, _ = _jax.trace(f, *args)
+    assert not consts
+    return batched
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """A generative function used as a site; the operands are those of its program."""
+
+    address: Address
+    source: str
+    program: Body | Densities
+
+
+def _call_batch(axis_size: int, args: Any, dims: Any, *, call: Call) -> Any:
+    axis, args = _advance(axis_size, args, dims)
+    program = call.program.batch(axis_size, axis.mapped)
+    outs = call_p.bind(*args, call=dataclasses.replace(call, program=program))
+    return outs, [0] * len(outs)
+
+
+call_p = _jax.define_primitive(
+    "call",
+    abstract=lambda *_, call: [_jax.ShapedArray(a.shape, a.dtype) for a in call.program.out_avals],
+    batch=_call_batch,
+    jvp=lambda primals, tangents, *, call: _refuse_jvp(
+        f"the generative function {show(call.address)}", call.source
+    ),
+    refuse=lambda *, call: _keyless(call),
+)
+
+
+# --- an expectation inside another ----------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Expect:
+    """An expectation used inside another: its jaxpr, and how its estimators are chosen."""
+
+    source: str
+    name: str
+    jaxpr: _jax.ClosedJaxpr
+    choose: Callable[..., Any]
+    axes: tuple[Axis, ...] = ()
+
+    @property
+    def address(self) -> Address:
+        return (self.name,)
+
+
+def _expect_batch(axis_size: int, args: Any, dims: Any, *, expect: Expect) -> Any:
+    axis, args = _advance(axis_size, args, dims)
+    outs = expect_p.bind(*args, expect=dataclasses.replace(expect, axes=(axis, *expect.axes)))
+    return outs, [0] * len(outs)
+
+
+def _expect_jvp(primals: Any, tangents: Any, *, expect: Expect) -> Any:
+    from .surrogate import estimate  # the value of a scope, differentiated in place
+
+    zeros = [_jax.ad.instantiate_zeros(t) for t in tangents]
+    key = sample((expect.name,), FreshKey(), source=expect.source)
+    return jax.jvp(lambda *ops: estimate(expect, list(ops), key), tuple(primals), tuple(zeros))
+
+
+expect_p = _jax.define_primitive(
+    "expect",
+    abstract=lambda *_, expect: [
+        _jax.ShapedArray((*(a.size for a in expect.axes), *o.shape), o.dtype)
+        for o in expect.jaxpr.out_avals
+    ],
+    batch=_expect_batch,
+    jvp=_expect_jvp,
+    refuse=lambda *, expect: _keyless_expectation(expect),
+)
+
+
+def _keyless_expectation(expect: Expect) -> NoReturn:
+    raise KeyRequiredError(
+        f"the expectation {expect.name} at {expect.source} was called where no randomness is "
+        f"available. Inside another @ppl.expectation, {expect.name}(...) is one unbiased draw of "
+        f"it; elsewhere use {expect.name}.value(key, ...) or {expect.name}.value_and_grad(key, ...)."
+    )
+
+
+def with_operands_of(
+    programs: Sequence[_jax.ClosedJaxpr], counts: Sequence[int]
+) -> list[_jax.ClosedJaxpr]:
+    """Programs with leading operands of their own, made to take those of all of them."""
+    out = []
+    total = sum(counts)
+    own = [a for p, n in zip(programs, counts, strict=True) for a in p.in_avals[:n]]
+    for i, (p, n) in enumerate(zip(programs, counts, strict=True)):
+        start = sum(counts[:i])
+
+        def f(*xs: Any, p: Any = p, start: int = start, n: int = n) -> list[Any]:
+            return _jax.evaluate(p, *xs[start : start + n], *xs[total:])
+
+        avals = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in [*own, *p.in_avals[n:]]]
+        out.append(_jax.trace(f, *avals)[0])
+    return out

@@ -1,0 +1,441 @@
+"""*surrogate*: an objective becomes a plain differentiable JAX function.
+
+Its value is an unbiased estimate of the objective, its derivative an unbiased estimate of the
+objective's derivative. A *scope* is a program whose first output is the payoff f. With the
+choices of the scope partitioned by the kind of their estimator:
+
+    surrogate = sum_g w_g [ f_g box(score_g) + baselines_g ] + corrections
+
+- *in place*: pathwise draws differentiate by themselves; scores add up in ``score``, and
+  ``box`` is 1 with the derivative of exp (``estimator.magic_box``);
+- *enumerated*: g runs over all joint values, as one ``jax.vmap`` of the program for each site,
+  so that whatever does not depend on a site is not repeated for it; w_g is the product of
+  their probabilities;
+- *continued* (measure-valued, ...): a term of value 0, differentiated only. Its continuation
+  is the program run again with the same key and one draw replaced: everything before the
+  choice is the same, everything after is drawn anew with common random numbers. It therefore
+  stands in loops and branches like any other choice, and costs nothing where only the value
+  is wanted.
+
+An expectation inside is a scope of its own, estimated where it stands.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from . import _jax
+from .errors import UnsupportedError, show
+from .estimator import (
+    Baseline,
+    Continued,
+    Enumerated,
+    Estimator,
+    InPlace,
+    LocalSite,
+    magic_box,
+)
+from .interpret import Choice, Path, Record, abstract_distribution, abstractly, choices, entering, interpret
+from .seed import draw, vectorised_draw
+from .site import Call, Expect, Factor, Site, _factor_outside, element_keys, per_element, sample_p
+
+SAMPLES = "ppl.samples"
+MAX_JOINT = 2**20
+"""Most joint values that one scope is enumerated over."""
+AT_ONCE = 64
+"""Most instances of a continued site in a loop that are treated side by side."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What the scopes of one objective share: the number of samples drawn side by side (they
+    are a named ``vmap`` axis), the running averages of payoffs that baselines asked for, and
+    whether the surrogate is ascended (1) or descended (-1), for baselines that learn."""
+
+    samples: int = 1
+    averages: Mapping[float, Any] = dataclasses.field(default_factory=dict)
+    direction: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """A site and its estimator."""
+
+    choice: Choice
+    estimator: Estimator
+    reason: str
+    values: int = 1
+    """How many joint values the site is enumerated over where it stands, in one run of a loop."""
+
+    @property
+    def joint(self) -> int:
+        """How many joint values the site is enumerated over, all loops included."""
+        return self.values ** math.prod(self.choice.lengths)
+
+
+Choose = Callable[[Sequence[Choice], int], dict[Path, tuple[Estimator, str]]]
+
+
+# --- which estimator for which site -------------------------------------------------------------
+
+
+def assign(closed: _jax.ClosedJaxpr, choose: Choose, samples: int) -> list[Chosen]:
+    """The sites of a scope with their estimators, checked.
+
+    Raises:
+        UnsupportedError: an estimator does not fit its distribution, or enumeration is too large.
+    """
+    program = [c for c in choices(closed, densities=True) if isinstance(c.random, Site)]
+    automatic = choose([c for c in program if c.random.estimator is None], samples)
+    out = []
+    for c in program:
+        d = abstract_distribution(c)
+        if c.path in automatic:
+            estimator, reason = automatic[c.path]
+        else:
+            shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in c.avals]
+            estimator, reason = c.random.rebuild_estimator(shapes), "chosen"
+        problem = estimator.unsuitable(d)
+        if problem is not None:
+            raise UnsupportedError(
+                f"{estimator.name} cannot be used for {show(c.address)} ~ {type(d).__name__} at "
+                f"{c.source}: {problem}"
+            )
+        values = joint_size(c, estimator) if isinstance(estimator, Enumerated) else 1
+        out.append(Chosen(c, estimator, reason, values))
+    total = math.prod(s.joint for s in out)
+    if total > MAX_JOINT:
+        worst = ", ".join(
+            f"{show(s.choice.address)} ({s.joint} values, {s.choice.source})"
+            for s in out
+            if s.joint > 1
+        )
+        raise UnsupportedError(
+            f"enumeration would run the objective for {total} joint values, of {worst}. Use "
+            "ppl.reinforce() or ppl.mvd() for some of these sites; or put the part of the "
+            "objective that one element touches into an @ppl.expectation of its own and sum it "
+            "over the elements, jax.vmap(inner)(xs).sum(), which enumerates them one by one."
+        )
+    return out
+
+
+def joint_size(choice: Choice, estimator: Enumerated) -> int:
+    """How many joint values the elements of a site have, surrounding ``vmap``\\s included."""
+    site, d = choice.random, abstract_distribution(choice)
+    assert isinstance(site, Site)
+    return _support_size(choice, estimator) ** (site.elements * math.prod(d.batch_shape))
+
+
+def _support_size(choice: Choice, estimator: Enumerated) -> int:
+    return abstractly(choice, estimator.support).shape[0]
+
+
+# --- one scope ----------------------------------------------------------------------------------
+
+
+def scope(
+    closed: _jax.ClosedJaxpr,
+    args: Sequence[Any],
+    key: jax.Array,
+    choose: Choose,
+    context: Context,
+) -> list[Any]:
+    """Surrogate of a program whose first output is the payoff; see the module docstring."""
+    sites = assign(closed, choose, context.samples)
+    by_path = {s.choice.path: s for s in sites}
+    grid = [s for s in sites if isinstance(s.estimator, Enumerated) and s.joint > 1]
+    continued = [s for s in sites if isinstance(s.estimator, Continued)]
+    baselines = {
+        s.estimator.baseline.group: s.estimator.baseline
+        for s in sites
+        if isinstance(s.estimator, InPlace) and s.estimator.baseline is not None
+    }
+    scored = any(isinstance(s.estimator, InPlace) and s.estimator.score for s in sites)
+    run = functools.partial(_run, closed, by_path, baselines, context)
+
+    def point(*indices: Any) -> Any:
+        given = {s.choice.path: _digits(s, i) for s, i in zip(grid, indices, strict=True)}
+        outs, acc, made = run(args, key, given)
+        f, weight = outs[0], acc["weight"]
+        correction = jnp.zeros_like(f)
+        for s in continued:
+            rest = (list(args), key, given, lax.stop_gradient(_times(weight, f)))
+            correction += _correction(run, s, made[s.choice.path], rest)
+        return outs, acc, correction
+
+    for i in reversed(range(len(grid))):
+        in_axes = tuple(0 if j == i else None for j in range(len(grid)))
+        point = jax.vmap(point, in_axes=in_axes, axis_size=grid[i].joint)
+    outs, acc, correction = point(*(jnp.arange(s.joint) for s in grid))
+    f, weight = outs[0], acc["weight"]
+    payoff = lax.stop_gradient(jnp.sum(_times(weight, f)))
+    value = f * magic_box(acc["score"]) if scored else f
+    for group, baseline in baselines.items():
+        value = value + baseline.finish(acc[group], payoff, context)
+    value = jnp.sum(_times(weight, value) + correction)
+    if grid:
+        outs = [jnp.tensordot(weight, o, axes=len(grid)) for o in outs]
+    return [value, *outs[1:]]
+
+
+def _times(weight: Any, f: jax.Array) -> jax.Array:
+    """``weight * f``, where a payoff that is not finite does not count if it has no weight."""
+    if weight is None:
+        return f
+    return weight * jnp.where((weight == 0) & ~jnp.isfinite(f), 0.0, f)
+
+
+def _run(
+    closed: _jax.ClosedJaxpr,
+    by_path: Mapping[Path, Chosen],
+    baselines: Mapping[Any, Baseline],
+    context: Context,
+    args: Sequence[Any],
+    key: jax.Array,
+    given: Record,
+) -> tuple[list[Any], dict[Any, Any], Record]:
+    """One run of a scope: its outputs, its weight and scores, and what continued sites record."""
+    zero = jnp.zeros(())
+    acc: dict[Any, Any] = {"weight": None, "score": zero}
+    for group, baseline in baselines.items():
+        acc[group] = dict.fromkeys(baseline.accumulators, zero)
+    if any(isinstance(s.estimator, Enumerated) for s in by_path.values()):
+        absent = [s.joint for s in by_path.values() if s.choice.conditional]
+        acc["weight"] = jnp.ones(()) / math.prod(absent)  # a branch not taken has no other weight
+
+    @entering
+    def rule(
+        choice: Any, operands: list[Any], *, path: Path, key: Any, given: Record, acc: Any
+    ) -> Any:
+        if isinstance(choice, Expect):
+            return estimate(choice, operands, key, context), acc, {}
+        if isinstance(choice, Factor):
+            return _factor_outside(choice)
+        if isinstance(choice, Call):
+            outs, acc, made = interpret(
+                choice.program.simulate, operands, rule, key=key, given=given, acc=acc, path=path
+            )
+            return outs[: choice.program.n_retval], acc, made
+        chosen = by_path[path]
+        estimator = chosen.estimator
+        if isinstance(estimator, Enumerated):
+            value, weight = _enumerated(chosen, estimator, operands, given.get(path))
+            return [value], {**acc, "weight": acc["weight"] * weight}, {}
+        if isinstance(estimator, Continued):
+            value = lax.stop_gradient(draw(choice, operands, key))
+            if path in given:
+                replace, other = given[path]
+                value = jnp.where(replace, other, value)
+            return [value], acc, {path: (jnp.ones((), bool), operands, value, _key_data(key))}
+        assert isinstance(estimator, InPlace)
+        value = vectorised_draw(choice, operands, key, estimator.draw)
+        if estimator.score:
+            value = lax.stop_gradient(value)
+            acc = _add_score(acc, choice, estimator, operands, value)
+        return [value], acc, {}
+
+    return interpret(closed, args, rule, key=key, given=given, acc=acc)
+
+
+def _add_score(
+    acc: dict[Any, Any], site: Site, estimator: InPlace, operands: list[Any], value: Any
+) -> dict[Any, Any]:
+    chosen_outside = site.estimator is not None
+
+    def one(operands: list[Any], value: Any) -> dict[Any, Any]:
+        log_prob = site.rebuild(operands).log_prob(value)
+        if site.masked:
+            log_prob = jnp.where(site.mask(operands), log_prob, 0.0)
+        own = site.rebuild_estimator(operands) if chosen_outside else estimator
+        sums: dict[Any, Any] = {"score": jnp.sum(log_prob)}
+        if own.baseline is not None:
+            sums[own.baseline.group] = own.baseline.accumulate(log_prob)
+        return sums
+
+    sums = per_element(site.axes, one, 1)(operands, value)
+    sums = jax.tree.map(jnp.sum, sums)
+    old = {name: acc[name] for name in sums}
+    return {**acc, **jax.tree.map(lambda a, b: a + b.astype(a.dtype), old, sums)}
+
+
+# --- enumerated sites ---------------------------------------------------------------------------
+
+
+def _digits(s: Chosen, index: jax.Array) -> jax.Array:
+    """The joint value number ``index`` as one index into the support for each element."""
+    site, d = s.choice.random, abstract_distribution(s.choice)
+    assert isinstance(site, Site) and isinstance(s.estimator, Enumerated)
+    shape = (*s.choice.lengths, *site.sizes, *d.batch_shape)
+    n = _support_size(s.choice, s.estimator)
+    places = np.array([n**i for i in range(math.prod(shape))][::-1], dtype=np.int32)
+    return (index // jnp.asarray(places) % n).reshape(shape)
+
+
+def _enumerated(s: Chosen, estimator: Enumerated, operands: list[Any], digits: Any) -> Any:
+    """The value that the digits stand for, and its weight."""
+    site, d = s.choice.random, abstract_distribution(s.choice)
+    assert isinstance(site, Site)
+    if digits is None:  # a support of one value
+        digits = jnp.zeros((*site.sizes, *d.batch_shape), int)
+
+    def one(operands: list[Any], digits: jax.Array) -> tuple[jax.Array, jax.Array]:
+        d = site.rebuild(operands)
+        value = estimator.support(d)[digits].astype(site.dtype)
+        return value, jnp.prod(estimator.mass(d, value))
+
+    value, mass = per_element(site.axes, one, 1)(operands, digits)
+    mass = jnp.prod(mass)
+    if s.choice.conditional:
+        mass = mass * s.values
+    return lax.stop_gradient(value), mass.astype(jnp.zeros(()).dtype)
+
+
+# --- continued sites ----------------------------------------------------------------------------
+
+
+def _correction(run: Any, s: Chosen, made: Any, rest: Any) -> jax.Array:
+    """The sampling terms of all instances of a continued site: value 0."""
+    lengths = s.choice.lengths
+    n = math.prod(lengths)
+    visited, operands, value, key = jax.tree.map(
+        lambda a: a.reshape((n, *a.shape[len(lengths) :])), made
+    )
+    parameters = jax.tree.map(
+        lambda a: jnp.where(visited.reshape((n, *[1] * (a.ndim - 1))), a, jnp.asarray(0.5, a.dtype)),
+        operands,
+    )
+
+    def instance(i: jax.Array, parameters: list[Any], value: Any, key: Any) -> jax.Array:
+        return _differentiated_only(
+            functools.partial(_sampling_term, run, s), parameters, (i, value, key, *rest)
+        )
+
+    xs = (jnp.arange(n), parameters, lax.stop_gradient(value), key)
+    if n <= AT_ONCE:
+        terms = jax.vmap(instance)(*xs)
+    else:
+        terms = lax.map(lambda x: instance(*x), xs, batch_size=AT_ONCE)
+    return jnp.sum(jnp.where(visited, terms, 0.0))
+
+
+def _sampling_term(run: Any, s: Chosen, parameters: list[Any], rest: Any) -> jax.Array:
+    i, value, key, args, program_key, given, payoff = rest
+    site, estimator = s.choice.random, s.estimator
+    assert isinstance(site, Site) and isinstance(estimator, Continued)
+    lengths, path = s.choice.lengths, s.choice.path
+
+    def continuation(x: jax.Array, rest: Any) -> jax.Array:
+        i, args, program_key, given = rest
+        replace = (jnp.arange(math.prod(lengths)) == i).reshape(lengths)
+        other = jnp.broadcast_to(x, (*lengths, *x.shape))
+        outs, acc, _ = run(args, program_key, {**given, path: (replace, other)})
+        return _first_order(s, _times(acc["weight"], outs[0]))
+
+    def k(x: jax.Array) -> jax.Array:
+        x = jnp.asarray(x).astype(value.dtype)
+        return _constant(continuation, x, (i, args, program_key, given))
+
+    if site.estimator is not None:
+        estimator = site.rebuild_estimator(parameters)
+    local = LocalSite(site, parameters, value, payoff)
+    return estimator.surrogate(local, _key_of(key, program_key), k)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _differentiated_only(f: Any, x: Any, rest: Any) -> jax.Array:
+    """0, with the derivative of ``f(x, rest)`` in ``x``; not evaluated for the value."""
+    return jnp.zeros(())
+
+
+@_differentiated_only.defjvp
+def _(f: Any, primals: Any, tangents: Any) -> Any:
+    x, rest = primals
+    _, tangent = jax.jvp(lambda x: f(x, rest), (x,), (tangents[0],))
+    return jnp.zeros(()), tangent.astype(jnp.zeros(()).dtype)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _constant(f: Any, x: Any, rest: Any) -> jax.Array:
+    """``f(x, rest)`` as a number without derivative."""
+    return f(x, rest)
+
+
+@_constant.defjvp
+def _(f: Any, primals: Any, tangents: Any) -> Any:
+    out = f(*primals)
+    return out, jnp.zeros_like(out)
+
+
+def _first_order(s: Chosen, value: jax.Array) -> jax.Array:
+    """Refuse to be differentiated: the terms of a continued site hold to first order."""
+
+    @jax.custom_jvp
+    def identity(value: jax.Array) -> jax.Array:
+        return value
+
+    @identity.defjvp
+    def _(primals: Any, tangents: Any) -> Any:
+        raise UnsupportedError(
+            f"a second derivative is taken through {show(s.choice.address)} at "
+            f"{s.choice.source}, whose estimator {s.estimator.name} gives first derivatives only. "
+            "Use ppl.reparam(), ppl.reinforce() or ppl.enum() for this site."
+        )
+
+    return identity(value)
+
+
+def _key_data(key: jax.Array) -> jax.Array:
+    return jax.random.key_data(key)
+
+
+def _key_of(data: jax.Array, like: jax.Array) -> jax.Array:
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(like))
+
+
+# --- expectations inside, and the outermost one ---------------------------------------------------
+
+
+def estimate(
+    expect: Expect, operands: list[Any], key: jax.Array, context: Context | None = None
+) -> list[Any]:
+    """One unbiased draw of an expectation, differentiable, with all its ``vmap`` axes."""
+    inner = dataclasses.replace(context or Context(), averages={})
+
+    def one(operands: list[Any], key: jax.Array) -> list[Any]:
+        return scope(expect.jaxpr, operands, key, expect.choose, inner)
+
+    return per_element(expect.axes, one, 1)(list(operands), element_keys(key, expect.axes))
+
+
+def surrogate(
+    closed: _jax.ClosedJaxpr,
+    args: Sequence[Any],
+    key: jax.Array,
+    choose: Choose,
+    *,
+    samples: int = 1,
+    averages: Mapping[float, Any] | None = None,
+    direction: int = 1,
+) -> list[Any]:
+    """The mean of ``samples`` surrogates with independent draws."""
+    context = Context(samples, averages or {}, direction)
+
+    def one(key: jax.Array) -> list[Any]:
+        return scope(closed, args, key, choose, context)
+
+    if samples == 1:
+        return one(key)
+    outs = jax.vmap(one, axis_name=SAMPLES)(jax.random.split(key, samples))
+    return [jnp.mean(o, axis=0) for o in outs]
+
+
+__all__ = ["Choose", "Chosen", "Context", "assign", "estimate", "sample_p", "surrogate"]
