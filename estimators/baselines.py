@@ -60,8 +60,8 @@ class Learned(Baseline):
     accumulators = ("term", "linear", "square")
 
     @property
-    def group(self) -> Any:
-        return type(self), self.weight
+    def group(self) -> str:
+        return f"learned {self.weight}"
 
     def accumulate(self, log_prob: jax.Array) -> dict[str, jax.Array]:
         b = jnp.broadcast_to(jnp.asarray(self.value, log_prob.dtype), jnp.shape(log_prob))
@@ -104,8 +104,8 @@ class MovingAverage(Baseline):
     accumulators = ("log_prob",)
 
     @property
-    def group(self) -> Any:
-        return type(self), self.decay
+    def group(self) -> str:
+        return f"moving average {self.decay}"
 
     def accumulate(self, log_prob: jax.Array) -> dict[str, jax.Array]:
         return {"log_prob": jnp.sum(log_prob)}

@@ -23,9 +23,11 @@ from transforms.execute import (
     check_shape,
     execute,
     flatten,
+    likeness,
     nest,
     refuse_nested_density,
 )
+from transforms.interpret import Choice
 from transforms.interpret import choices as _choices
 from transforms.retarget import retarget
 from transforms.seed import seeded
@@ -136,6 +138,11 @@ class Generative(abc.ABC):
         run = self.execute(constraints, select=lambda a: _covers(fixed, a))
         return Trace(run.choices, _mark(run.log_density), run.retval), _mark(run.log_weight)
 
+    @property
+    def choices_like(self) -> dict[str, Any]:
+        """The choices with shapes in place of values (``jax.ShapeDtypeStruct``)."""
+        return _jax.trace(lambda: self.execute({}).choices)[2]
+
     def bind(self, address: str) -> Any:
         """Use this as the site ``address`` of the program that is being traced."""
 
@@ -184,6 +191,15 @@ class Program(Generative):
         refuse_nested_density(closed, self.name)
         addressed(closed)
         return closed, consts, retval
+
+    @property
+    def sites(self) -> list[Choice]:
+        """The choices of the program, in its order."""
+        return addressed(self._traced[0])
+
+    @property
+    def choices_like(self) -> dict[str, Any]:
+        return nest(likeness(self.sites).items())
 
     def execute(
         self, given: Choices, *, exact: bool = False, select: Select = lambda address: False

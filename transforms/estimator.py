@@ -129,9 +129,9 @@ class Baseline(abc.ABC):
     """Names of what :meth:`accumulate` returns."""
 
     @property
-    def group(self) -> Any:
+    def group(self) -> str:
         """Baselines of equal group share accumulators (and must be alike but for arrays)."""
-        return type(self)
+        return f"{type(self).__module__}.{type(self).__qualname__}"
 
     @abc.abstractmethod
     def accumulate(self, log_prob: jax.Array) -> dict[str, jax.Array]:

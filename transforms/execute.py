@@ -27,12 +27,13 @@ Choices = dict[str, Any]
 LOG_DENSITY = "ppl.log_density"  # marks densities, for the checks and for the checker
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Execution:
-    """One run of a program."""
+    """One run of a program (a pytree)."""
 
     choices: Choices
-    retval: list[Any]
+    retval: Any
     log_density: jax.Array
     log_weight: jax.Array
 
@@ -111,10 +112,24 @@ def flatten(nested: Mapping[str, Any], prefix: Address = ()) -> dict[Address, An
     return out
 
 
-def match(
-    program: Sequence[Choice], values: Mapping[str, Any], name: str, *, exact: bool
-) -> dict[Path, Any]:
-    """The given values by path, checked: addresses known (all present if ``exact``), shapes equal.
+def likeness(program: Sequence[Choice]) -> dict[Address, Any]:
+    """Shape and dtype of every value of a program, by address."""
+    out: dict[Address, Any] = {}
+    for c in program:
+        inner = flatten(shape_of(c)) if isinstance(c.random, Call) else {(): shape_of(c)}
+        out.update({(*c.address, *a): s for a, s in inner.items()})
+    return out
+
+
+def match_shapes(
+    values: Mapping[str, Any],
+    like: Mapping[Address, Any],
+    name: str,
+    *,
+    exact: bool = True,
+    sources: Mapping[Address, str] | None = None,
+) -> Choices:
+    """The given values, checked: addresses known (all present if ``exact``), shapes equal.
 
     Raises:
         AddressError: an address is missing or unknown.
@@ -125,38 +140,46 @@ def match(
             f"choices are a dict from addresses to values, like {{'x': 1.0}}; got "
             f"{type(values).__name__}."
         )
-    left = flatten(values)
-    expected = {
-        (*c.address, *a): (c, s)
-        for c in program
-        for a, s in (
-            flatten(shape_of(c)).items() if isinstance(c.random, Call) else [((), shape_of(c))]
-        )
-    }
-    known = ", ".join(show(a) for a in expected) or "none"
-    for address in left:
-        if address not in expected:
+    given = flatten(values)
+    known = ", ".join(show(a) for a in like) or "none"
+    for a in given:
+        if a not in like:
             raise AddressError(
-                f"{name} has no choice at address {show(address)}."
-                f"{nearest(address, expected)} Its addresses: {known}."
+                f"{name} has no choice at address {show(a)}.{nearest(a, like)} Its addresses: "
+                f"{known}."
             )
+    missing = [a for a in like if a not in given]
+    if missing and exact:
+        where = f" ({sources[missing[0]]})" if sources else ""
+        raise AddressError(
+            f"{name} needs a value at address {show(missing[0])}{where}, and none is given."
+            f" Given: {', '.join(map(show, given)) or 'none'}; all of its addresses: {known}."
+        )
+    for a, v in given.items():
+        check_shape(a, v, like[a], sources[a] if sources else name)
+    return nest((a, jnp.asarray(v)) for a, v in given.items())
+
+
+def match(
+    program: Sequence[Choice], values: Mapping[str, Any], name: str, *, exact: bool
+) -> dict[Path, Any]:
+    """As :func:`match_shapes`, by the path of the choice that each value is for."""
+    sources: dict[Address, str] = {}
+    owner: dict[Address, Choice] = {}
+    like: dict[Address, Any] = {}
+    for c in program:
+        for a, s in likeness([c]).items():
+            sources[a], owner[a], like[a] = c.source, c, s
+    given = flatten(match_shapes(values, like, name, exact=exact, sources=sources))
     out: dict[Path, Any] = {}
     for c in program:
-        mine = {a: v for a, v in left.items() if a[: len(c.address)] == c.address}
-        wanted = [a for a, (owner, _) in expected.items() if owner is c]
-        missing = [a for a in wanted if a not in mine]
-        if missing and (exact or mine):
-            raise AddressError(
-                f"{name} needs a value at address {show(missing[0])} ({c.source}), and none is "
-                f"given.{nearest(missing[0], left)} Given: "
-                f"{', '.join(show(a) for a in left) or 'none'}; all of its addresses: {known}."
-            )
-        for a, v in mine.items():
-            check_shape(a, v, expected[a][1], c.source)
-        if mine and isinstance(c.random, Call):
-            out[c.path] = nest((a[len(c.address) :], jnp.asarray(v)) for a, v in mine.items())
-        elif mine:
-            out[c.path] = jnp.asarray(mine[c.address])
+        if isinstance(c.random, Call):
+            mine = {a[len(c.address) :]: v for a, v in given.items() if owner[a] is c}
+            if mine:
+                whole = {a[len(c.address) :]: s for a, s in like.items() if owner[a] is c}
+                out[c.path] = match_shapes(nest(mine.items()), whole, f"{name}, {show(c.address)},")
+        elif c.address in given:
+            out[c.path] = given[c.address]
     return out
 
 

@@ -94,6 +94,21 @@ class Choice:
     def source(self) -> str:
         return self.random.source
 
+    @property
+    def site(self) -> Site:
+        """The choice, which must be a draw of a distribution."""
+        assert isinstance(self.random, Site)
+        return self.random
+
+    @property
+    def own_avals(self) -> list[Any]:
+        """Shapes of the operands of a site without its ``vmap`` axes."""
+        skip = [sum(a.mapped[j] for a in self.site.axes) for j in range(len(self.avals))]
+        return [
+            jax.ShapeDtypeStruct(a.shape[n:], a.dtype)
+            for a, n in zip(self.avals, skip, strict=True)
+        ]
+
 
 def random_of(eqn: _jax.JaxprEqn) -> Random | None:
     """The choice that an equation makes itself, if any."""
@@ -148,24 +163,14 @@ def choices(
             _refuse(eqn)
 
 
-def _own_avals(choice: Choice) -> list[Any]:
-    site = choice.random
-    assert isinstance(site, Site)
-    own = []
-    for j, aval in enumerate(choice.avals):
-        skip = sum(a.mapped[j] for a in site.axes)
-        own.append(jax.ShapeDtypeStruct(aval.shape[skip:], aval.dtype))
-    return own
-
-
 def abstract_distribution(choice: Choice) -> Any:
     """The distribution of a site (without its ``vmap`` axes), with shapes in place of numbers."""
-    return choice.random.rebuild(_own_avals(choice))  # type: ignore[union-attr]
+    return choice.site.rebuild(choice.own_avals)
 
 
 def abstractly(choice: Choice, f: Callable[[Any], Any]) -> Any:
     """Shapes of ``f(distribution)``."""
-    return jax.eval_shape(lambda ops: f(choice.random.rebuild(ops)), _own_avals(choice))  # type: ignore[union-attr]
+    return jax.eval_shape(lambda ops: f(choice.site.rebuild(ops)), choice.own_avals)
 
 
 def _remat_jaxpr(eqn: _jax.JaxprEqn) -> _jax.ClosedJaxpr:

@@ -176,13 +176,20 @@ def is_static(leaf: Any) -> bool:
     )
 
 
-def sample(address: Address, d: Any, estimator: Any = None, source: str | None = None) -> Any:
+def sample(
+    address: Address,
+    d: Any,
+    estimator: Any = None,
+    source: str | None = None,
+    *,
+    drawn: bool = False,
+) -> Any:
     """Bind one draw of the distribution ``d`` (a pytree with ``sample(key, shape)``)."""
     leaves, tree = jax.tree.flatten(d)
     static = tuple((i, int(v)) for i, v in enumerate(leaves) if is_static(v))
     kept = [v for v in leaves if not is_static(v)]
     est_leaves, est_tree = ([], None) if estimator is None else jax.tree.flatten(estimator)
-    draw = jax.eval_shape(d.sample, jax.ShapeDtypeStruct((), jax.random.key(0).dtype))
+    draw = jax.eval_shape(lambda: d.sample(jax.random.key(0)))
     site = Site(
         address=address,
         source=_jax.user_line() if source is None else source,
@@ -192,6 +199,7 @@ def sample(address: Address, d: Any, estimator: Any = None, source: str | None =
         static=static,
         estimator=None if est_tree is None else Opaque(est_tree),
         n_estimator=len(est_leaves),
+        drawn=drawn,
     )
     return sample_p.bind(*map(jnp.asarray, [*kept, *est_leaves]), site=site)[0]
 
@@ -249,7 +257,7 @@ def factor(address: Address, log_weight: Any, source: str | None = None) -> None
 # --- a generative function as a site -------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Body:
     """A program with addresses: its jaxpr, whose sites are those of the program."""
 
@@ -263,7 +271,7 @@ class Body:
         return list(self.jaxpr.out_avals)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Densities:
     """A distribution over choices that is known by two programs, each random in itself.
 

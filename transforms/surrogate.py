@@ -197,15 +197,15 @@ def _times(weight: Any, f: jax.Array) -> jax.Array:
 def _run(
     closed: _jax.ClosedJaxpr,
     by_path: Mapping[Path, Chosen],
-    baselines: Mapping[Any, Baseline],
+    baselines: Mapping[str, Baseline],
     context: Context,
     args: Sequence[Any],
     key: jax.Array,
     given: Record,
-) -> tuple[list[Any], dict[Any, Any], Record]:
+) -> tuple[list[Any], dict[str, Any], Record]:
     """One run of a scope: its outputs, its weight and scores, and what continued sites record."""
     zero = jnp.zeros(())
-    acc: dict[Any, Any] = {"weight": None, "score": zero}
+    acc: dict[str, Any] = {"weight": None, "score": zero}
     for group, baseline in baselines.items():
         acc[group] = dict.fromkeys(baseline.accumulators, zero)
     if any(isinstance(s.estimator, Enumerated) for s in by_path.values()):
@@ -247,16 +247,16 @@ def _run(
 
 
 def _add_score(
-    acc: dict[Any, Any], site: Site, estimator: InPlace, operands: list[Any], value: Any
-) -> dict[Any, Any]:
+    acc: dict[str, Any], site: Site, estimator: InPlace, operands: list[Any], value: Any
+) -> dict[str, Any]:
     chosen_outside = site.estimator is not None
 
-    def one(operands: list[Any], value: Any) -> dict[Any, Any]:
+    def one(operands: list[Any], value: Any) -> dict[str, Any]:
         log_prob = site.rebuild(operands).log_prob(value)
         if site.masked:
             log_prob = jnp.where(site.mask(operands), log_prob, 0.0)
         own = site.rebuild_estimator(operands) if chosen_outside else estimator
-        sums: dict[Any, Any] = {"score": jnp.sum(log_prob)}
+        sums: dict[str, Any] = {"score": jnp.sum(log_prob)}
         if own.baseline is not None:
             sums[own.baseline.group] = own.baseline.accumulate(log_prob)
         return sums

@@ -1,0 +1,373 @@
+r"""Approximate marginals and posteriors: stochastic densities.
+
+The contract that makes objectives built on them unbiased: ``simulate`` returns (x, w) with
+E[exp(-w) | x] = 1 / p(x), and ``log_density(x)`` returns w with E[exp(w)] = p(x). So that they
+nest to any depth, more holds: the two laws of w are size-biased versions of each other,
+
+    P_simulate(dw | x) = exp(w) / p(x) · P_log_density(dw | x).
+
+Source: Lew, Ghavamizadeh, Rinard & Mansinghka, "Probabilistic programming with stochastic
+probabilities", PLDI 2023; ESTIMATE and conditional SIR as in Andrieu, Doucet & Holenstein 2010.
+
+An :class:`Algorithm` approximates the normalizing constant Z(x) = ∫ p(x, u) du of a
+:class:`Target`: ``sample`` returns a u with an estimate of Z, ``estimate`` the estimate alone,
+given that one u was drawn already. Marginals and posteriors are both made of these two.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, final
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax.scipy.special import logsumexp
+
+from estimators.enumeration import Enum
+from transforms import _jax
+from transforms.errors import Address, AddressError, UnsupportedError, nearest, show
+from transforms.execute import Execution, flatten, match_shapes, nest
+from transforms.interpret import abstract_distribution
+from transforms.site import Site
+from transforms.site import sample as _sample
+from transforms.surrogate import MAX_JOINT
+
+from .generative import Choices, Generative, Program, Select, merge
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """The unnormalized density of the choices of ``program`` that are not in ``fixed``."""
+
+    program: Generative
+    fixed: Choices
+
+    def covers(self, address: Address) -> bool:
+        """Whether an address is fixed."""
+        return any(f[: len(address)] == address for f in flatten(self.fixed))
+
+    def draw(self) -> Execution:
+        """The free choices drawn from the program; the log weight is that of the fixed ones."""
+        return self.program.execute(self.fixed, select=self.covers)
+
+    def score(self, free: Choices) -> Execution:
+        """The program at ``free``; ``log_density`` is that of the target."""
+        return self.program.execute(merge(self.fixed, free), exact=True, select=self.covers)
+
+    def free(self, choices: Choices) -> dict[str, Any]:
+        """The part of ``choices`` that is not fixed."""
+        fixed = flatten(self.fixed)
+        return nest((a, v) for a, v in flatten(choices).items() if a not in fixed)
+
+
+class Algorithm(abc.ABC):
+    """An estimator of the normalizing constant of a target, that can also draw from it.
+
+    The contract: with (u, log p(u), log Z) from ``sample``, the law of (u, Z) is p(u) / Z times
+    that of Z from ``estimate`` given u. Importance sampling with resampling, exact enumeration,
+    and (conditional) sequential Monte Carlo fulfil it.
+    """
+
+    @abc.abstractmethod
+    def sample(self, target: Target) -> tuple[Execution, jax.Array]:
+        """A run of the program that stands for the target, and log Z, f32[]."""
+
+    @abc.abstractmethod
+    def estimate(self, target: Target, retained: Execution | None = None) -> jax.Array:
+        """log Z, f32[]: unbiased for Z without ``retained``; with it, given that this run of the
+        program (with ``log_weight`` covering what is fixed) is one of the particles."""
+
+
+# --- importance sampling ------------------------------------------------------------------------
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Importance(Algorithm):
+    """Importance sampling with ``n`` particles, and resampling of one of them."""
+
+    n: int
+    proposal: Generative | Callable[[Any], Generative] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.n, int) or self.n < 1:
+            raise ValueError(f"importance(n) needs at least one particle, got n={self.n!r}.")
+
+    def sample(self, target: Target) -> tuple[Execution, jax.Array]:
+        runs, weights = self._fresh(target, self.n)
+        log_z = logsumexp(weights) - math.log(self.n)
+        if self.n == 1:
+            return jax.tree.map(lambda a: a[0], runs), log_z
+        index = _sample(("index",), dist.Categorical(logits=weights), drawn=True)
+        return jax.tree.map(lambda a: a[index], runs), log_z
+
+    def estimate(self, target: Target, retained: Execution | None = None) -> jax.Array:
+        fresh = self.n if retained is None else self.n - 1
+        weights = [self._fresh(target, fresh)[1]] if fresh else []
+        if retained is not None:
+            weights.append(self._weight(target, retained)[None])
+        return logsumexp(jnp.concatenate(weights)) - math.log(self.n)
+
+    def _fresh(self, target: Target, n: int) -> tuple[Execution, jax.Array]:
+        def one() -> tuple[Execution, jax.Array]:
+            if self.proposal is None:
+                if not isinstance(target.program, Program):
+                    raise UnsupportedError(
+                        f"{target.program.name} cannot propose for itself, since it is no "
+                        "@ppl.gen program. Give a proposal: ppl.importance(n, proposal)."
+                    )
+                run = target.draw()
+                return run, run.log_weight
+            q = self._proposal(target).execute({})
+            run = target.score(q.choices)
+            return run, run.log_density - q.log_density
+
+        return jax.vmap(one, axis_size=n)()
+
+    def _weight(self, target: Target, retained: Execution) -> jax.Array:
+        if self.proposal is None:
+            return retained.log_weight
+        q = self._proposal(target).execute(target.free(retained.choices), exact=True)
+        return retained.log_density - q.log_density
+
+    def _proposal(self, target: Target) -> Generative:
+        q = self.proposal
+        if not isinstance(q, Generative):
+            assert q is not None
+            q = q(target.fixed)
+        if not isinstance(q, Generative):
+            raise UnsupportedError(
+                "a proposal is a generative function that was called, or a function from the "
+                f"fixed choices to one; got {type(q).__name__}."
+            )
+        return q
+
+
+def importance(
+    n: int, proposal: Generative | Callable[[Any], Generative] | None = None
+) -> Importance:
+    """Importance sampling with ``n`` particles.
+
+    Args:
+        n: number of particles.
+        proposal: a Generative over the free choices, or a function from the fixed choices to
+            one; None proposes from the program itself. Its support must be that of the target.
+    """
+    return Importance(n, proposal)
+
+
+# --- exact enumeration --------------------------------------------------------------------------
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Enumeration(Algorithm):
+    """All joint values of the free choices, which must have finite supports: exact."""
+
+    def sample(self, target: Target) -> tuple[Execution, jax.Array]:
+        runs, size = self._all(target)
+        weights = runs.log_density.reshape(-1)
+        index = _sample(("index",), dist.Categorical(logits=weights), drawn=True)
+        flat = jax.tree.map(lambda a: a.reshape(size, *a.shape[runs.log_density.ndim :]), runs)
+        return jax.tree.map(lambda a: a[index], flat), logsumexp(weights)
+
+    def estimate(self, target: Target, retained: Execution | None = None) -> jax.Array:
+        return logsumexp(self._all(target)[0].log_density)
+
+    def _all(self, target: Target) -> tuple[Execution, int]:
+        program = target.program
+        if not isinstance(program, Program):
+            raise UnsupportedError(
+                f"enumeration needs a @ppl.gen program, and {program.name} is none. Use "
+                "ppl.importance(n, proposal)."
+            )
+        supports: dict[Address, jax.Array] = {}
+        for c in program.sites:
+            if target.covers(c.address):
+                continue
+            d = abstract_distribution(c) if isinstance(c.random, Site) else None
+            problem = "it is no single choice." if d is None else Enum().unsuitable(d)
+            if problem is not None:
+                raise UnsupportedError(
+                    f"enumeration() cannot enumerate {show(c.address)} at {c.source}: {problem}"
+                )
+            supports[c.address] = _joint_support(c, d)
+        size = math.prod(s.shape[0] for s in supports.values())
+        if size > MAX_JOINT:
+            raise UnsupportedError(
+                f"enumeration() of {program.name} needs {size} joint values of "
+                f"{', '.join(map(show, supports))}. Take the marginal of one element at a time, "
+                "under jax.vmap."
+            )
+
+        def run(*values: Any) -> Execution:
+            return target.score(nest(zip(supports, values, strict=True)))
+
+        for i in reversed(range(len(supports))):
+            run = jax.vmap(run, in_axes=tuple(0 if j == i else None for j in range(len(supports))))
+        return run(*supports.values()), size
+
+
+def _joint_support(choice: Any, d: Any) -> jax.Array:
+    """All joint values of the elements of a site: ``[K**D, *lengths, *sizes, *shape]``."""
+    site = choice.random
+    zeros = [jnp.zeros(a.shape, a.dtype) for a in choice.own_avals]
+    values = Enum().support(site.rebuild(zeros))
+    shape = (*choice.lengths, *site.sizes, *d.batch_shape)
+    n, elements = values.shape[0], math.prod(shape)
+    if n**elements > MAX_JOINT:
+        raise UnsupportedError(
+            f"enumeration() of {show(choice.address)} at {choice.source} needs {n}**{elements} "
+            "joint values. Take the marginal of one element at a time, under jax.vmap."
+        )
+    places = jnp.asarray([n**i for i in range(elements)][::-1], int)
+    digits = (jnp.arange(n**elements)[:, None] // places % n).reshape(-1, *shape)
+    return values[digits].astype(site.dtype)
+
+
+def enumeration() -> Enumeration:
+    """Exact marginals and posteriors over finite supports."""
+    return Enumeration()
+
+
+# --- marginal and normalize ---------------------------------------------------------------------
+
+
+@final
+class Marginal(Generative):
+    """See :func:`marginal`."""
+
+    def __init__(self, g: Generative, keep: Sequence[Address], by: Algorithm):
+        self.name = f"marginal({g.name})"
+        self._g, self._keep, self._by = g, keep, by
+
+    def _kept(self, address: Address) -> bool:
+        return any(address[: len(k)] == k for k in self._keep)
+
+    @functools.cached_property
+    def _like(self) -> dict[Address, Any]:
+        like = flatten(self._g.choices_like)
+        for k in self._keep:
+            if not any(a[: len(k)] == k for a in like):
+                raise AddressError(
+                    f"{self.name}: {self._g.name} has no choice at address {show(k)} to keep."
+                    f"{nearest(k, like)} Its addresses: {', '.join(map(show, like))}."
+                )
+        return {a: s for a, s in like.items() if self._kept(a)}
+
+    def execute(
+        self, given: Choices, *, exact: bool = False, select: Select = lambda address: False
+    ) -> Execution:
+        if given or exact:
+            x = match_shapes(given, self._like, self.name)
+            log_p = self._by.estimate(Target(self._g, x))
+            return Execution(x, x, log_p, log_p)
+        assert self._like
+        run = self._g.execute({}, select=self._kept)
+        x = nest((a, v) for a, v in flatten(run.choices).items() if self._kept(a))
+        log_p = self._by.estimate(Target(self._g, x), run)
+        return Execution(x, x, log_p, jnp.zeros_like(log_p))
+
+
+@final
+class Normalized(Generative):
+    """See :func:`normalize`."""
+
+    def __init__(self, g: Generative, data: Choices, by: Algorithm):
+        self.name = f"normalize({g.name})"
+        self._target, self._by = Target(g, data), by
+
+    @functools.cached_property
+    def _like(self) -> dict[Address, Any]:
+        like = flatten(self._target.program.choices_like)
+        data = flatten(self._target.fixed)
+        match_shapes(self._target.fixed, {a: like[a] for a in data if a in like}, self.name)
+        return {a: s for a, s in like.items() if a not in data}
+
+    def execute(
+        self, given: Choices, *, exact: bool = False, select: Select = lambda address: False
+    ) -> Execution:
+        if given or exact:
+            z = match_shapes(given, self._like, self.name)
+            run = self._target.score(z)
+            log_p = run.log_density - self._by.estimate(self._target, run)
+            return Execution(z, z, log_p, log_p)
+        assert self._like is not None
+        run, log_z = self._by.sample(self._target)
+        z = self._target.free(run.choices)
+        log_p = run.log_density - log_z
+        return Execution(z, z, log_p, jnp.zeros_like(log_p))
+
+
+def marginal(
+    g: Generative, keep: str | Address | Sequence[str | Address], by: Algorithm | None = None
+) -> Generative:
+    """The distribution of some choices of ``g`` alone, with an estimated density.
+
+    Args:
+        g: a generative function that was called.
+        keep: the addresses to keep; an outer address keeps all that is nested below it.
+        by: how the other choices are integrated out, ``ppl.importance(n, proposal)`` (default:
+            one particle from the program itself) or ``ppl.enumeration()``. The proposal gets
+            the kept choices.
+
+    Returns:
+        A Generative over ``keep``; its ``retval`` is the dict of kept choices.
+    """
+    return Marginal(g, _addresses(keep), Importance(1) if by is None else by)
+
+
+def normalize(g: Generative, data: Choices, by: Algorithm | None = None) -> Generative:
+    """An approximation to the posterior of ``g`` given ``data``.
+
+    Args:
+        g: a generative function that was called.
+        data: nested dict of observed choices.
+        by: ``ppl.importance(n, proposal)`` (default: one particle from the program itself; the
+            proposal gets ``data``) or ``ppl.enumeration()``, which is exact.
+
+    Returns:
+        A Generative over the addresses not in ``data``; its ``retval`` is the dict of them.
+    """
+    return Normalized(g, data, Importance(1) if by is None else by)
+
+
+def _addresses(keep: Any) -> list[Address]:
+    if isinstance(keep, str):
+        return [(keep,)]
+    return [(k,) if isinstance(k, str) else tuple(k) for k in keep]
+
+
+def detach(g: Generative) -> Generative:
+    """The same distribution with everything that it closes over held constant.
+
+    No gradient flows into its parameters, neither through its draws nor through its density;
+    gradients still flow through the choices at which a density is taken. This is what the
+    sticking-the-landing, doubly reparameterised and wake-sleep objectives are made of.
+    """
+    return _Detached(g)
+
+
+@final
+class _Detached(Generative):
+    def __init__(self, inner: Generative):
+        self.name, self._inner = inner.name, inner
+
+    def execute(
+        self, given: Choices, *, exact: bool = False, select: Select = lambda address: False
+    ) -> Execution:
+        def run(given: Mapping[str, Any]) -> Execution:
+            return self._inner.execute(given, exact=exact, select=select)
+
+        given = jax.tree.map(jnp.asarray, dict(given))
+        closed, consts, out = _jax.trace(run, given)
+        constants = jax.tree.map(jax.lax.stop_gradient, consts)
+        outs = _jax.evaluate(closed, *constants, *jax.tree.leaves(given))
+        return jax.tree.unflatten(jax.tree.structure(out), outs)
+

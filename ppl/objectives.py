@@ -1,0 +1,116 @@
+r"""Variational objectives: expressions to use inside ``@ppl.expectation``.
+
+``p`` is the model, ``q`` the guide (both generative functions that were called), ``data`` the
+observed choices of ``p``. Each returns one scalar estimate, f32[], signed so that larger is
+better; add, weight and mix them. None has a door into the library that your own would not have.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.lax import stop_gradient
+from jax.scipy.special import logsumexp
+
+from .densities import detach
+from .generative import Choices, Generative, merge
+
+
+def elbo(p: Generative, q: Generative, data: Choices) -> jax.Array:
+    """E_q[log p(x, z) - log q(z)] (Jordan et al. 1999). With an approximate marginal as ``q`` this
+    is hierarchical VI (Ranganath et al. 2016)."""
+    z = q.simulate()
+    return p.log_density(merge(z.choices, data)) - z.log_density
+
+
+def log_weights(p: Generative, q: Generative, data: Choices, n: int) -> jax.Array:
+    """log p(x, z_i) - log q(z_i) for ``n`` independent draws of ``q``: f32[n]."""
+    return jax.vmap(lambda: elbo(p, q, data), axis_size=n)()
+
+
+def iwelbo(p: Generative, q: Generative, data: Choices, n: int) -> jax.Array:
+    """E[log 1/n sum_i p(x, z_i) / q(z_i)] (IWAE, Burda et al. 2016)."""
+    return logsumexp(log_weights(p, q, data, n)) - math.log(n)
+
+
+def renyi(p: Generative, q: Generative, data: Choices, alpha: float, n: int) -> jax.Array:
+    """The variational Rényi bound 1/(1-α) log 1/n sum_i w_i^(1-α) (Li & Turner 2016).
+
+    Its expectation depends on ``n``, and tends to the exact bound as n grows; α = 1 is the ELBO.
+    """
+    log_w = log_weights(p, q, data, n)
+    if alpha == 1.0:
+        return jnp.mean(log_w)
+    return (logsumexp((1.0 - alpha) * log_w) - math.log(n)) / (1.0 - alpha)
+
+
+def chi2(p: Generative, q: Generative, data: Choices, n: int) -> jax.Array:
+    """-1/2 log 1/n sum_i w_i^2: minus the χ² upper bound CUBO_2 (Dieng et al. 2017)."""
+    return -renyi(p, q, data, -1.0, n)
+
+
+def forward_kl(posterior: Generative, q: Generative) -> jax.Array:
+    """-KL(posterior || q) = E_posterior[log q(z) - log posterior(z)].
+
+    ``posterior`` is any Generative over the addresses of ``q``: an exact posterior, or
+    ``ppl.normalize(model, data, by=...)``.
+    """
+    z = posterior.simulate()
+    return q.log_density(z.choices) - z.log_density
+
+
+def wake_theta(p: Generative, q: Generative, data: Choices, n: int) -> jax.Array:
+    """E_SIR[log p(x, z)] for the parameters of the model (reweighted wake-sleep, Bornschein &
+    Bengio 2015). The particles and their weights are constants; the gradient is that of the
+    IWELBO in the parameters of ``p``."""
+    z, weights = _resampled(p, q, data, n)
+    return weights @ jax.vmap(lambda z: p.log_density(merge(z, data)))(z)
+
+
+def wake_phi(p: Generative, q: Generative, data: Choices, n: int) -> jax.Array:
+    """E_SIR[log q(z)] for the parameters of the guide (reweighted wake-sleep, Bornschein &
+    Bengio 2015). The particles and their weights are constants; biased for -∇KL(posterior||q)
+    at finite ``n``."""
+    z, weights = _resampled(p, q, data, n)
+    return weights @ jax.vmap(q.log_density)(z)
+
+
+def _resampled(p: Generative, q: Generative, data: Choices, n: int) -> tuple[dict, jax.Array]:
+    def one() -> tuple[dict, jax.Array]:
+        z = detach(q).simulate()
+        return z.choices, detach(p).log_density(merge(z.choices, data)) - z.log_density
+
+    z, log_w = jax.vmap(one, axis_size=n)()
+    return jax.tree.map(stop_gradient, z), stop_gradient(jax.nn.softmax(log_w))
+
+
+def stl(p: Generative, q: Generative, data: Choices) -> jax.Array:
+    """The ELBO without the zero-mean score of ``q``: sticking the landing (Roeder et al. 2017).
+
+    For pathwise guides; the gradient has variance 0 where ``q`` is the posterior. Unbiased for
+    one sample inside the logarithm only: for the IWELBO use :func:`dreg`.
+    """
+    z = q.simulate()
+    return p.log_density(merge(z.choices, data)) - detach(q).log_density(z.choices)
+
+
+def dreg(p: Generative, q: Generative, data: Choices, n: int) -> jax.Array:
+    """The IWELBO with the doubly reparameterised gradient (DReG, Tucker et al. 2019).
+
+    For pathwise guides: sum_i v_i² d log w_i/dz dz/dφ with v = softmax(log w), and sum_i v_i
+    d log p/dθ for the model.
+    """
+
+    def one() -> tuple[dict, jax.Array]:
+        z = q.simulate().choices
+        through_z = detach(p).log_density(merge(z, data)) - detach(q).log_density(z)
+        return z, through_z
+
+    z, log_w = jax.vmap(one, axis_size=n)()
+    v = stop_gradient(jax.nn.softmax(log_w))
+    fixed = jax.tree.map(stop_gradient, z)
+    model = v @ jax.vmap(lambda z: p.log_density(merge(z, data)))(fixed)
+    terms = jnp.sum(v**2 * log_w) + model
+    return stop_gradient(logsumexp(log_w) - math.log(n)) + terms - stop_gradient(terms)
