@@ -1,10 +1,46 @@
-"""Programmable variational inference for JAX."""
+"""Programmable variational inference for JAX.
+
+Write a model, a guide and an objective as plain JAX programs; get unbiased gradients of the
+objective, with the estimator of your choice at every random choice.
+"""
 
 from numpyro import distributions as dist
 
-from transforms.estimator import Baseline, Estimator
+from estimators.baselines import learned, moving_average
+from estimators.enumeration import enum
+from estimators.measure_valued import mvd
+from estimators.pathwise import reparam
+from estimators.reinforce import reinforce
+from transforms.errors import (
+    AddressError,
+    KeyRequiredError,
+    NonFiniteError,
+    PPLError,
+    ShapeError,
+    SoundnessError,
+    SoundnessWarning,
+    UnsupportedError,
+)
+from transforms.estimator import (
+    Baseline,
+    Continued,
+    Enumerated,
+    Estimator,
+    InPlace,
+    LocalSite,
+)
 
+from .densities import (
+    Algorithm,
+    Target,
+    detach,
+    enumeration,
+    importance,
+    marginal,
+    normalize,
+)
 from .expectation import Expectation, expectation
+from .fit import Fit, maximize, minibatches, minimize
 from .generative import (
     Generative,
     Trace,
@@ -16,11 +52,69 @@ from .generative import (
     seed,
     with_estimators,
 )
-from estimators.enumeration import enum
-from estimators.pathwise import reparam
-from estimators.reinforce import reinforce
-from estimators.baselines import learned, moving_average
-from .densities import *
-from .objectives import *
-from .densities import marginal, normalize, importance, enumeration, detach
-from .objectives import elbo, iwelbo, renyi, chi2, forward_kl, wake_theta, wake_phi, stl, dreg
+from .objectives import (
+    chi2,
+    dreg,
+    elbo,
+    forward_kl,
+    iwelbo,
+    renyi,
+    stl,
+    wake_phi,
+    wake_theta,
+)
+
+__all__ = [
+    "AddressError",
+    "Algorithm",
+    "Baseline",
+    "Continued",
+    "Enumerated",
+    "Estimator",
+    "Expectation",
+    "Fit",
+    "Generative",
+    "InPlace",
+    "KeyRequiredError",
+    "LocalSite",
+    "NonFiniteError",
+    "PPLError",
+    "ShapeError",
+    "SoundnessError",
+    "SoundnessWarning",
+    "Target",
+    "Trace",
+    "UnsupportedError",
+    "chi2",
+    "detach",
+    "dist",
+    "dreg",
+    "elbo",
+    "enum",
+    "enumeration",
+    "expectation",
+    "factor",
+    "forward_kl",
+    "gen",
+    "importance",
+    "iwelbo",
+    "learned",
+    "marginal",
+    "maximize",
+    "merge",
+    "minibatches",
+    "minimize",
+    "moving_average",
+    "mvd",
+    "normalize",
+    "observe",
+    "reinforce",
+    "renyi",
+    "reparam",
+    "sample",
+    "seed",
+    "stl",
+    "wake_phi",
+    "wake_theta",
+    "with_estimators",
+]

@@ -71,6 +71,15 @@ class Expectation:
             )
         return closed, consts, out
 
+    def trace_abstractly(self, *args: Any) -> _jax.ClosedJaxpr:
+        """The jaxpr of the objective for arguments with shapes in place of some numbers."""
+        arrays, static, tree = split(args)
+
+        def f(*arrays: Any) -> Any:
+            return self._f(*jax.tree.unflatten(tree, join(arrays, static)))
+
+        return _jax.trace(f, *arrays)[0]
+
     def surrogate(
         self,
         key: jax.Array,
@@ -202,7 +211,10 @@ def expectation(
 
 def is_array(leaf: Any) -> bool:
     """Leaves that are traced; anything else is static."""
-    return isinstance(leaf, jax.Array | np.ndarray | np.generic | float | int | complex)
+    return isinstance(
+        leaf,
+        jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct | float | int | complex,
+    )
 
 
 def split(tree: Any) -> tuple[list[Any], tuple[tuple[int, Any], ...], Any]:

@@ -137,6 +137,14 @@ def sub_jaxprs(eqn: JaxprEqn) -> Iterator[ClosedJaxpr]:
         yield sub if isinstance(sub, ClosedJaxpr) else ClosedJaxpr(sub, [])
 
 
+def scan_layout(eqn: JaxprEqn) -> tuple[int, int]:
+    """How many of the operands of a ``scan`` are constants, and how many its carry."""
+    if "num_consts" in eqn.params:
+        return eqn.params["num_consts"], eqn.params["num_carry"]
+    consts, carry, _ = eqn.params["ft_in"].unpack()  # since JAX 0.12
+    return len(consts), len(carry)
+
+
 def define_primitive(
     name: str,
     *,

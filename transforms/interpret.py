@@ -332,7 +332,7 @@ def _scan(
     eqn: Any, operands: list[Any], rule: Rule, *, key: Any, given: Record, acc: Any, path: Path
 ) -> Any:
     p = eqn.params
-    n_consts, n_carry = p["num_consts"], p["num_carry"]
+    n_consts, n_carry = _jax.scan_layout(eqn)
     consts = operands[:n_consts]
     carry = operands[n_consts : n_consts + n_carry]
     xs = operands[n_consts + n_carry :]
