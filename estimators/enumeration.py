@@ -70,9 +70,11 @@ def mass(d: Any, value: jax.Array) -> jax.Array:
     if isinstance(d, dist.ExpandedDistribution):
         return jnp.broadcast_to(mass(d.base_dist, value), d.batch_shape)
     if isinstance(d, dist.BernoulliProbs | dist.BernoulliLogits):
-        return jnp.where(value == 1, d.probs, 1.0 - d.probs)
+        p: Any = d.probs
+        return jnp.where(value == 1, p, 1.0 - p)
     if isinstance(d, dist.CategoricalProbs | dist.CategoricalLogits):
-        probs = jnp.broadcast_to(d.probs, (*d.batch_shape, d.probs.shape[-1]))
+        probs: Any = d.probs
+        probs = jnp.broadcast_to(probs, (*d.batch_shape, probs.shape[-1]))
         index = jnp.broadcast_to(value, d.batch_shape)[..., None].astype(int)
         return jnp.take_along_axis(probs, index, axis=-1)[..., 0]
     return jnp.exp(d.log_prob(value))

@@ -4,6 +4,9 @@ Write a model, a guide and an objective as plain JAX programs; get unbiased grad
 objective, with the estimator of your choice at every random choice.
 """
 
+from . import _beside  # noqa: F401  must come first
+
+# isort: split
 from numpyro import distributions as dist
 
 from estimators.baselines import learned, moving_average

@@ -61,8 +61,8 @@ class Expectation:
                 f"the objective {self.name} was made with has_aux=True, so it must return a pair "
                 "(value, aux)."
             )
-        shape = getattr(value, "shape", None)
-        if shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
+        dtype = getattr(value, "dtype", np.dtype(object))
+        if getattr(value, "shape", None) != () or not jnp.issubdtype(dtype, jnp.floating):
             got = jax.tree.map(lambda s: f"{s.dtype}[{','.join(map(str, s.shape))}]", value)
             raise UnsupportedError(
                 f"the objective {self.name} must return a scalar of floating point type; it "
@@ -70,15 +70,6 @@ class Expectation:
                 "ppl.expectation(f, has_aux=True)."
             )
         return closed, consts, out
-
-    def trace_abstractly(self, *args: Any) -> _jax.ClosedJaxpr:
-        """The jaxpr of the objective for arguments with shapes in place of some numbers."""
-        arrays, static, tree = split(args)
-
-        def f(*arrays: Any) -> Any:
-            return self._f(*jax.tree.unflatten(tree, join(arrays, static)))
-
-        return _jax.trace(f, *arrays)[0]
 
     def surrogate(
         self,
@@ -188,9 +179,7 @@ class Expectation:
         return value, [next(left) if w else None for w in which]
 
 
-def expectation(
-    f: Callable[..., Any] | None = None, *, has_aux: bool = False
-) -> Any:
+def expectation(f: Callable[..., Any] | None = None, *, has_aux: bool = False) -> Any:
     """Make an objective: the expected value of a function that makes random choices.
 
     Args:

@@ -7,10 +7,10 @@ is resumed draws what an uninterrupted one would have drawn.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import inspect
+import itertools
 import os
-import pickle
 import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, final
@@ -112,23 +112,36 @@ def minimize(
     return _fit(-1, **locals())
 
 
-def minibatches(data: Any, size: int) -> Callable[[jax.Array], Any]:
+@final
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Minibatches:
+    """A function from a key to ``size`` random rows of ``data``; see :func:`minibatches`."""
+
+    data: Any
+    size: int = dataclasses.field(metadata={"static": True})
+
+    def __call__(self, key: jax.Array) -> Any:
+        rows = jax.random.randint(key, (self.size,), 0, _rows(self.data))
+        return jax.tree.map(lambda a: jnp.asarray(a)[rows], self.data)
+
+
+def minibatches(data: Any, size: int) -> Minibatches:
     """Batches of ``size`` rows drawn uniformly with replacement, on the device.
 
     Args:
         data: a pytree of arrays ``[n, ...]`` with the same ``n``.
         size: rows in a batch. For an unbiased sum over the data scale the batch's by n / size.
     """
+    _rows(data)
+    return Minibatches(data, size)
+
+
+def _rows(data: Any) -> int:
     sizes = {jnp.shape(a)[0] for a in jax.tree.leaves(data)}
     if len(sizes) != 1:
         raise ValueError(f"the arrays of data have different numbers of rows: {sorted(sizes)}.")
-    (n,) = sizes
-
-    def batch(key: jax.Array) -> Any:
-        rows = jax.random.randint(key, (size,), 0, n)
-        return jax.tree.map(lambda a: jnp.asarray(a)[rows], data)
-
-    return batch
+    return sizes.pop()
 
 
 # --- the loop -----------------------------------------------------------------------------------
@@ -153,176 +166,176 @@ def _fit(
             f"the objective is {type(objective).__name__}. Make it one with @ppl.expectation."
         )
     key = as_key(key)
-    params = jax.tree.map(_strong, params)
-    arrays, static, tree = split(params)
-    arg_arrays, arg_static, arg_tree = split(args)
     on_device = batches if callable(batches) else None
-    host = None if batches is None or on_device is not None else _cycle(batches)
-    trainable = [jnp.issubdtype(a.dtype, jnp.floating) for a in arrays]
-
-    def pick(arrays: list[Any], wanted: bool) -> list[Any]:
-        return [a for a, t in zip(arrays, trainable, strict=True) if t == wanted]
-
-    state: dict[str, Any] = {
-        "optimizer": jax.tree.map(_strong, optimizer.init(pick(arrays, True))),
-        "averages": {},
-        "step": 0,
-    }
-    history = np.zeros((0,), np.float32)
-    if checkpoint is not None and os.path.exists(checkpoint):
-        arrays, state, history = _restore(checkpoint, arrays, state)
-    if host is not None:
-        for _ in range(state["step"]):
-            next(host)
-    first = next(host) if host is not None else None
-    sample_args = jax.tree.unflatten(arg_tree, join(arg_arrays, arg_static))
-    extra = () if batches is None else (first if on_device is None else jax.eval_shape(on_device, key),)
-    if not state["averages"]:
-        state["averages"] = _averages(objective, params, sample_args, extra, samples)
-
-    spec = _Spec(
+    host = None if batches is None or callable(batches) else _cycle(batches)
+    arrays, static, tree = split((jax.tree.map(_strong, params), tuple(args), on_device))
+    floating = [jnp.issubdtype(jnp.result_type(a), jnp.floating) for a in arrays]
+    n_params = len(split(params)[0])
+    trained = tuple(f and i < n_params for i, f in enumerate(floating))
+    loop = _Loop(
+        objective=objective,
         optimizer=_ByContent(optimizer),
         direction=direction,
         samples=samples,
         tree=tree,
         static=static,
-        arg_tree=arg_tree,
-        arg_static=arg_static,
-        trainable=tuple(trainable),
-        batch=on_device,
+        trained=trained,
         chunk=min(CHUNK, max(steps, 1)),
     )
-    run = objective.compiled.setdefault("fit", jax.jit(_chunk, static_argnums=(0, 1)))
-    bar = tqdm(total=steps, initial=state["step"], disable=not progress)
-    with contextlib.closing(bar):
-        while state["step"] < steps:
-            start = state["step"]
-            n = min(spec.chunk - start % spec.chunk, steps - start)
-            stacked = None
-            if host is not None:
-                rows = [first, *(next(host) for _ in range(n - 1))]
-                rows += [rows[-1]] * (spec.chunk - n)
-                stacked = jax.tree.map(lambda *a: np.stack(a), *rows)
-                first = next(host) if start + n < steps else None
-            before = arrays
-            arrays, opt_state, averages, values, done = run(
-                spec, objective, arrays, state["optimizer"], state["averages"], arg_arrays, key,
-                start, n, stacked,
-            )  # fmt: skip
-            done = int(done)
-            if done < n:
-                _explain_failure(
-                    spec, objective, before, state, arg_arrays, key, start, done, stacked
-                )
-            history = np.concatenate([history, np.asarray(values)[:n]])
-            state = {"optimizer": opt_state, "averages": averages, "step": start + n}
+    values, fixed = loop.separate(arrays)
+    peeked = [] if host is None else [next(host)]
+    state = _State(
+        values=values,
+        optimizer=jax.tree.map(_strong, optimizer.init(values)),
+        averages=loop.averages(values, fixed, key, peeked),
+        step=0,
+    )
+    history = np.zeros((0,), jnp.zeros(()).dtype)
+    if checkpoint is not None and os.path.exists(checkpoint):
+        state, history = _restore(checkpoint, state)
+    stream = itertools.chain(peeked, host) if host is not None else iter(())
+    next(itertools.islice(stream, state.step, state.step), None)
+    run = objective.compiled.setdefault("fit", jax.jit(_chunk, static_argnums=0))
+    with tqdm(total=steps, initial=state.step, disable=not progress) as bar:
+        while state.step < steps:
+            n = min(loop.chunk - state.step % loop.chunk, steps - state.step)
+            rows = None if host is None else _stack(list(itertools.islice(stream, n)), loop.chunk)
+            after, estimates, done = run(loop, state, fixed, key, n, rows)
+            if int(done) < n:
+                failed = run(loop, state, fixed, key, done, rows)[0]
+                loop.explain_failure(failed, fixed, key, int(done), rows)
+            state = dataclasses.replace(after, step=int(after.step))
+            history = np.concatenate([history, np.asarray(estimates)[:n]])
             bar.update(n)
             bar.set_postfix_str(f"{history[-n:].mean():.4g}")
             if checkpoint is not None:
-                _save(checkpoint, arrays, state, history)
-            params = jax.tree.unflatten(tree, join(arrays, static))
-            if callback is not None and callback(state["step"], params, history):
+                _save(checkpoint, state, history)
+            if callback is not None and callback(
+                state.step, loop.params(state.values, fixed), history
+            ):
                 break
-    return Fit(jax.tree.unflatten(tree, join(arrays, static)), history, state)
+    kept = {"optimizer": state.optimizer, "averages": state.averages, "step": state.step}
+    return Fit(loop.params(state.values, fixed), history, kept)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _State:
+    """What changes from step to step."""
+
+    values: list[jax.Array]
+    optimizer: Any
+    averages: dict[float, jax.Array]
+    step: Any
 
 
 @dataclasses.dataclass(frozen=True)
-class _Spec:
-    """What the compiled loop depends on besides arrays."""
+class _Loop:
+    """What a fit depends on besides arrays; equal loops share their compiled code.
 
+    ``tree`` and ``static`` are those of ``(params, args, batch function)``, whose arrays are
+    separated into those that are ``trained`` and the rest.
+    """
+
+    objective: Expectation
     optimizer: _ByContent
     direction: int
     samples: int
     tree: Any
     static: Any
-    arg_tree: Any
-    arg_static: Any
-    trainable: tuple[bool, ...]
-    batch: Any
+    trained: tuple[bool, ...]
     chunk: int
+
+    def separate(self, arrays: list[Any]) -> tuple[list[Any], list[Any]]:
+        """The arrays that are trained, and the rest."""
+        pairs = list(zip(arrays, self.trained, strict=True))
+        return [a for a, t in pairs if t], [a for a, t in pairs if not t]
+
+    def join(self, values: list[Any], fixed: list[Any]) -> tuple[Any, tuple[Any, ...], Any]:
+        """Parameters, arguments and batch function."""
+        left, rest = iter(values), iter(fixed)
+        arrays = [next(left if t else rest) for t in self.trained]
+        return jax.tree.unflatten(self.tree, join(arrays, self.static))
+
+    def params(self, values: list[Any], fixed: list[Any]) -> Any:
+        return self.join(values, fixed)[0]
+
+    def arguments(
+        self, values: list[Any], fixed: list[Any], key: Any, batch: Any
+    ) -> tuple[jax.Array, tuple[Any, ...]]:
+        """Key and arguments of the objective for one step, whose key is ``key``."""
+        params, args, draw_batch = self.join(values, fixed)
+        if draw_batch is not None:
+            key, batch_key = jax.random.split(key)
+            return key, (params, *args, draw_batch(batch_key))
+        return key, (params, *args, *([] if batch is None else [batch]))
+
+    def averages(
+        self, values: list[Any], fixed: list[Any], key: Any, peeked: list[Any]
+    ) -> dict[float, jax.Array]:
+        """Averages for the ``ppl.moving_average`` baselines of the objective, at 0."""
+
+        def f(values: list[Any]) -> Any:
+            _, args = self.arguments(values, fixed, key, peeked[0] if peeked else None)
+            return self.objective.trace(*args)[0]
+
+        found: list[Any] = []
+        jax.eval_shape(lambda values: found.append(f(values)), values)
+        chosen = assign(found[0], choose, self.samples)
+        baselines = [getattr(s.estimator, "baseline", None) for s in chosen]
+        return {b.decay: _strong(0.0) for b in baselines if isinstance(b, MovingAverage)}
+
+    def explain_failure(self, state: _State, fixed: list[Any], key: Any, i: int, rows: Any) -> None:
+        """Raise, naming the choice at which a value that is not finite shows first."""
+        step = int(state.step)
+        batch = jax.tree.map(lambda a: a[i], rows)
+        k, args = self.arguments(state.values, fixed, jax.random.fold_in(key, step), batch)
+        closed, consts, _ = self.objective.trace(*args)
+        where = first_nonfinite(closed, consts, k, choose, self.samples)
+        raise NonFiniteError(
+            f"the objective {self.objective.name} or its gradient is not finite at step {step}. "
+            f"{where} Parameters before that step: {_summary(args[0])}. A smaller learning rate, "
+            "parameters transformed to their support (jnp.exp, jax.nn.softplus), or log-space "
+            "arithmetic are the usual cures."
+        )
 
 
 def _chunk(
-    spec: _Spec,
-    objective: Expectation,
-    arrays: list[Any],
-    opt_state: Any,
-    averages: dict[float, Any],
-    arg_arrays: list[Any],
-    key: jax.Array,
-    start: Any,
-    n: Any,
-    stacked: Any,
-) -> tuple[Any, ...]:
-    """Up to ``n`` steps; stops at the first value or gradient that is not finite."""
+    loop: _Loop, state: _State, fixed: list[Any], key: jax.Array, n: Any, rows: Any
+) -> tuple[_State, jax.Array, jax.Array]:
+    """Up to ``n`` steps; stops before the first whose value or gradient is not finite."""
+    ascent = loop.direction
 
     def step(carry: Any) -> Any:
-        i, arrays, opt_state, averages, values, _ = carry
-        value, grads = _value_and_grad(
-            spec, objective, arrays, averages, arg_arrays, key, start + i, i, stacked
-        )
+        i, state, estimates, _ = carry
+        batch = jax.tree.map(lambda a: a[i], rows)
+        step_key = jax.random.fold_in(key, state.step)
+
+        def f(values: list[Any]) -> jax.Array:
+            k, args = loop.arguments(values, fixed, step_key, batch)
+            out = loop.objective.surrogate(
+                k, *args, samples=loop.samples, averages=state.averages, direction=ascent
+            )
+            return out[0] if isinstance(out, tuple) else out
+
+        value, grads = jax.value_and_grad(f)(state.values)
         finite = jnp.isfinite(value)
         for g in grads:
             finite &= jnp.all(jnp.isfinite(g))
-        descent = [-spec.direction * g for g in grads]
-        chosen = [a for a, t in zip(arrays, spec.trainable, strict=True) if t]
-        updates, opt_state = spec.optimizer.value.update(descent, opt_state, chosen)
-        left = iter(optax.apply_updates(chosen, updates))
-        arrays = [
-            next(left).astype(a.dtype) if t else a
-            for a, t in zip(arrays, spec.trainable, strict=True)
-        ]
-        averages = {
-            d: (d * a + (1 - d) * value).astype(a.dtype) for d, a in averages.items()
-        }
-        opt_state = jax.tree.map(lambda a, like: a.astype(like.dtype), opt_state, carry[2])
-        return i + finite, arrays, opt_state, averages, values.at[i].set(value), finite
-
-    def going(carry: Any) -> Any:
-        return (carry[0] < n) & carry[-1]
-
-    values = jnp.zeros((spec.chunk,), jnp.zeros(()).dtype)
-    carry = (jnp.zeros((), int), arrays, opt_state, averages, values, jnp.asarray(True))
-    done, arrays, opt_state, averages, values, _ = lax.while_loop(going, step, carry)
-    return arrays, opt_state, averages, values, done
-
-
-def _arguments(
-    spec: _Spec, arrays: Any, arg_arrays: Any, key: Any, step: Any, i: Any, stacked: Any
-) -> tuple[jax.Array, tuple[Any, ...]]:
-    """The key and the arguments of the objective at a step."""
-    key = jax.random.fold_in(key, step)
-    args = jax.tree.unflatten(spec.arg_tree, join(arg_arrays, spec.arg_static))
-    if spec.batch is not None:
-        key, batch_key = jax.random.split(key)
-        args = (*args, spec.batch(batch_key))
-    elif stacked is not None:
-        args = (*args, jax.tree.map(lambda a: a[i], stacked))
-    return key, (jax.tree.unflatten(spec.tree, join(arrays, spec.static)), *args)
-
-
-def _value_and_grad(
-    spec: _Spec,
-    objective: Expectation,
-    arrays: list[Any],
-    averages: Any,
-    arg_arrays: Any,
-    key: Any,
-    step: Any,
-    i: Any,
-    stacked: Any,
-) -> tuple[jax.Array, list[Any]]:
-    def f(chosen: list[Any]) -> jax.Array:
-        left = iter(chosen)
-        full = [next(left) if t else a for a, t in zip(arrays, spec.trainable, strict=True)]
-        k, args = _arguments(spec, full, arg_arrays, key, step, i, stacked)
-        out = objective.surrogate(
-            k, *args, samples=spec.samples, averages=averages, direction=spec.direction
+        updates, opt = loop.optimizer.value.update(
+            [-ascent * g for g in grads], state.optimizer, state.values
         )
-        return out[0] if isinstance(out, tuple) else out
+        values: Any = optax.apply_updates(state.values, updates)
+        averages = {d: d * a + (1 - d) * value for d, a in state.averages.items()}
+        new = _State(values, opt, averages, state.step + 1)
+        new = jax.tree.map(lambda a, old: a.astype(jnp.result_type(old)), new, state)
+        new = jax.tree.map(lambda a, old: jnp.where(finite, a, old), new, state)
+        return i + finite, new, estimates.at[i].set(value), finite
 
-    chosen = [a for a, t in zip(arrays, spec.trainable, strict=True) if t]
-    return jax.value_and_grad(f)(chosen)
+    estimates = jnp.zeros((loop.chunk,))
+    start = (jnp.zeros((), int), jax.tree.map(jnp.asarray, state), estimates, jnp.asarray(True))
+    done, state, estimates, _ = lax.while_loop(lambda c: (c[0] < n) & c[-1], step, start)
+    return state, estimates, done
 
 
 def _strong(leaf: Any) -> Any:
@@ -330,12 +343,9 @@ def _strong(leaf: Any) -> Any:
     return jnp.asarray(leaf, jnp.result_type(leaf)) if is_array(leaf) else leaf
 
 
-def _averages(
-    objective: Expectation, params: Any, args: Any, extra: Any, samples: int
-) -> dict[float, jax.Array]:
-    closed = objective.trace_abstractly(params, *args, *extra)
-    baselines = [getattr(s.estimator, "baseline", None) for s in assign(closed, choose, samples)]
-    return {b.decay: _strong(0.0) for b in baselines if isinstance(b, MovingAverage)}
+def _stack(rows: list[Any], length: int) -> Any:
+    rows = [*rows, *[rows[-1]] * (length - len(rows))]
+    return jax.tree.map(lambda *a: np.stack(a), *rows)
 
 
 def _cycle(batches: Iterable[Any]) -> Iterator[Any]:
@@ -351,39 +361,10 @@ def _cycle(batches: Iterable[Any]) -> Iterator[Any]:
             )
 
 
-def _explain_failure(
-    spec: _Spec,
-    objective: Expectation,
-    arrays: list[Any],
-    state: Any,
-    arg_arrays: Any,
-    key: Any,
-    start: int,
-    done: int,
-    stacked: Any,
-) -> None:
-    """Run to the step that failed, then look for the choice at which it shows first."""
-    run = objective.compiled["fit"]
-    arrays = run(
-        spec, objective, arrays, state["optimizer"], state["averages"], arg_arrays, key, start,
-        done, stacked,
-    )[0]  # fmt: skip
-    k, args = _arguments(spec, arrays, arg_arrays, key, start + done, done, stacked)
-    closed, consts, _ = objective.trace(*args)
-    where = first_nonfinite(closed, consts, k, choose, spec.samples)
-    raise NonFiniteError(
-        f"the objective {objective.name} or its gradient is not finite at step {start + done}. "
-        f"{where} Parameters before that step: {_summary(args[0])}. A smaller learning rate, "
-        "parameters transformed to their support (jnp.exp, jax.nn.softplus), or log-space "
-        "arithmetic are the usual cures."
-    )
-
-
 def _summary(params: Any) -> str:
-    leaves = jax.tree_util.tree_leaves_with_path(params)
     shown = [
-        f"{jax.tree_util.keystr(p) or 'params'} in [{np.min(a):.4g}, {np.max(a):.4g}]"
-        for p, a in leaves
+        f"{jax.tree_util.keystr(path) or 'params'} in [{np.min(a):.4g}, {np.max(a):.4g}]"
+        for path, a in jax.tree_util.tree_leaves_with_path(params)
         if isinstance(a, jax.Array) and a.size
     ]
     return ", ".join(shown[:8]) + (", ..." if len(shown) > 8 else "")
@@ -392,27 +373,26 @@ def _summary(params: Any) -> str:
 # --- checkpoints --------------------------------------------------------------------------------
 
 
-def _save(path: Any, arrays: Any, state: Any, history: np.ndarray) -> None:
-    leaves = [np.asarray(a) for a in jax.tree.leaves((arrays, state))]
-    temporary = f"{os.fspath(path)}.partial"
-    with open(temporary, "wb") as f:
+def _save(path: str | os.PathLike[str], state: _State, history: np.ndarray) -> None:
+    leaves = [np.asarray(a) for a in jax.tree.leaves(state)]
+    partial = f"{os.fspath(path)}.partial"
+    with open(partial, "wb") as f:
         np.savez(f, *leaves, history=history)
-    os.replace(temporary, path)
+    os.replace(partial, path)
 
 
-def _restore(path: Any, arrays: Any, state: Any) -> tuple[Any, Any, np.ndarray]:
-    like, tree = jax.tree.flatten((arrays, state))
+def _restore(path: str | os.PathLike[str], like: _State) -> tuple[_State, np.ndarray]:
+    leaves, tree = jax.tree.flatten(like)
     with np.load(path) as saved:
         history = saved["history"]
-        leaves = [saved[f"arr_{i}"] for i in range(len(saved.files) - 1)]
-    shapes = [np.shape(a) for a in leaves]
-    if shapes != [np.shape(a) for a in like]:
+        found = [saved[f"arr_{i}"] for i in range(len(saved.files) - 1)]
+    if [np.shape(a) for a in found] != [np.shape(a) for a in leaves]:
         raise ValueError(
             f"the checkpoint {os.fspath(path)} is of a fit with other parameters or another "
             "optimizer. Remove it, or give another file."
         )
-    arrays, state = jax.tree.unflatten(tree, [jnp.asarray(a) for a in leaves])
-    return arrays, {**state, "step": int(state["step"])}, history
+    state = jax.tree.unflatten(tree, [jnp.asarray(a) for a in found])
+    return dataclasses.replace(state, step=int(state.step)), history
 
 
 # --- an optimizer as a static argument ----------------------------------------------------------
@@ -428,7 +408,7 @@ class _ByContent:
 
     def __init__(self, value: Any):
         self.value = value
-        self._content = _content(value, 0)
+        self._content = _content(value)
 
     def __hash__(self) -> int:
         return hash(self._content)
@@ -437,27 +417,33 @@ class _ByContent:
         return isinstance(other, _ByContent) and self._content == other._content
 
 
-def _content(x: Any, depth: int) -> Any:
-    if depth > 20:
-        return id(x)
+def _content(x: Any, around: tuple[int, ...] = ()) -> Any:
+    if id(x) in around:  # a function that closes over itself
+        return around.index(id(x))
+    inside = (*around, id(x))
     if isinstance(x, types.FunctionType):
-        cells = [c.cell_contents for c in x.__closure__ or () if _filled(c)]
-        parts = (*cells, *(x.__defaults__ or ()), *(x.__kwdefaults__ or {}).values())
-        return x.__code__, id(x.__globals__), tuple(_content(p, depth + 1) for p in parts)
+        cells = inspect.getclosurevars(x).nonlocals
+        parts = (cells, x.__defaults__ or (), x.__kwdefaults__ or {})
+        return x.__code__, id(x.__globals__), tuple(_content(p, inside) for p in parts)
     if isinstance(x, tuple | list):
-        return type(x), tuple(_content(p, depth + 1) for p in x)
+        return type(x), tuple(_content(p, inside) for p in x)
     if isinstance(x, dict):
-        return tuple((k, _content(v, depth + 1)) for k, v in x.items())
-    if isinstance(x, np.ndarray | jax.Array) and not isinstance(x, jax.core.Tracer):
-        return pickle.dumps(np.asarray(x))
+        return tuple((k, _content(v, inside)) for k, v in x.items())
+    if isinstance(x, np.ndarray | jax.Array):
+        return x.dtype, x.shape, np.asarray(x).tobytes()
     if isinstance(x, str | bytes | bool | int | float | complex | type | None):
         return type(x), x
-    return id(x)
+    return _Same(x)
 
 
-def _filled(cell: Any) -> bool:
-    try:
-        cell.cell_contents
-    except ValueError:
-        return False
-    return True
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Same:
+    """Anything else is equal to itself alone."""
+
+    x: Any
+
+    def __hash__(self) -> int:
+        return id(self.x)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.x is other.x

@@ -225,9 +225,7 @@ class Program(Generative):
                     f"{nearest(address, known)} Its addresses: {', '.join(map(show, known))}."
                 )
         tree = jax.tree.structure(retval)
-        new = Program(
-            lambda: jax.tree.unflatten(tree, retarget(closed, consts, table)), (), {}
-        )
+        new = Program(lambda: jax.tree.unflatten(tree, retarget(closed, consts, table)), (), {})
         new.name = self.name
         return new
 
@@ -407,9 +405,7 @@ def as_key(key: Any) -> jax.Array:
     return jax.random.wrap_key_data(key)
 
 
-def with_estimators(
-    g: Generative, estimators: Mapping[str | Address, Estimator]
-) -> Generative:
+def with_estimators(g: Generative, estimators: Mapping[str | Address, Estimator]) -> Generative:
     """The same distribution with other gradient estimators at some addresses.
 
     Args:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.core
+from jaxlib import version as jaxlib_version
 from jax.extend import source_info_util
 from jax.extend.core import (
     ClosedJaxpr,
@@ -59,11 +61,9 @@ __all__ = [
 ]
 
 
-def warn_if_miscompiling() -> None:
+def warn_if_miscompiling(version: str) -> None:
     """Warn on jaxlib 0.10.2, which returns wrong sums on CPU (jax-ml/jax#39103)."""
-    import jaxlib
-
-    if jaxlib.__version__ == "0.10.2":
+    if version == "0.10.2":
         warnings.warn(
             "jaxlib 0.10.2 returns wrong sums on CPU above 32,768 elements "
             "(https://github.com/jax-ml/jax/issues/39103), so estimates and gradients may be "
@@ -72,6 +72,8 @@ def warn_if_miscompiling() -> None:
             stacklevel=3,
         )
 
+
+warn_if_miscompiling(jaxlib_version.__version__)
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 for _package in ("ppl", "transforms", "estimators"):
@@ -177,9 +179,7 @@ def define_primitive(
     return p
 
 
-def wrap_batcher(
-    p: Primitive, when: Callable[..., bool], batch: Callable[..., Any]
-) -> None:
+def wrap_batcher(p: Primitive, when: Callable[..., bool], batch: Callable[..., Any]) -> None:
     """Batch ``p`` by ``batch(axis_size, args, dims, **params)`` where ``when(dims, **params)``."""
     original = batching.fancy_primitive_batchers[p]
 

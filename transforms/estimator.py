@@ -138,9 +138,7 @@ class Baseline(abc.ABC):
         """Scalars to add up, from the log density of each element of the choice."""
 
     @abc.abstractmethod
-    def finish(
-        self, totals: dict[str, jax.Array], payoff: jax.Array, context: Any
-    ) -> jax.Array:
+    def finish(self, totals: dict[str, jax.Array], payoff: jax.Array, context: Any) -> jax.Array:
         """The term of value 0, from the sums and the (constant) payoff."""
 
 

@@ -241,10 +241,10 @@ def execute(
         return outs, (_add(total, lp), add), {path: value}
 
     zero = jnp.zeros(())
-    retval, (total, selected), made = interpret(
-        closed, args, rule, given=fixed, acc=(zero, zero)
+    retval, (total, selected), made = interpret(closed, args, rule, given=fixed, acc=(zero, zero))
+    return Execution(
+        nest((by_path[p].address, v) for p, v in made.items()), retval, total, selected
     )
-    return Execution(nest((by_path[p].address, v) for p, v in made.items()), retval, total, selected)
 
 
 def _add(acc: jax.Array, term: Any) -> jax.Array:

@@ -147,6 +147,7 @@ def choices(
         if isinstance(random, Call) and isinstance(random.program, Body):
             yield from inside(random.program.jaxpr, at, address=random.address)
         elif isinstance(random, Call) and densities:
+            assert isinstance(random.program, Densities)
             yield from inside(random.program.simulate, at, address=random.address)
         elif random is not None:
             yield Choice(at, random, random.address, tuple(v.aval for v in eqn.invars))
@@ -262,7 +263,8 @@ def interpret(
     env.update(zip(jaxpr.invars, args, strict=True))
 
     def read(v: Any) -> Any:
-        return jnp.asarray(v.val, v.aval.dtype) if isinstance(v, _jax.Literal) else env[v]
+        aval: Any = v.aval
+        return jnp.asarray(v.val, aval.dtype) if isinstance(v, _jax.Literal) else env[v]
 
     plan = _plan(jaxpr)
     takers = sum(not isinstance(s, _Run) for s in plan)
@@ -487,9 +489,7 @@ def _mask_densities(program: Densities) -> Densities:
 _FLAG = jax.ShapeDtypeStruct((), jnp.bool_)
 
 
-def _retrace(
-    f: Callable[..., Any], avals: Sequence[Any], extra: Any = _FLAG
-) -> _jax.ClosedJaxpr:
+def _retrace(f: Callable[..., Any], avals: Sequence[Any], extra: Any = _FLAG) -> _jax.ClosedJaxpr:
     args = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals]
     closed, consts, _ = _jax.trace(f, *args, *([] if extra is None else [extra]))
     assert not consts

@@ -58,14 +58,10 @@ def _replace(site: Site, operands: list[Any], estimator: Estimator) -> tuple[Sit
     start = end - site.n_estimator
     new = [*operands[:start], *map(jnp.asarray, leaves), *operands[end:]]
     axes = tuple(
-        dataclasses.replace(
-            a, mapped=(*a.mapped[:start], *[False] * len(leaves), *a.mapped[end:])
-        )
+        dataclasses.replace(a, mapped=(*a.mapped[:start], *[False] * len(leaves), *a.mapped[end:]))
         for a in site.axes
     )
-    site = dataclasses.replace(
-        site, estimator=Opaque(tree), n_estimator=len(leaves), axes=axes
-    )
+    site = dataclasses.replace(site, estimator=Opaque(tree), n_estimator=len(leaves), axes=axes)
     return site, new
 
 

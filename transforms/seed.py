@@ -9,7 +9,7 @@ import jax
 
 from . import _jax
 from .interpret import Path, Record, entering, interpret
-from .site import Call, Expect, Factor, Site, _factor_outside, element_keys, per_element
+from .site import Call, Densities, Expect, Factor, Site, _factor_outside, element_keys, per_element
 
 
 def draw(site: Site, operands: Sequence[Any], key: jax.Array) -> jax.Array:
@@ -39,6 +39,7 @@ def draw_rule(
     if isinstance(choice, Site):
         return [draw(choice, operands, key)], acc, {}
     if isinstance(choice, Call):
+        assert isinstance(choice.program, Densities)
         outs, acc, _ = interpret(choice.program.simulate, operands, draw_rule, key=key, acc=acc)
         return outs[: choice.program.n_retval], acc, {}
     if isinstance(choice, Expect):

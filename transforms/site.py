@@ -120,9 +120,7 @@ def element_keys(key: jax.Array, axes: Sequence[Axis]) -> jax.Array:
 
 def _advance(axis_size: int, args: Sequence[Any], dims: Sequence[Any]) -> tuple[Axis, list[Any]]:
     """The record of one more ``vmap``, and the operands with its axis in front."""
-    moved = [
-        a if d is None else jnp.moveaxis(a, d, 0) for a, d in zip(args, dims, strict=True)
-    ]
+    moved = [a if d is None else jnp.moveaxis(a, d, 0) for a, d in zip(args, dims, strict=True)]
     return Axis(axis_size, tuple(d is not None for d in dims)), moved
 
 
@@ -166,10 +164,8 @@ sample_p = _jax.define_primitive(
 
 def is_static(leaf: Any) -> bool:
     """Integers known while tracing stay numbers: they may decide a support or a shape."""
-    return (
-        isinstance(leaf, int | np.integer)
-        and not isinstance(leaf, bool)
-        or isinstance(leaf, np.ndarray | jax.Array)
+    return (isinstance(leaf, int | np.integer) and not isinstance(leaf, bool)) or (
+        isinstance(leaf, np.ndarray | jax.Array)
         and not isinstance(leaf, _jax.Tracer)
         and leaf.ndim == 0
         and jnp.issubdtype(leaf.dtype, jnp.integer)
@@ -392,7 +388,7 @@ def _keyless_expectation(expect: Expect) -> NoReturn:
     raise KeyRequiredError(
         f"the expectation {expect.name} at {expect.source} was called where no randomness is "
         f"available. Inside another @ppl.expectation, {expect.name}(...) is one unbiased draw of "
-        f"it; elsewhere use {expect.name}.value(key, ...) or {expect.name}.value_and_grad(key, ...)."
+        f"it; elsewhere use {expect.name}.value(key, ...) or value_and_grad(key, ...)."
     )
 
 

@@ -44,9 +44,18 @@ from .estimator import (
     LocalSite,
     magic_box,
 )
-from .interpret import Choice, Path, Record, abstract_distribution, abstractly, choices, entering, interpret
+from .interpret import (
+    Choice,
+    Path,
+    Record,
+    abstract_distribution,
+    abstractly,
+    choices,
+    entering,
+    interpret,
+)
 from .seed import draw, vectorised_draw
-from .site import Call, Expect, Factor, Site, _factor_outside, element_keys, per_element, sample_p
+from .site import Call, Densities, Expect, Factor, Site, _factor_outside, element_keys, per_element, sample_p
 
 SAMPLES = "ppl.samples"
 MAX_JOINT = 2**20
@@ -95,7 +104,7 @@ def assign(closed: _jax.ClosedJaxpr, choose: Choose, samples: int) -> list[Chose
         UnsupportedError: an estimator does not fit its distribution, or enumeration is too large.
     """
     program = [c for c in choices(closed, densities=True) if isinstance(c.random, Site)]
-    automatic = choose([c for c in program if c.random.estimator is None], samples)
+    automatic = choose([c for c in program if c.site.estimator is None], samples)
     out = []
     for c in program:
         d = abstract_distribution(c)
@@ -103,7 +112,7 @@ def assign(closed: _jax.ClosedJaxpr, choose: Choose, samples: int) -> list[Chose
             estimator, reason = automatic[c.path]
         else:
             shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in c.avals]
-            estimator, reason = c.random.rebuild_estimator(shapes), "chosen"
+            estimator, reason = c.site.rebuild_estimator(shapes), "chosen"
         problem = estimator.unsuitable(d)
         if problem is not None:
             raise UnsupportedError(
@@ -221,6 +230,7 @@ def _run(
         if isinstance(choice, Factor):
             return _factor_outside(choice)
         if isinstance(choice, Call):
+            assert isinstance(choice.program, Densities)
             outs, acc, made = interpret(
                 choice.program.simulate, operands, rule, key=key, given=given, acc=acc, path=path
             )
@@ -231,11 +241,13 @@ def _run(
             value, weight = _enumerated(chosen, estimator, operands, given.get(path))
             return [value], {**acc, "weight": acc["weight"] * weight}, {}
         if isinstance(estimator, Continued):
-            value = lax.stop_gradient(draw(choice, operands, key))
+            own, other_draws = jax.random.split(key)  # alternatives are independent of the draw
+            value = lax.stop_gradient(draw(choice, operands, own))
             if path in given:
                 replace, other = given[path]
                 value = jnp.where(replace, other, value)
-            return [value], acc, {path: (jnp.ones((), bool), operands, value, _key_data(key))}
+            made = (jnp.ones((), bool), operands, value, _key_data(other_draws))
+            return [value], acc, {path: made}
         assert isinstance(estimator, InPlace)
         value = vectorised_draw(choice, operands, key, estimator.draw)
         if estimator.score:
@@ -309,10 +321,12 @@ def _correction(run: Any, s: Chosen, made: Any, rest: Any) -> jax.Array:
     visited, operands, value, key = jax.tree.map(
         lambda a: a.reshape((n, *a.shape[len(lengths) :])), made
     )
-    parameters = jax.tree.map(
-        lambda a: jnp.where(visited.reshape((n, *[1] * (a.ndim - 1))), a, jnp.asarray(0.5, a.dtype)),
-        operands,
-    )
+
+    def harmless(a: jax.Array) -> jax.Array:  # in a branch not taken the operands are zeros
+        seen = visited.reshape((n, *[1] * (a.ndim - 1)))
+        return jnp.where(seen, a, jnp.asarray(0.5, a.dtype))
+
+    parameters = jax.tree.map(harmless, operands)
 
     def instance(i: jax.Array, parameters: list[Any], value: Any, key: Any) -> jax.Array:
         return _differentiated_only(

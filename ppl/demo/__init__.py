@@ -1,0 +1,1 @@
+"""What the library does, in two minutes: ``python -m ppl.demo``."""

@@ -1,0 +1,101 @@
+"""Is an estimate unbiased? A z-test of each of its numbers, in two stages.
+
+An estimate of exact value μ is drawn ``n`` times; z = (mean - μ) / standard error. It passes with
+|z| <= 3.3; otherwise it is drawn 8 n more times, with fresh keys, and passes with |z| <= 4.3.
+A right number fails both with probability 9.7e-4 * 1.7e-5 = 1.7e-8 (normal approximation): 2e-5
+for a suite of 1,000 numbers. The common bound for one stage at a level of 1e-3 for the suite is
+4.75 (Šidák); two stages leave that much room for tails heavier than normal. A bias of b standard
+deviations is found with probability .99 where n >= (3.3 + 2.33)² / b²: at n = 20,000 that is
+b = .04, where the gradient is one standard deviation 4 % of it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+FIRST, MORE, SECOND = 3.3, 8, 4.3
+CHUNK = 10_000
+ROUNDING = 1e-10
+"""Relative; less than this is no bias. Estimates without variance are held to it alone."""
+
+
+def z_scores(
+    estimate: Callable[[jax.Array], Any],
+    exact: Any,
+    n: int,
+    key: jax.Array,
+    error: Any = None,
+    chunk: int = CHUNK,
+) -> dict[str, float]:
+    """z of every number that ``estimate(key)`` returns, by its place in the pytree.
+
+    Args:
+        estimate: a pytree like ``exact``, from a key.
+        exact: the expected values.
+        n: number of draws, rounded up to whole chunks.
+        key: random key.
+        error: standard error of ``exact``, a pytree like it, where it is itself an estimate.
+    """
+    return _scores(_sums(estimate, exact, min(chunk, n)), exact, n, key, error, min(chunk, n))
+
+
+def check(
+    estimate: Callable[[jax.Array], Any],
+    exact: Any,
+    n: int = 20_000,
+    error: Any = None,
+    chunk: int = CHUNK,
+) -> None:
+    """Assert that the expected value of ``estimate(key)`` is ``exact``; see the module docstring."""
+    chunk = min(chunk, n)
+    sums = _sums(estimate, exact, chunk)
+    first, second = jax.random.split(jax.random.key(0))
+    if worst(_scores(sums, exact, n, first, error, chunk)) <= FIRST:
+        return
+    z = _scores(sums, exact, MORE * n, second, error, chunk)
+    assert worst(z) <= SECOND, f"biased: z = {z}"
+
+
+def worst(z: dict[str, float]) -> float:
+    """The largest |z|; infinite if one is not a number."""
+    return max(abs(v) if np.isfinite(v) else np.inf for v in z.values())
+
+
+def _sums(estimate: Callable[[jax.Array], Any], exact: Any, chunk: int) -> Callable[..., Any]:
+    @jax.jit
+    def sums(key: jax.Array) -> Any:
+        drawn = jax.vmap(estimate)(jax.random.split(key, chunk))
+        off = jax.tree.map(lambda a, e: a - jnp.asarray(e), drawn, exact)
+        return jax.tree.map(lambda a: (a.sum(0), (a**2).sum(0)), off)
+
+    return sums
+
+
+def _scores(
+    sums: Callable[..., Any], exact: Any, n: int, key: jax.Array, error: Any, chunk: int
+) -> dict[str, float]:
+    chunks = -(-n // chunk)
+    n = chunks * chunk
+    totals = [sums(jax.random.fold_in(key, i)) for i in range(chunks)]
+    total = functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), totals)
+    error = jax.tree.map(np.zeros_like, exact) if error is None else error
+
+    def z(exact: Any, error: Any, sums: Any) -> Any:
+        mean, square = (np.asarray(s) / n for s in sums)
+        se = np.sqrt(np.maximum(square - mean**2, 0.0) / n + np.asarray(error) ** 2)
+        excess = np.maximum(np.abs(mean) - ROUNDING * (1.0 + np.abs(exact)), 0.0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(excess == 0.0, 0.0, np.sign(mean) * excess / se)
+
+    scores = jax.tree.map(z, exact, error, total)
+    return {
+        jax.tree_util.keystr(path) + str(list(index)) * bool(index): float(v)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(scores)
+        for index, v in np.ndenumerate(leaf)
+    }
