@@ -16,6 +16,7 @@ from typing import Any, final
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jax.scipy.special import gammaln
 
 from transforms.estimator import Enumerated
 
@@ -77,4 +78,8 @@ def mass(d: Any, value: jax.Array) -> jax.Array:
         probs = jnp.broadcast_to(probs, (*d.batch_shape, probs.shape[-1]))
         index = jnp.broadcast_to(value, d.batch_shape)[..., None].astype(int)
         return jnp.take_along_axis(probs, index, axis=-1)[..., 0]
+    if isinstance(d, dist.BinomialProbs | dist.BinomialLogits):
+        n, q = jnp.asarray(d.total_count), jnp.asarray(d.probs)
+        ways = jnp.exp(gammaln(n + 1.0) - gammaln(value + 1.0) - gammaln(n - value + 1.0))
+        return ways * q**value * (1.0 - q) ** (n - value)
     return jnp.exp(d.log_prob(value))

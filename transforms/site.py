@@ -205,7 +205,10 @@ class FreshKey:
     """The distribution of a new random key."""
 
     def sample(self, key: jax.Array, sample_shape: tuple[int, ...] = ()) -> jax.Array:
-        return jax.random.split(key, sample_shape) if sample_shape else key
+        like = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
+        return jax.random.wrap_key_data(
+            jax.random.bits(key, (*sample_shape, *like.shape), like.dtype)
+        )
 
 
 # --- factor ------------------------------------------------------------------------------

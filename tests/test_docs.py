@@ -1,0 +1,42 @@
+"""The snippets of the README and the docs run, and the notebooks execute."""
+
+import pathlib
+import re
+
+import nbclient
+import nbformat
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+PAGES = ["README.md", *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "docs").glob("*.md")))]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def snippets(page):
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S)
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if snippets(p)])
+def test_snippets_run(page, tmp_path):
+    scope = {"__name__": "snippet"}
+    for i, code in enumerate(snippets(page)):
+        path = tmp_path / f"snippet{i}.py"
+        path.write_text(code)
+        exec(compile(code, str(path), "exec"), scope)
+
+
+def test_the_readme_opens_as_it_should():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert lines[0].startswith("# ")
+    assert sum(line.startswith("- ") for line in lines[:20]) <= 8
+    assert any(line.startswith("```python") for line in lines[:20])
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
+def test_notebooks_run(path):
+    notebook = nbformat.read(path, as_version=4)
+    assert any(cell.get("outputs") for cell in notebook.cells), "commit the notebook with outputs"
+    client = nbclient.NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": ROOT}}
+    )
+    client.execute()
