@@ -3,7 +3,7 @@ r"""Draws whose derivative is implicit: the cdf at the draw stays what it is.
     F(x; θ) = u fixed:   dx/dθ = -(dF/dθ) / (dF/dx)
 
 The draw may come from any sampler. :func:`implicit` is that identity; below it are the laws that
-need it: Gamma (and what is made of it), von Mises, and mixtures. Sources: Figurnov, Mohamed &
+need it: Gamma (and Beta, Dirichlet, StudentT), von Mises, and mixtures. Sources: Figurnov, Mohamed &
 Mnih 2018; Jankowiak & Obermeyer 2018.
 
 A second derivative differentiates the identity along x(θ). It is right wherever JAX knows the
@@ -49,7 +49,7 @@ def _(cdf: Any, primals: Any, tangents: Any) -> Any:
 
 def loggamma(key: jax.Array, a: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """The logarithm of a draw of Gamma(a, 1), in range where the draw itself underflows."""
-    y = lax.stop_gradient(jax.random.loggamma(key, a, shape))
+    y = jax.random.loggamma(key, lax.stop_gradient(a), shape)
     return _loggamma(jnp.broadcast_to(jnp.asarray(a, y.dtype), y.shape), y)
 
 
@@ -76,8 +76,8 @@ def _slope(a: jax.Array, y: jax.Array) -> jax.Array:
 @_slope.defjvp
 def _(primals: Any, tangents: Any) -> Any:
     raise NotImplementedError(
-        "the second derivative of a pathwise draw in the shape of a Gamma (or Beta, Dirichlet, "
-        "InverseGamma, Chi2) is not known. Choose ppl.reinforce() at this site, whose derivatives "
+        "the second derivative of a pathwise draw in the shape of a Gamma (of Beta, Dirichlet "
+        "and StudentT too) is not known. Choose ppl.reinforce() at this site, whose derivatives "
         "are right at every order."
     )
 
@@ -101,6 +101,14 @@ def dirichlet(d: Any, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return _inside(jax.nn.softmax(y))
 
 
+def student_t(d: Any, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Normal / sqrt(Gamma(df / 2) / (df / 2)), finite also where the Gamma underflows."""
+    keys = jax.random.split(key)
+    y = loggamma(keys[0], d.df / 2, (*shape, *d.batch_shape))
+    normal = jax.random.normal(keys[1], y.shape, y.dtype)
+    return d.loc + d.scale * normal * jnp.exp((jnp.log(d.df / 2) - y) / 2)
+
+
 def _inside(x: jax.Array) -> jax.Array:
     # as numpyro does: the log density is infinite on the boundary
     return jnp.clip(x, jnp.finfo(x.dtype).tiny, 1 - jnp.finfo(x.dtype).eps)
@@ -113,7 +121,8 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(48)
 
 def von_mises(d: Any, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """A point of the circle: loc turns it, and the concentration moves it along the arc."""
-    t = lax.stop_gradient(_wrap(d.sample(key, shape) - d.loc))
+    fixed = lax.stop_gradient(d)
+    t = _wrap(fixed.sample(key, shape) - fixed.loc)
     concentration = jnp.broadcast_to(jnp.asarray(d.concentration, t.dtype), t.shape)
     return _wrap(implicit(_arc, concentration, t) + d.loc)
 
@@ -136,7 +145,7 @@ def _arc(concentration: jax.Array, t: jax.Array) -> jax.Array:
 
 def mixture(d: Any, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     leaves, tree = jax.tree.flatten(d)
-    x = lax.stop_gradient(d.sample(key, shape))
+    x = lax.stop_gradient(d).sample(key, shape)
     return implicit(lambda leaves, x: cdf(jax.tree.unflatten(tree, leaves), x), leaves, x)
 
 

@@ -53,9 +53,11 @@ class MVD(Continued):
 
     def unsuitable(self, d: Any) -> str | None:
         d = _row(d)
-        if terms.dispatch(type(d)) is terms.dispatch(object):
-            what = "it" if isinstance(d, dist.Distribution) else f"{type(d).__name__}"
-            return f"{what} has no known measure-valued derivative. Use {_instead(d)}."
+        missing = terms.dispatch(type(d)) is terms.dispatch(object)
+        if missing or isinstance(d, dist.TransformedDistribution):
+            return (
+                f"no measure-valued derivative of {type(d).__name__} is known. Use {_instead(d)}."
+            )
         count = getattr(d, "total_count", None) if isinstance(d, _BINOMIAL) else None
         if count is not None and jnp.issubdtype(jnp.result_type(count), jnp.floating):
             return (
@@ -130,7 +132,8 @@ def _pair(theta: Any, c: Any, plus: Any, minus: Any = None) -> list[Term]:
 @terms.register(dist.BernoulliProbs)
 @terms.register(dist.BernoulliLogits)
 def _(d: Any, key: jax.Array, x: jax.Array) -> list[Term]:
-    own, other = jnp.where(x == 1, d.probs, 1.0 - d.probs), jnp.where(x == 1, 1.0 - d.probs, d.probs)
+    own = jnp.where(x == 1, d.probs, 1.0 - d.probs)
+    other = jnp.where(x == 1, 1.0 - d.probs, d.probs)
     return [Term(own, None), Term(other, 1 - x)]
 
 
@@ -148,9 +151,7 @@ def _(d: Any, key: jax.Array, x: jax.Array) -> list[Term]:
 def _(d: Any, key: jax.Array, x: jax.Array) -> list[Term]:
     n = d.total_count
     one = jax.random.uniform(key, x.shape) * n < x  # the outcome of the trial that changes
-    return _pair(
-        d.probs, jnp.where(one, -n, n), jnp.where(one, x - 1, jnp.minimum(x + 1, n))
-    )
+    return _pair(d.probs, jnp.where(one, -n, n), jnp.where(one, x - 1, jnp.minimum(x + 1, n)))
 
 
 @terms.register(dist.Poisson)
@@ -284,12 +285,12 @@ _WRAPPERS = dist.ExpandedDistribution | dist.Independent | dist.MaskedDistributi
 
 
 def _row(d: Any) -> Any:
-    """What is left of ``d`` without its wrappers: the type that a row of the table is for."""
+    """What a row of the table must be for: ``d`` without what keeps elements apart."""
     while isinstance(d, _WRAPPERS) or (
         isinstance(d, dist.TransformedDistribution) and _elementwise(d)
     ):
         d = d.base_dist
-    return d if not isinstance(d, dist.TransformedDistribution) else None
+    return d
 
 
 def _elementwise(d: Any) -> bool:

@@ -120,6 +120,7 @@ RULES: dict[Any, Rule] = {
     dist.Gamma.sample: Rule(implicit.gamma),  # Chi2 too
     dist.Beta.sample: Rule(implicit.beta),  # BetaProportion too
     dist.Dirichlet.sample: Rule(implicit.dirichlet),
+    dist.StudentT.sample: Rule(implicit.student_t),
     dist.VonMises.sample: Rule(implicit.von_mises),
     dist.MixtureSameFamily.sample: Rule(implicit.mixture, implicit.mixture_unsuitable),
 }

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, final
 
@@ -142,10 +143,21 @@ class Baseline(abc.ABC):
         """The term of value 0, from the sums and the (constant) payoff."""
 
 
+def constant(value: float, *like: Any) -> jax.Array:
+    """A scalar constant that is mapped by every ``vmap`` that maps one of ``like``.
+
+    ``vmap`` of a ``custom_jvp`` function goes wrong in a ``scan`` where its value is not mapped
+    and its derivative is. XLA folds the comparison away.
+    """
+    first = [jnp.ravel(a)[0] for a in jax.tree.leaves(like) if jnp.size(a)]
+    mapped = functools.reduce(jnp.logical_and, [a == a for a in first])
+    return jnp.where(mapped, value, value)
+
+
 @jax.custom_jvp
 def magic_box(log_prob: jax.Array) -> jax.Array:
     """1, with the derivative of exp(log_prob) at every order (DiCE, Foerster et al. 2018)."""
-    return jnp.ones_like(log_prob)
+    return jnp.where(log_prob > 0, jnp.ones_like(log_prob), jnp.ones_like(log_prob))
 
 
 @magic_box.defjvp

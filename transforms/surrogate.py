@@ -42,6 +42,7 @@ from .estimator import (
     Estimator,
     InPlace,
     LocalSite,
+    constant,
     magic_box,
 )
 from .interpret import (
@@ -367,14 +368,15 @@ def _sampling_term(run: Any, s: Chosen, parameters: list[Any], rest: Any) -> jax
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _differentiated_only(f: Any, x: Any, rest: Any) -> jax.Array:
     """0, with the derivative of ``f(x, rest)`` in ``x``; not evaluated for the value."""
-    return jnp.zeros(())
+    return constant(0.0, x, rest)
 
 
 @_differentiated_only.defjvp
 def _(f: Any, primals: Any, tangents: Any) -> Any:
     x, rest = primals
     _, tangent = jax.jvp(lambda x: f(x, rest), (x,), (tangents[0],))
-    return jnp.zeros(()), tangent.astype(jnp.zeros(()).dtype)
+    zero = constant(0.0, x, rest)
+    return zero, tangent.astype(zero.dtype)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -177,7 +177,7 @@ def fit(case: Case, steps: int, draws: int) -> Result:
 
 
 def fit_all(
-    cases: Iterable[Case], say: Callable[[str], Any], *, steps: int = 1500, draws: int = 200_000
+    cases: Iterable[Case], say: Callable[[str], Any], *, steps: int = 1200, draws: int = 200_000
 ) -> list[Result]:
     """Fit the cases, and say a row of a table as each is done."""
     row = "{:<20} {:>9} {:>10} {:>10} {:>9} {:>8}".format
@@ -197,33 +197,37 @@ def fit_all(
 
 
 def draw(results: Iterable[Result], file: Path, points: int = 1500) -> None:
-    """A panel per result: draws of the implied posterior over the true one."""
+    """A panel per result: draws of the implied posterior over the true one, and a close-up."""
     results = list(results)
-    grid = jnp.linspace(-3.0, 3.0, 301)
+    grid = jnp.linspace(-3.0, 3.0, 601)
+    keys = jax.random.split(jax.random.key(2), points)
 
     def density(x: jax.Array, y: jax.Array) -> jax.Array:
         return jnp.exp(model().log_density({"x": x, "y": y} | DATA) - LOG_EVIDENCE)
 
     truth = jax.vmap(jax.vmap(density, (0, None)), (None, 0))(grid, grid)
+    levels = jnp.linspace(0.1, 1.0, 7) * truth.max()
     columns = min(3, len(results))
     rows = -(-len(results) // columns)
-    figure = Figure(figsize=(3.6 * columns, 3.9 * rows), layout="constrained")
+    figure = Figure(figsize=(3.6 * columns, 3.8 * rows + 0.5), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat
-    for panel, r in zip(panels, results, strict=False):
-        posterior = r.case.posterior(r.params)
-        keys = jax.random.split(jax.random.key(2), points)
-        xy = jax.vmap(lambda key, q=posterior: q.simulate(key).choices)(keys)
-        panel.contourf(grid, grid, truth, levels=np.linspace(0.05, 1.0, 6) * float(truth.max()),
-                       cmap="Greys", alpha=0.8, extend="max")  # fmt: skip
-        panel.scatter(xy["x"], xy["y"], s=3, color="tab:red", alpha=0.35, linewidths=0)
-        panel.set(title=f"{r.case.label}: {r.value:.3f}", aspect="equal")
-        panel.set(xlim=(-3, 3), ylim=(-3, 3), xticks=(-2, 0, 2), yticks=(-2, 0, 2))
+    for panel, result in zip(panels, results, strict=False):
+        posterior = result.case.posterior(result.params)
+        xy = jax.jit(jax.vmap(lambda key, q=posterior: q.simulate(key).choices))(keys)
+        closeup = panel.inset_axes((0.3, 0.27, 0.4, 0.4))
+        for axes in (panel, closeup):
+            axes.contourf(grid, grid, truth, levels, cmap="Greys", extend="max")
+            axes.scatter(xy["x"], xy["y"], s=4, color="tab:red", alpha=0.4, linewidths=0)
+            axes.set_aspect("equal")
+        panel.set(xlim=(-2.9, 2.9), ylim=(-2.9, 2.9), xticks=(-2, 0, 2), yticks=(-2, 0, 2))
+        closeup.set(xlim=(-0.5, 0.5), ylim=(1.75, 2.75), xticks=(), yticks=())
+        panel.indicate_inset_zoom(closeup, edgecolor="black")
+        panel.set_title(f"{result.case.label}: {result.value:.3f}")
+        panel.set(xlabel="x", ylabel="y")
         panel.label_outer()
-    figure.supxlabel("x")
-    figure.supylabel("y")
     figure.suptitle(
-        f"Posterior of the cone (grey) and what each bound on log p(z = 5) = {LOG_EVIDENCE:.3f} "
-        "finds (red)"
+        "Posterior of the cone (grey), what each bound finds (red), and the bound on "
+        f"log p(z = 5) = {LOG_EVIDENCE:.3f}"
     )
     figure.savefig(file, dpi=130)
 
