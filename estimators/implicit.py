@@ -3,7 +3,7 @@ r"""Draws whose derivative is implicit: the cdf at the draw stays what it is.
     F(x; θ) = u fixed:   dx/dθ = -(dF/dθ) / (dF/dx)
 
 The draw may come from any sampler. :func:`implicit` is that identity; below it are the laws that
-need it: Gamma (and Beta, Dirichlet, StudentT), von Mises, and mixtures. Sources: Figurnov, Mohamed &
+need it: Gamma (and Beta, Dirichlet, StudentT), von Mises, mixtures. Sources: Figurnov, Mohamed &
 Mnih 2018; Jankowiak & Obermeyer 2018.
 
 A second derivative differentiates the identity along x(θ). It is right wherever JAX knows the
@@ -85,7 +85,14 @@ def _(primals: Any, tangents: Any) -> Any:
 def gamma(d: Any, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     y = loggamma(key, d.concentration, (*shape, *d.batch_shape)) - jnp.log(d.rate)
     # not below the support, where the log density is infinite
-    return jnp.exp(jnp.maximum(y, np.log(jnp.finfo(y.dtype).tiny)))
+    return jnp.maximum(jnp.exp(y), jnp.finfo(y.dtype).tiny)
+
+
+def inverse_gamma(d: Any, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    base = d.base_dist
+    y = jnp.log(base.rate) - loggamma(key, base.concentration, (*shape, *d.batch_shape))
+    # small enough that the derivative, x dy, is in range as well
+    return jnp.exp(jnp.minimum(y, np.log(jnp.finfo(y.dtype).max) - 20))
 
 
 def beta(d: Any, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -157,6 +164,8 @@ def mixture_unsuitable(d: Any) -> str | None:
         'Sample the index of the component as a site of its own, ppl.sample("k", ..., ppl.enum())'
     )
     advice += ", and then the component."
+    if any(p.support.is_discrete for p in parts):
+        return f"its components ({names}) are discrete. {advice}"
     if d.event_shape:
         return f"its components ({names}) are not one-dimensional. {advice}"
     # All of these contain (0, 1), so that there is no gap between components, over which a

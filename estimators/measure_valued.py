@@ -252,12 +252,12 @@ def _(d: Any, key: jax.Array, x: jax.Array) -> list[Term]:
 @terms.register(dist.Weibull)
 def _(d: Any, key: jax.Array, x: jax.Array) -> list[Term]:
     one, two = jax.random.split(key)
-    k, l = d.concentration, d.scale
-    y = k * jnp.log(x / l)  # of density exp(y - exp(y)) and scale 1 / k
+    k, scale = d.concentration, d.scale
+    y = k * jnp.log(x / scale)  # of density exp(y - exp(y)) and scale 1 / k
     w = _beyond(y, _exponential(two, x))
     return [
-        *_pair(l, k / l, l * (jnp.exp(y) + _exponential(one, x)) ** (1.0 / k)),
-        *_pair(1.0 / k, k, l * jnp.exp(w / k)),
+        *_pair(scale, k / scale, scale * (jnp.exp(y) + _exponential(one, x)) ** (1.0 / k)),
+        *_pair(1.0 / k, k, scale * jnp.exp(w / k)),
     ]
 
 

@@ -57,7 +57,7 @@ class Rule:
 
 
 def rule(d: Any) -> Rule:
-    return RULES.get(type(d).sample, NATIVE)
+    return RULES.get(type(d)) or RULES.get(type(d).sample, NATIVE)
 
 
 def draw(d: Any, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -107,7 +107,8 @@ def _native(d: Any, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 NATIVE = Rule(_native, _undeclared)
 
-# By the method that is replaced: a subclass that draws in its own way is not taken for its parent.
+# By class or by the method that is replaced, so that a subclass that draws in a way of its own is
+# not taken for its parent.
 RULES: dict[Any, Rule] = {
     dist.Independent.sample: Rule(_draw_base, _of_base),
     dist.MaskedDistribution.sample: Rule(_draw_base, _of_base),
@@ -118,6 +119,7 @@ RULES: dict[Any, Rule] = {
     dist.WishartCholesky.sample: Rule(_native),
     dist.InverseWishartCholesky.sample: Rule(_native),
     dist.Gamma.sample: Rule(implicit.gamma),  # Chi2 too
+    dist.InverseGamma: Rule(implicit.inverse_gamma),
     dist.Beta.sample: Rule(implicit.beta),  # BetaProportion too
     dist.Dirichlet.sample: Rule(implicit.dirichlet),
     dist.StudentT.sample: Rule(implicit.student_t),

@@ -256,6 +256,13 @@ class _Retargeted(Generative):
         return Execution(*jax.tree.unflatten(jax.tree.structure(out), outs))
 
 
+class NotCalledError(UnsupportedError, AttributeError):
+    """A generative function stands where what it returns is needed."""
+
+
+_OF_A_PROGRAM = ("simulate", "log_density", "generate", "choices_like", "execute", "name", "bind")
+
+
 @final
 class GenerativeFunction:
     """A function with random choices; calling it gives a :class:`Generative`."""
@@ -266,6 +273,14 @@ class GenerativeFunction:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Program:
         return Program(self._f, args, kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _OF_A_PROGRAM:
+            raise NotCalledError(
+                f"the generative function {self.__name__} is used at {_jax.user_line()} without "
+                f"being called. Call it with its arguments: {self.__name__}(...)."
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __get__(self, instance: Any, owner: type | None = None) -> GenerativeFunction:
         return self if instance is None else GenerativeFunction(self._f.__get__(instance, owner))
@@ -313,12 +328,8 @@ def sample(
                 '{"x": ppl.reinforce()}).'
             )
         return d.bind(address)
-    if estimator is not None and not isinstance(estimator, Estimator):
-        raise UnsupportedError(
-            f"the estimator of {address!r} at {_jax.user_line()} is "
-            f"{getattr(estimator, '__name__', estimator)!r}. Type an estimator object, like "
-            "ppl.reinforce() with its parentheses."
-        )
+    if estimator is not None:
+        _check_estimator((address,), estimator)
     _check_distribution(address, d)
     return _sample((address,), d, estimator)
 
@@ -328,6 +339,15 @@ def _check_address(address: Any) -> None:
         raise AddressError(
             f"the address at {_jax.user_line()} is {address!r}: the first argument of a choice is "
             'a string, ppl.sample("x", d). Nested addresses come from nesting programs.'
+        )
+
+
+def _check_estimator(address: Address, estimator: Any) -> None:
+    if not isinstance(estimator, Estimator):
+        raise UnsupportedError(
+            f"the estimator of {show(address)} at {_jax.user_line()} is "
+            f"{getattr(estimator, '__name__', estimator)!r}. Type an estimator object, like "
+            "ppl.reinforce() with its parentheses."
         )
 
 
@@ -416,6 +436,8 @@ def with_estimators(g: Generative, estimators: Mapping[str | Address, Estimator]
         AddressError: an address is not one of the program's.
     """
     table = {(a,) if isinstance(a, str) else tuple(a): e for a, e in estimators.items()}
+    for address, estimator in table.items():
+        _check_estimator(address, estimator)
     if isinstance(g, Program):
         return g.retargeted(table)
     return _Retargeted(g, table)

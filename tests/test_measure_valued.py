@@ -8,7 +8,6 @@ with probability .99, 7.08 standard errors.
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -28,7 +27,6 @@ from transforms.errors import UnsupportedError
 
 BATCHES = 256
 Z, POWER = 4.75, 7.08
-FAST = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +43,9 @@ def estimates(obj: Any, *args: Any, samples: int, argnums: Any = 0) -> tuple[Any
     def one(key: jax.Array) -> Any:
         return obj.value_and_grad(key, *args, samples=samples // BATCHES, argnums=argnums)
 
-    return FAST(jax.vmap(one))(jax.random.split(jax.random.key(7), BATCHES))
+    # most of the time of these tests is XLA's
+    run = jax.jit(jax.vmap(one), compiler_options={"xla_backend_optimization_level": 1})
+    return run(jax.random.split(jax.random.key(7), BATCHES))
 
 
 def close(found: Any, exact: Any, bias: float | None = None) -> None:
@@ -201,12 +201,17 @@ def test_row(name: str) -> None:
         return payoff(ppl.sample("x", make(theta), mvd()), c, a)
 
     theta = jnp.asarray(theta)
-    smooth_and_jump = jnp.array([1.0, 0.0])
-    each = lambda a: estimates(obj, theta, a, samples=200_000)
-    values, grads = FAST(jax.vmap(each, out_axes=1))(smooth_and_jump)
-    for i, a in enumerate(smooth_and_jump):
+    cases = jnp.array([1.0, 0.0])
+
+    @ppl.expectation
+    def both(theta: Any) -> Any:
+        return jax.vmap(lambda t, a: obj(t, a))(theta, cases).sum()
+
+    copies = jnp.stack([theta, theta])
+    values, grads = estimates(both, copies, samples=250_000)
+    close(values, sum(expected(law(theta), c, float(a)) for a in cases))
+    for i, a in enumerate(cases):
         exact = lambda t, a=float(a): expected(law(t), c, a)
-        close(values[:, i], exact(theta))
         close(grads[:, i], derivative(exact, theta), 0.05)
 
 
@@ -311,7 +316,7 @@ def test_flip_affine() -> None:
     def obj(t: Any) -> Any:
         return jnp.where(ppl.sample("b", dist.Bernoulli(t), mvd()) == 1, 0.0, -t / 2)
 
-    check(obj, 0.4, value=-0.12, grad=-0.1)
+    check(obj, 0.4, value=-0.12, grad=-0.1, samples=150_000)
 
 
 @pytest.mark.parametrize("t", [0.0, 1.0, 0.3])
@@ -382,7 +387,7 @@ def test_count(name: str) -> None:
         k = ppl.sample("k", make(theta), mvd())
         return elbo(k, theta) if f is None else f(k)
 
-    check(obj, theta, value=value, grad=grad)
+    check(obj, theta, value=value, grad=grad, samples=80_000)
 
 
 @pytest.mark.parametrize("y_by", [ppl.reinforce(), ppl.reparam(), mvd()])
@@ -393,10 +398,8 @@ def test_normal_chain(y_by: Any) -> None:
         y = ppl.sample("y", dist.Normal(t * x, s), y_by)
         return x * y**2
 
-    grad = (6.6868, 5.8632, 0.7)
-    check(
-        obj, 0.7, 1.2, 0.5, value=3.69292, grad=grad, argnums=(0, 1, 2), samples=100_000, bias=0.5
-    )
+    args, grad = (0.7, 1.2, 0.5), (6.6868, 5.8632, 0.7)
+    check(obj, *args, value=3.69292, grad=grad, argnums=(0, 1, 2), samples=600_000, bias=0.5)
 
 
 def test_random_walk_10() -> None:
@@ -434,7 +437,7 @@ def test_later_choices_are_drawn_anew(later: Any) -> None:
         return total
 
     t = jnp.array([0.3, 0.8, 0.6])
-    check(obj, t, value=exact(t), grad=derivative(exact, t), samples=150_000)
+    check(obj, t, value=exact(t), grad=derivative(exact, t), samples=500_000)
 
 
 def test_scan_of_three() -> None:
@@ -504,13 +507,13 @@ def test_two_sites_and_an_enumerated_one() -> None:
         k = ppl.sample("k", dist.Poisson(t[0]), mvd())
         b = ppl.sample("b", dist.Bernoulli(t[1]), ppl.enum())
         x = ppl.sample("x", dist.Exponential(jnp.where(b == 1, t[2], 1.0)), mvd())
-        return (k + 1) * (x > 0.7)
+        return (k + 1.0) * (x > 0.7)
 
     def exact(t: np.ndarray) -> float:
         return (t[0] + 1) * (t[1] * np.exp(-0.7 * t[2]) + (1 - t[1]) * np.exp(-0.7))
 
     t = jnp.array([1.7, 0.4, 0.5])
-    check(obj, t, value=exact(t), grad=derivative(exact, t), samples=100_000)
+    check(obj, t, value=exact(t), grad=derivative(exact, t), samples=150_000)
 
 
 def test_uniform_endpoint() -> None:
@@ -615,7 +618,7 @@ def test_the_value_alone_runs_the_program_once() -> None:
     def flops(estimator: Any, of: str) -> float:
         @ppl.expectation
         def obj(t: Any) -> Any:
-            x = ppl.sample("x", dist.Normal(t, jnp.ones(4)), estimator)
+            x = ppl.sample("x", dist.Normal(t, jnp.exp(t)), estimator)
             return jnp.sum(jnp.tanh(w @ jnp.sin(w @ (w * jnp.sum(x)))))
 
         run = jax.jit(lambda t: getattr(obj, of)(jax.random.key(0), t))
@@ -623,7 +626,7 @@ def test_the_value_alone_runs_the_program_once() -> None:
 
     once = flops(ppl.reinforce(), "value")
     assert flops(mvd(), "value") < 1.001 * once
-    assert 12 * once < flops(mvd(), "grad") < 15 * once
+    assert 12.9 * once < flops(mvd(), "grad") < 13.5 * once
 
 
 def unsuitable(d: Any) -> str | None:

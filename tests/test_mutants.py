@@ -241,7 +241,7 @@ MUTANTS = {
     "moving average updated first": Mutant(
         flip, Score(control=Moving(False)), Score(control=Moving(True)), *FLIP
     ),
-    "measure-valued constant 10 % off": Mutant(quadratic, NormalMean(), NormalMean(1.1), *QUADRATIC),
+    "measure-valued constant": Mutant(quadratic, NormalMean(), NormalMean(1.1), *QUADRATIC),
     "measure-valued weight": Mutant(poisson, PoissonRate(), PoissonRate(True), *POISSON),
     "mean of the weights": Mutant(product, Weights(), Weights("mean"), *PRODUCT),
     "weight of one element": Mutant(product, Weights(), Weights("first"), *PRODUCT),

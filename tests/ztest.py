@@ -5,8 +5,8 @@ An estimate of exact value μ is drawn ``n`` times; z = (mean - μ) / standard e
 A right number fails both with probability 9.7e-4 * 1.7e-5 = 1.7e-8 (normal approximation): 2e-5
 for a suite of 1,000 numbers. The common bound for one stage at a level of 1e-3 for the suite is
 4.75 (Šidák); two stages leave that much room for tails heavier than normal. A bias of b standard
-deviations is found with probability .99 where n >= (3.3 + 2.33)² / b²: at n = 20,000 that is
-b = .04, where the gradient is one standard deviation 4 % of it.
+deviations is found with probability .99 where n >= (3.3 + 2.33)² / b²: at n = 20,000 a bias of
+4 % of the standard deviation of an estimate.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def check(
     error: float = 0.0,
     chunk: int = CHUNK,
 ) -> None:
-    """Assert that the expected value of ``estimate(key)`` is ``exact``; see the module docstring."""
+    """Assert that ``exact`` is the expected value of ``estimate(key)``: see above."""
     chunk = min(chunk, n)
     sums = _sums(estimate, exact, chunk)
     first, second = jax.random.split(jax.random.key(0))

@@ -134,9 +134,12 @@ def evaluate(closed: ClosedJaxpr, *args: Any) -> list[Any]:
 
 
 def sub_jaxprs(eqn: JaxprEqn) -> Iterator[ClosedJaxpr]:
-    """The jaxprs among the parameters of an equation."""
+    """The jaxprs among the parameters of an equation; constants are leading inputs."""
     for sub in jaxprs_in_params(eqn.params):
-        yield sub if isinstance(sub, ClosedJaxpr) else ClosedJaxpr(sub, [])
+        if isinstance(sub, ClosedJaxpr):
+            yield sub
+        else:  # its constants are known to the equation only
+            yield open_jaxpr(sub, [*sub.constvars, *sub.invars], sub.outvars, sub.eqns)
 
 
 def scan_layout(eqn: JaxprEqn) -> tuple[int, int]:

@@ -108,7 +108,7 @@ class LocalSite:
         """
 
         def one(operands: list[Any], *mapped: Any) -> Any:
-            return f(self.site.rebuild(operands), *mapped)
+            return f(self.site.rebuild(self.site.live(operands)), *mapped)
 
         return per_element(self.site.axes, one, len(mapped))(self.operands, *mapped)
 

@@ -271,11 +271,12 @@ def refuse_nested_density(closed: _jax.ClosedJaxpr, name: str) -> None:
     """Inside ``@ppl.gen`` a density would be lost: say so (found by its mark)."""
     for eqn in closed.jaxpr.eqns:
         if eqn.primitive.name == "name" and eqn.params.get("name") == LOG_DENSITY:
+            line = _jax.line_of(eqn)  # none for a run with a key of its own
             raise UnsupportedError(
-                f"the density of a generative function is taken inside {name} at "
-                f"{_jax.line_of(eqn)}, where it adds nothing to the program's own density. Inside "
-                '@ppl.gen use ppl.sample("name", g(...)), or ppl.factor("name", log_weight) for '
-                "a weight."
+                f"the density of a generative function is taken inside {name}"
+                f"{f' at {line}' if line else ''}, where it adds nothing to the program's own "
+                'density. Inside @ppl.gen use ppl.sample("name", g(...)), or '
+                'ppl.factor("name", log_weight) for a weight.'
             )
         for sub in _jax.sub_jaxprs(eqn):
             refuse_nested_density(sub, name)

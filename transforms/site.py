@@ -97,6 +97,13 @@ class Site:
             self.estimator.value, list(operands[end - self.n_estimator : end])
         )
 
+    def live(self, operands: Sequence[Any]) -> list[Any]:
+        """The operands, with harmless ones for a branch not taken: those need not be finite."""
+        if not self.masked:
+            return list(operands)
+        *rest, mask = operands
+        return [*(jnp.where(mask, v, jnp.asarray(0.5, v.dtype)) for v in rest), mask]
+
     def mask(self, operands: Sequence[Any]) -> Any:
         """The mask operand, without its ``vmap`` axes; True where the site has none."""
         return operands[-1] if self.masked else True

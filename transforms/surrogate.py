@@ -243,14 +243,15 @@ def _run(
             return [value], {**acc, "weight": acc["weight"] * weight}, {}
         if isinstance(estimator, Continued):
             own, other_draws = jax.random.split(key)  # alternatives are independent of the draw
-            value = lax.stop_gradient(draw(choice, operands, own))
+            value = lax.stop_gradient(draw(choice, lax.stop_gradient(operands), own))
             if path in given:
                 replace, other = given[path]
                 value = jnp.where(replace, other, value)
             made = (jnp.ones((), bool), operands, value, _key_data(other_draws))
             return [value], acc, {path: made}
         assert isinstance(estimator, InPlace)
-        value = vectorised_draw(choice, operands, key, estimator.draw)
+        parameters = lax.stop_gradient(operands) if estimator.score else operands
+        value = vectorised_draw(choice, parameters, key, estimator.draw)
         if estimator.score:
             value = lax.stop_gradient(value)
             acc = _add_score(acc, choice, estimator, operands, value)
@@ -265,7 +266,7 @@ def _add_score(
     chosen_outside = site.estimator is not None
 
     def one(operands: list[Any], value: Any) -> dict[str, Any]:
-        log_prob = site.rebuild(operands).log_prob(value)
+        log_prob = site.rebuild(site.live(operands)).log_prob(value)
         if site.masked:
             log_prob = jnp.where(site.mask(operands), log_prob, 0.0)
         own = site.rebuild_estimator(operands) if chosen_outside else estimator
@@ -331,7 +332,7 @@ def _correction(run: Any, s: Chosen, made: Any, rest: Any) -> jax.Array:
 
     def instance(i: jax.Array, parameters: list[Any], value: Any, key: Any) -> jax.Array:
         return _differentiated_only(
-            functools.partial(_sampling_term, run, s), parameters, (i, value, key, *rest)
+            functools.partial(_sampling_term, run, s), s, parameters, (i, value, key, *rest)
         )
 
     xs = (jnp.arange(n), parameters, lax.stop_gradient(value), key)
@@ -353,7 +354,7 @@ def _sampling_term(run: Any, s: Chosen, parameters: list[Any], rest: Any) -> jax
         replace = (jnp.arange(math.prod(lengths)) == i).reshape(lengths)
         other = jnp.broadcast_to(x, (*lengths, *x.shape))
         outs, acc, _ = run(args, program_key, {**given, path: (replace, other)})
-        return _first_order(s, _times(acc["weight"], outs[0]))
+        return _times(acc["weight"], outs[0])
 
     def k(x: jax.Array) -> jax.Array:
         x = jnp.asarray(x).astype(value.dtype)
@@ -365,15 +366,15 @@ def _sampling_term(run: Any, s: Chosen, parameters: list[Any], rest: Any) -> jax
     return estimator.surrogate(local, _key_of(key, program_key), k)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _differentiated_only(f: Any, x: Any, rest: Any) -> jax.Array:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _differentiated_only(f: Any, s: Chosen, x: Any, rest: Any) -> jax.Array:
     """0, with the derivative of ``f(x, rest)`` in ``x``; not evaluated for the value."""
     return constant(0.0, x, rest)
 
 
 @_differentiated_only.defjvp
-def _(f: Any, primals: Any, tangents: Any) -> Any:
-    x, rest = primals
+def _(f: Any, s: Chosen, primals: Any, tangents: Any) -> Any:
+    x, rest = _first_order(s, primals)
     _, tangent = jax.jvp(lambda x: f(x, rest), (x,), (tangents[0],))
     zero = constant(0.0, x, rest)
     return zero, tangent.astype(zero.dtype)
@@ -391,12 +392,12 @@ def _(f: Any, primals: Any, tangents: Any) -> Any:
     return out, jnp.zeros_like(out)
 
 
-def _first_order(s: Chosen, value: jax.Array) -> jax.Array:
-    """Refuse to be differentiated: the terms of a continued site hold to first order."""
+def _first_order(s: Chosen, values: Any) -> Any:
+    """``values``, which must not be differentiated: the estimate holds to first order."""
 
     @jax.custom_jvp
-    def identity(value: jax.Array) -> jax.Array:
-        return value
+    def identity(values: Any) -> Any:
+        return values
 
     @identity.defjvp
     def _(primals: Any, tangents: Any) -> Any:
@@ -406,7 +407,7 @@ def _first_order(s: Chosen, value: jax.Array) -> jax.Array:
             "Use ppl.reparam(), ppl.reinforce() or ppl.enum() for this site."
         )
 
-    return identity(value)
+    return identity(values)
 
 
 def _key_data(key: jax.Array) -> jax.Array:
