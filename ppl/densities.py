@@ -30,8 +30,9 @@ from jax.scipy.special import logsumexp
 
 from estimators.enumeration import Enum
 from transforms import _jax
+from transforms.addresses import Entry, flatten, match_shapes, nest
 from transforms.errors import Address, AddressError, UnsupportedError, nearest, show
-from transforms.execute import Execution, flatten, match_shapes, nest
+from transforms.execute import Execution
 from transforms.interpret import abstract_distribution
 from transforms.site import Site
 from transforms.site import sample as _sample
@@ -124,7 +125,9 @@ class Importance(Algorithm):
                     )
                 run = target.draw()
                 return run, run.log_weight
-            q = self._proposal(target).execute({})
+            proposal = self._proposal(target)
+            q = proposal.execute({})
+            _check_proposal(proposal, q.choices, target)
             run = target.score(q.choices)
             return run, run.log_density - q.log_density
 
@@ -147,6 +150,17 @@ class Importance(Algorithm):
                 f"fixed choices to one; got {type(q).__name__}."
             )
         return q
+
+
+def _check_proposal(proposal: Generative, choices: Choices, target: Target) -> None:
+    wanted = flatten(target.free(target.program.choices_like))
+    made = flatten(choices)
+    if set(made) != set(wanted):
+        raise AddressError(
+            f"the proposal {proposal.name} of importance(n, proposal) chooses "
+            f"{', '.join(map(show, made)) or 'nothing'}, and the choices of {target.program.name} "
+            f"to propose are {', '.join(map(show, wanted)) or 'none'}. Give it these addresses."
+        )
 
 
 def importance(
@@ -188,16 +202,17 @@ class Enumeration(Algorithm):
                 "ppl.importance(n, proposal)."
             )
         supports: dict[Address, jax.Array] = {}
-        for c in program.sites:
-            if target.covers(c.address):
+        for e in program.entries:
+            if target.covers(e.address):
                 continue
-            d = abstract_distribution(c) if isinstance(c.random, Site) else None
+            single = isinstance(e.choice.random, Site) and len(e.parts) == 1
+            d = abstract_distribution(e.choice) if single else None
             problem = "it is no single choice." if d is None else Enum().unsuitable(d)
             if problem is not None:
                 raise UnsupportedError(
-                    f"enumeration() cannot enumerate {show(c.address)} at {c.source}: {problem}"
+                    f"enumeration() cannot enumerate {show(e.address)} at {e.source}: {problem}"
                 )
-            supports[c.address] = _joint_support(c, d)
+            supports[e.address] = _joint_support(e, d)
         size = math.prod(s.shape[0] for s in supports.values())
         if size > MAX_JOINT:
             raise UnsupportedError(
@@ -214,9 +229,9 @@ class Enumeration(Algorithm):
         return run(*supports.values()), size
 
 
-def _joint_support(choice: Any, d: Any) -> jax.Array:
-    """All joint values of the elements of a site: ``[K**D, *lengths, *sizes, *shape]``."""
-    site = choice.random
+def _joint_support(entry: Entry, d: Any) -> jax.Array:
+    """All joint values of the elements of a site: ``[K**D, *shape]``."""
+    choice, site = entry.choice, entry.choice.site
     zeros = [jnp.zeros(a.shape, a.dtype) for a in choice.own_avals]
     values = Enum().support(site.rebuild(zeros))
     shape = (*choice.lengths, *site.sizes, *d.batch_shape)
@@ -228,7 +243,8 @@ def _joint_support(choice: Any, d: Any) -> jax.Array:
         )
     places = jnp.asarray([n**i for i in range(elements)][::-1], int)
     digits = (jnp.arange(n**elements)[:, None] // places % n).reshape(-1, *shape)
-    return values[digits].astype(site.dtype)
+    joint = values[digits].astype(site.dtype)
+    return jax.vmap(lambda v: entry.join({choice.path: v}))(joint)
 
 
 def enumeration() -> Enumeration:
@@ -286,8 +302,8 @@ class Normalized(Generative):
     @functools.cached_property
     def _like(self) -> dict[Address, Any]:
         like = flatten(self._target.program.choices_like)
+        match_shapes(self._target.fixed, like, self.name, exact=False)
         data = flatten(self._target.fixed)
-        match_shapes(self._target.fixed, {a: like[a] for a in data if a in like}, self.name)
         return {a: s for a, s in like.items() if a not in data}
 
     def execute(
@@ -370,4 +386,3 @@ class _Detached(Generative):
         constants = jax.tree.map(jax.lax.stop_gradient, consts)
         outs = _jax.evaluate(closed, *constants, *jax.tree.leaves(given))
         return jax.tree.unflatten(jax.tree.structure(out), outs)
-

@@ -14,20 +14,17 @@ import numpyro.distributions as dist
 from jax.ad_checkpoint import checkpoint_name
 
 from transforms import _jax
-from transforms.errors import Address, AddressError, UnsupportedError, nearest, show
-from transforms.estimator import Estimator
-from transforms.execute import (
-    LOG_DENSITY,
-    Execution,
-    addressed,
+from transforms.addresses import (
+    Entry,
     check_shape,
-    execute,
+    entries,
     flatten,
     likeness,
     nest,
-    refuse_nested_density,
 )
-from transforms.interpret import Choice
+from transforms.errors import Address, AddressError, UnsupportedError, nearest, show
+from transforms.estimator import Estimator
+from transforms.execute import LOG_DENSITY, Execution, execute, refuse_nested_density
 from transforms.interpret import choices as _choices
 from transforms.retarget import retarget
 from transforms.seed import seeded
@@ -189,17 +186,17 @@ class Program(Generative):
     def _traced(self) -> tuple[_jax.ClosedJaxpr, list[Any], Any]:
         closed, consts, retval = _jax.trace(self._f)
         refuse_nested_density(closed, self.name)
-        addressed(closed)
+        entries(closed)
         return closed, consts, retval
 
     @property
-    def sites(self) -> list[Choice]:
-        """The choices of the program, in its order."""
-        return addressed(self._traced[0])
+    def entries(self) -> list[Entry]:
+        """The addresses of the program, in its order."""
+        return entries(self._traced[0])
 
     @property
     def choices_like(self) -> dict[str, Any]:
-        return nest(likeness(self.sites).items())
+        return nest(likeness(self.entries).items())
 
     def execute(
         self, given: Choices, *, exact: bool = False, select: Select = lambda address: False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.core
-from jaxlib import version as jaxlib_version
 from jax.extend import source_info_util
 from jax.extend.core import (
     ClosedJaxpr,
@@ -31,6 +31,7 @@ from jax.extend.core.primitives import (
     while_p,
 )
 from jax.interpreters import ad, batching, mlir
+from jaxlib import version as jaxlib_version
 
 Tracer = jax.core.Tracer
 ShapedArray = jax.core.ShapedArray
@@ -57,6 +58,7 @@ __all__ = [
     "trace",
     "user_line",
     "while_p",
+    "with_equations",
     "wrap_batcher",
 ]
 
@@ -182,13 +184,19 @@ def define_primitive(
     return p
 
 
-def wrap_batcher(p: Primitive, when: Callable[..., bool], batch: Callable[..., Any]) -> None:
-    """Batch ``p`` by ``batch(axis_size, args, dims, **params)`` where ``when(dims, **params)``."""
-    original = batching.fancy_primitive_batchers[p]
+def wrap_batcher(p: Primitive, wrapper: Callable[..., Any]) -> None:
+    """Batch ``p`` by ``wrapper(original, axis_size, args, dims, **params)``.
 
-    def rule(axis: Any, args: Any, dims: Any, **params: Any) -> Any:
-        if when(dims, **params):
-            return batch(axis.size, args, dims, **params)
-        return original(axis, args, dims, **params)
+    ``original(args, dims, **params)`` is the rule that JAX has.
+    """
+    rule = batching.fancy_primitive_batchers[p]
 
-    batching.fancy_primitive_batchers[p] = rule
+    def wrapped(axis: Any, args: Any, dims: Any, **params: Any) -> Any:
+        return wrapper(functools.partial(rule, axis), axis.size, args, dims, **params)
+
+    batching.fancy_primitive_batchers[p] = wrapped
+
+
+def with_equations(closed: ClosedJaxpr, eqns: Sequence[JaxprEqn]) -> ClosedJaxpr:
+    """The same jaxpr with other equations."""
+    return ClosedJaxpr(closed.jaxpr.replace(eqns=list(eqns)), closed.consts)

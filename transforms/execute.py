@@ -11,18 +11,17 @@ itself a program whose choices an estimator can treat.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from . import _jax
-from .errors import Address, AddressError, ShapeError, UnsupportedError, nearest, show
-from .interpret import Choice, Path, Record, choices, entering, interpret
-from .site import Call, Densities, Expect, Factor, Site, per_element, sample_p
-
-Choices = dict[str, Any]
+from .addresses import Choices, entries, match, nest
+from .errors import Address, UnsupportedError
+from .interpret import Path, Record, entering, interpret
+from .site import Call, Densities, Factor, Site, per_element, sample_p
 
 LOG_DENSITY = "ppl.log_density"  # marks densities, for the checks and for the checker
 
@@ -36,161 +35,6 @@ class Execution:
     retval: Any
     log_density: jax.Array
     log_weight: jax.Array
-
-
-# --- what a program's choices look like --------------------------------------------------------
-
-
-def addressed(closed: _jax.ClosedJaxpr) -> list[Choice]:
-    """The choices of a generative program that have an address; each address once."""
-    seen: dict[Address, str] = {}
-    out = []
-    for c in choices(closed):
-        if isinstance(c.random, Expect):
-            raise UnsupportedError(
-                f"the expectation {c.random.name} is called inside @ppl.gen at {c.source}: a "
-                "generative function has a density, which an estimate inside would make random. "
-                "Call the expectation in the objective."
-            )
-        if isinstance(c.random, Site) and c.random.drawn:
-            raise UnsupportedError(
-                f"a generative function is simulated inside @ppl.gen at {c.source}, so its choice "
-                f"{show(c.address)} would be missing from the density. Inside @ppl.gen use a "
-                'generative function through ppl.sample("name", g(...)).'
-            )
-        if c.address in seen:
-            raise AddressError(
-                f"the address {show(c.address)} is used twice: at {seen[c.address]} and at "
-                f"{c.source}. Give each random choice of a generative function its own address "
-                "(under jax.vmap or jax.lax.scan one address is an array of choices)."
-            )
-        clash = next((a for a in seen if _nested(a, c.address)), None)
-        if clash is not None:
-            raise AddressError(
-                f"the address {show(c.address)} at {c.source} lies inside {show(clash)} at "
-                f"{seen[clash]}. Rename one of them."
-            )
-        seen[c.address] = c.source
-        if not isinstance(c.random, Factor):
-            out.append(c)
-    return out
-
-
-def _nested(a: Address, b: Address) -> bool:
-    n = min(len(a), len(b))
-    return a[:n] == b[:n]
-
-
-def shape_of(choice: Choice) -> Any:
-    """Shape and dtype of the value(s) that a choice contributes, all loops and vmaps included."""
-    r = choice.random
-    if isinstance(r, Site):
-        return jax.ShapeDtypeStruct((*choice.lengths, *r.sizes, *r.shape), r.dtype)
-    assert isinstance(r, Call) and isinstance(r.program, Densities)
-    return jax.tree.map(
-        lambda s: jax.ShapeDtypeStruct((*choice.lengths, *s.shape), s.dtype), r.program.choices
-    )
-
-
-def nest(flat: Iterable[tuple[Address, Any]]) -> Choices:
-    """``{("a", "b"): v}`` as ``{"a": {"b": v}}``."""
-    out: Choices = {}
-    for address, value in flat:
-        at = out
-        for name in address[:-1]:
-            at = at.setdefault(name, {})
-        at[address[-1]] = value
-    return out
-
-
-def flatten(nested: Mapping[str, Any], prefix: Address = ()) -> dict[Address, Any]:
-    """``{"a": {"b": v}}`` as ``{("a", "b"): v}``."""
-    out: dict[Address, Any] = {}
-    for name, value in nested.items():
-        here = (*prefix, name)
-        out.update(flatten(value, here) if isinstance(value, Mapping) else {here: value})
-    return out
-
-
-def likeness(program: Sequence[Choice]) -> dict[Address, Any]:
-    """Shape and dtype of every value of a program, by address."""
-    out: dict[Address, Any] = {}
-    for c in program:
-        inner = flatten(shape_of(c)) if isinstance(c.random, Call) else {(): shape_of(c)}
-        out.update({(*c.address, *a): s for a, s in inner.items()})
-    return out
-
-
-def match_shapes(
-    values: Mapping[str, Any],
-    like: Mapping[Address, Any],
-    name: str,
-    *,
-    exact: bool = True,
-    sources: Mapping[Address, str] | None = None,
-) -> Choices:
-    """The given values, checked: addresses known (all present if ``exact``), shapes equal.
-
-    Raises:
-        AddressError: an address is missing or unknown.
-        ShapeError: a value has another shape than its choice.
-    """
-    if not isinstance(values, Mapping):
-        raise AddressError(
-            f"choices are a dict from addresses to values, like {{'x': 1.0}}; got "
-            f"{type(values).__name__}."
-        )
-    given = flatten(values)
-    known = ", ".join(show(a) for a in like) or "none"
-    for a in given:
-        if a not in like:
-            raise AddressError(
-                f"{name} has no choice at address {show(a)}.{nearest(a, like)} Its addresses: "
-                f"{known}."
-            )
-    missing = [a for a in like if a not in given]
-    if missing and exact:
-        where = f" ({sources[missing[0]]})" if sources else ""
-        raise AddressError(
-            f"{name} needs a value at address {show(missing[0])}{where}, and none is given."
-            f" Given: {', '.join(map(show, given)) or 'none'}; all of its addresses: {known}."
-        )
-    for a, v in given.items():
-        check_shape(a, v, like[a], sources[a] if sources else name)
-    return nest((a, jnp.asarray(v)) for a, v in given.items())
-
-
-def match(
-    program: Sequence[Choice], values: Mapping[str, Any], name: str, *, exact: bool
-) -> dict[Path, Any]:
-    """As :func:`match_shapes`, by the path of the choice that each value is for."""
-    sources: dict[Address, str] = {}
-    owner: dict[Address, Choice] = {}
-    like: dict[Address, Any] = {}
-    for c in program:
-        for a, s in likeness([c]).items():
-            sources[a], owner[a], like[a] = c.source, c, s
-    given = flatten(match_shapes(values, like, name, exact=exact, sources=sources))
-    out: dict[Path, Any] = {}
-    for c in program:
-        if isinstance(c.random, Call):
-            mine = {a[len(c.address) :]: v for a, v in given.items() if owner[a] is c}
-            if mine:
-                whole = {a[len(c.address) :]: s for a, s in like.items() if owner[a] is c}
-                out[c.path] = match_shapes(nest(mine.items()), whole, f"{name}, {show(c.address)},")
-        elif c.address in given:
-            out[c.path] = given[c.address]
-    return out
-
-
-def check_shape(address: Address, value: Any, expected: Any, source: str) -> None:
-    """Refuse a value of another shape than its choice: nothing broadcasts silently."""
-    if jnp.shape(value) != expected.shape:
-        raise ShapeError(
-            f"the value given for {show(address)} has shape {jnp.shape(value)}, and the choice at "
-            f"{source} has shape {expected.shape}. Nothing is broadcast: reshape the value, or "
-            "give the distribution the shape of the data (d.expand(shape), arrays as parameters)."
-        )
 
 
 # --- the transformation ------------------------------------------------------------------------
@@ -217,8 +61,8 @@ def execute(
     select: Callable[[Address], bool] = lambda address: False,
 ) -> Execution:
     """Run a program with the choices in ``given`` fixed; see the module docstring."""
-    program = addressed(closed)
-    by_path = {c.path: c for c in program}
+    program = entries(closed)
+    by_path = {c.path: e for e in program for c in e.parts}
     fixed = match(program, given, name, exact=exact)
 
     @entering
@@ -242,9 +86,7 @@ def execute(
 
     zero = jnp.zeros(())
     retval, (total, selected), made = interpret(closed, args, rule, given=fixed, acc=(zero, zero))
-    return Execution(
-        nest((by_path[p].address, v) for p, v in made.items()), retval, total, selected
-    )
+    return Execution(nest((e.address, e.join(made)) for e in program), retval, total, selected)
 
 
 def _add(acc: jax.Array, term: Any) -> jax.Array:

@@ -88,6 +88,7 @@ class Choice:
     address: Address
     avals: tuple[Any, ...] = ()
     lengths: tuple[int, ...] = ()
+    loops: tuple[Path, ...] = ()
     conditional: bool = False
 
     @property
@@ -138,6 +139,7 @@ def choices(
                 c,
                 address=(*around.get("address", ()), *c.address),
                 lengths=(*around.get("lengths", ()), *c.lengths),
+                loops=(*around.get("loops", ()), *c.loops),
                 conditional=around.get("conditional", False) or c.conditional,
             )
 
@@ -152,7 +154,7 @@ def choices(
         elif random is not None:
             yield Choice(at, random, random.address, tuple(v.aval for v in eqn.invars))
         elif eqn.primitive is _jax.scan_p:
-            yield from inside(eqn.params["jaxpr"], at, lengths=(eqn.params["length"],))
+            yield from inside(eqn.params["jaxpr"], at, lengths=(eqn.params["length"],), loops=(at,))
         elif eqn.primitive is _jax.cond_p:
             for b, branch in enumerate(eqn.params["branches"]):
                 yield from inside(branch, (*at, b), conditional=True)
@@ -496,23 +498,57 @@ def _retrace(f: Callable[..., Any], avals: Sequence[Any], extra: Any = _FLAG) ->
     return closed
 
 
-def _cond_batch(axis_size: int, args: Any, dims: Any, *, branches: Any, **_: Any) -> Any:
+def _cond_batch(
+    original: Any, axis_size: int, args: Any, dims: Any, *, branches: Any, **params: Any
+) -> Any:
     """Under ``vmap`` with a mapped predicate all branches run, each with its own mask."""
+    if dims[0] is None or not any(is_random(e) for b in branches for e in b.jaxpr.eqns):
+        return original(args, dims, branches=branches, **params)
 
     def select(index: Any, *ops: Any) -> list[Any]:
         index = jnp.clip(index, 0, len(branches) - 1)
         outs = [masked(branch, ops, index == b) for b, branch in enumerate(branches)]
         return [lax.select_n(index, *cases) for cases in zip(*outs, strict=True)]
 
-    return jax.vmap(select, in_axes=tuple(dims), axis_size=axis_size)(*args), [0] * len(
-        branches[0].out_avals
-    )
+    outs = jax.vmap(select, in_axes=tuple(dims), axis_size=axis_size)(*args)
+    return outs, [0] * len(outs)
 
 
-_jax.wrap_batcher(
-    _jax.cond_p,
-    when=lambda dims, *, branches, **_: (
-        dims[0] is not None and any(is_random(e) for b in branches for e in b.jaxpr.eqns)
-    ),
-    batch=_cond_batch,
-)
+def _scan_batch(
+    original: Any, axis_size: int, args: Any, dims: Any, *, jaxpr: Any, **params: Any
+) -> Any:
+    """A ``vmap`` around a ``scan``: the choices inside learn that the loop is between."""
+    return original(args, dims, jaxpr=_inside_loops(jaxpr, 1), **params)
+
+
+def _inside_loops(closed: _jax.ClosedJaxpr, loops: int) -> _jax.ClosedJaxpr:
+    """The program with at least ``loops`` counted around its choices."""
+    if not any(map(is_random, closed.jaxpr.eqns)):
+        return closed
+
+    def inside(value: Any, loops: int) -> Any:
+        if isinstance(value, _jax.ClosedJaxpr):
+            return _inside_loops(value, loops)
+        if isinstance(value, _jax.Jaxpr):
+            return _inside_loops(_jax.ClosedJaxpr(value, []), loops).jaxpr
+        if isinstance(value, tuple):
+            return tuple(inside(v, loops) for v in value)
+        if isinstance(value, Site | Call):
+            value = dataclasses.replace(value, loops=max(loops, value.loops))
+        if isinstance(value, Call) and isinstance(value.program, Body):
+            program = Body(_inside_loops(value.program.jaxpr, loops))
+            value = dataclasses.replace(value, program=program)
+        return value
+
+    eqns = []
+    for eqn in closed.jaxpr.eqns:
+        if is_random(eqn):
+            around = loops + (eqn.primitive is _jax.scan_p)
+            params = {name: inside(v, around) for name, v in eqn.params.items()}
+            eqn = eqn.replace(params=params)
+        eqns.append(eqn)
+    return _jax.with_equations(closed, eqns)
+
+
+_jax.wrap_batcher(_jax.cond_p, _cond_batch)
+_jax.wrap_batcher(_jax.scan_p, _scan_batch)

@@ -43,10 +43,14 @@ class Opaque:
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """A surrounding ``vmap``: its size and, for each operand, whether it is mapped."""
+    """A surrounding ``vmap``: its size and, for each operand, whether it is mapped.
+
+    ``loops`` counts the ``scan``\\s that stand between it and the choice.
+    """
 
     size: int
     mapped: tuple[bool, ...]
+    loops: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +58,8 @@ class Site:
     """One random choice of a program, all but the numbers.
 
     ``shape`` and ``dtype`` are those of a draw without the surrounding ``vmap``\\ s, whose
-    sizes are in ``axes``, outermost first. ``drawn`` marks a draw that ``simulate`` has
+    sizes are in ``axes``, outermost first. ``loops`` counts the ``scan``\\s around the choice that
+    the next ``vmap`` will stand outside of. ``drawn`` marks a draw that ``simulate`` has
     already accounted for, as opposed to a site of the program that is being read.
     """
 
@@ -67,6 +72,7 @@ class Site:
     estimator: Opaque | None  # treedef of the estimator
     n_estimator: int = 0
     axes: tuple[Axis, ...] = ()
+    loops: int = 0
     masked: bool = False
     drawn: bool = False
 
@@ -125,10 +131,12 @@ def element_keys(key: jax.Array, axes: Sequence[Axis]) -> jax.Array:
     return jax.random.split(key, tuple(a.size for a in axes)) if axes else key
 
 
-def _advance(axis_size: int, args: Sequence[Any], dims: Sequence[Any]) -> tuple[Axis, list[Any]]:
+def _advance(
+    axis_size: int, args: Sequence[Any], dims: Sequence[Any], loops: int = 0
+) -> tuple[Axis, list[Any]]:
     """The record of one more ``vmap``, and the operands with its axis in front."""
     moved = [a if d is None else jnp.moveaxis(a, d, 0) for a, d in zip(args, dims, strict=True)]
-    return Axis(axis_size, tuple(d is not None for d in dims)), moved
+    return Axis(axis_size, tuple(d is not None for d in dims), loops), moved
 
 
 def _keyless(site: Site) -> NoReturn:
@@ -153,7 +161,7 @@ def _refuse_jvp(what: str, source: str) -> NoReturn:
 
 
 def _sample_batch(axis_size: int, args: Any, dims: Any, *, site: Site) -> Any:
-    axis, args = _advance(axis_size, args, dims)
+    axis, args = _advance(axis_size, args, dims, site.loops)
     site = dataclasses.replace(site, axes=(axis, *site.axes))
     return sample_p.bind(*args, site=site), [0]
 
@@ -330,12 +338,15 @@ class Call:
     address: Address
     source: str
     program: Body | Densities
+    axes: tuple[Axis, ...] = ()
+    loops: int = 0
 
 
 def _call_batch(axis_size: int, args: Any, dims: Any, *, call: Call) -> Any:
-    axis, args = _advance(axis_size, args, dims)
+    axis, args = _advance(axis_size, args, dims, call.loops)
     program = call.program.batch(axis_size, axis.mapped)
-    outs = call_p.bind(*args, call=dataclasses.replace(call, program=program))
+    call = dataclasses.replace(call, program=program, axes=(axis, *call.axes))
+    outs = call_p.bind(*args, call=call)
     return outs, [0] * len(outs)
 
 

@@ -56,7 +56,17 @@ from .interpret import (
     interpret,
 )
 from .seed import draw, vectorised_draw
-from .site import Call, Densities, Expect, Factor, Site, _factor_outside, element_keys, per_element, sample_p
+from .site import (
+    Call,
+    Densities,
+    Expect,
+    Factor,
+    Site,
+    _factor_outside,
+    element_keys,
+    per_element,
+    sample_p,
+)
 
 SAMPLES = "ppl.samples"
 MAX_JOINT = 2**20
