@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from transforms.estimator import Baseline, magic_box
-from transforms.surrogate import SAMPLES, Context
+from transforms.surrogate import Context
 
 
 def _subtract(b: Any, log_prob: jax.Array) -> jax.Array:
@@ -88,10 +88,7 @@ class LeaveOneOut(Baseline):
         return {"log_prob": jnp.sum(log_prob)}
 
     def finish(self, totals: Any, payoff: jax.Array, context: Context) -> jax.Array:
-        if context.samples == 1:
-            return jnp.zeros_like(totals["log_prob"])
-        others = (lax.psum(payoff, SAMPLES) - payoff) / (context.samples - 1)
-        return -others * (magic_box(totals["log_prob"]) - 1.0)
+        return -context.others(payoff) * (magic_box(totals["log_prob"]) - 1.0)
 
 
 @final

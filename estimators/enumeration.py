@@ -68,6 +68,8 @@ def support(d: Any) -> jax.Array:
 
 def mass(d: Any, value: jax.Array) -> jax.Array:
     """Probability of ``value``, ``[*batch_shape]``: differentiable also at 0 and 1."""
+    if isinstance(d, dist.MaskedDistribution):  # masks its density, not its draws
+        return mass(d.base_dist, value)
     if isinstance(d, dist.ExpandedDistribution):
         return jnp.broadcast_to(mass(d.base_dist, value), d.batch_shape)
     if isinstance(d, dist.BernoulliProbs | dist.BernoulliLogits):

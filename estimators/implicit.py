@@ -70,7 +70,8 @@ def _slope(a: jax.Array, y: jax.Array) -> jax.Array:
     # for small x, F = x^a / Γ(a + 1) up to a factor 1 + O(x)
     small = y < jnp.log(jnp.finfo(y.dtype).eps)
     x = jnp.exp(jnp.where(small, 0.0, y))
-    return jnp.where(small, (digamma(a + 1) - y) / a, lax.random_gamma_grad(a, x) / x)
+    slope: Any = lax.random_gamma_grad
+    return jnp.where(small, (digamma(a + 1) - y) / a, slope(a, x) / x)
 
 
 @_slope.defjvp
@@ -187,7 +188,7 @@ def cdf(d: Any, x: jax.Array) -> jax.Array:
     """The cdf of a one-dimensional distribution, also outside its support."""
     d = _unwrapped(d)
     if isinstance(d, dist.MixtureSameFamily | dist.MixtureGeneral):
-        probs = d.mixing_distribution.probs
+        probs: Any = d.mixing_distribution.probs
         return jnp.sum(probs * _component_cdfs(d, x), -1) / jnp.sum(probs, -1)
     inside = d.support(x)
     return jnp.where(inside, d.cdf(jnp.where(inside, x, 0.5)), x > 0.5)

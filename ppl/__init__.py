@@ -31,6 +31,7 @@ from transforms.estimator import (
     Estimator,
     InPlace,
     LocalSite,
+    magic_box,
 )
 
 from .densities import (
@@ -102,6 +103,7 @@ __all__ = [
     "importance",
     "iwelbo",
     "learned",
+    "magic_box",
     "marginal",
     "maximize",
     "merge",

@@ -829,8 +829,6 @@ def _score_estimate(reference, kind, draws, baselines):
     return value, grad, seen
 
 
-
-
 def _pair(aux):
     """The two draws whose mean and mean outer product are known, up to their order."""
     mean, second = aux

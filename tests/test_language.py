@@ -85,11 +85,7 @@ def test_vmap_axes_come_first():
         return xs, ys, zs
 
     def by_hand(c):
-        return (
-            normal(c["x"], locs)
-            + normal(c["y"], 0.0, 2.0)
-            + normal(c["z"], locs[:, None])
-        )
+        return normal(c["x"], locs) + normal(c["y"], 0.0, 2.0) + normal(c["z"], locs[:, None])
 
     t = agree(g(), by_hand, factors=3.0 + 1.0 + normal(0.5, locs))
     assert (t["x"].shape, t["y"].shape, t["z"].shape) == ((3,), (2, 4), (3, 2))
@@ -849,9 +845,9 @@ def test_learned_baselines_learn(how):
     @ppl.expectation
     def f(params):
         logits = lax.stop_gradient(params["m"])
-        x = 1.0 * ppl.sample("x", dist.Bernoulli(logits=logits), ppl.reinforce(
-            ppl.learned(params["b"])
-        ))
+        x = 1.0 * ppl.sample(
+            "x", dist.Bernoulli(logits=logits), ppl.reinforce(ppl.learned(params["b"]))
+        )
         return sign * (x - 0.4) ** 2 + 3.0
 
     got = fit(f, how, params={"m": 0.0, "b": 0.0}, steps=1500, lr=0.02, samples=4)

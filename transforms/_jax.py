@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import pathlib
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -85,12 +86,17 @@ for _package in ("ppl", "transforms", "estimators"):
 
 def user_line() -> str:
     """``file:line (function)`` of the user's code that is being traced."""
-    return source_info_util.summarize(source_info_util.current())
+    return _line(source_info_util.current())
 
 
 def line_of(eqn: JaxprEqn) -> str:
     """``file:line (function)`` of the user's code behind an equation."""
-    return source_info_util.summarize(eqn.source_info)
+    return _line(eqn.source_info)
+
+
+def _line(info: Any) -> str:
+    # a cell of a notebook is a file of a temporary name
+    return re.sub(r"\S*ipykernel_\d+/\d+\.py:", "cell:", source_info_util.summarize(info))
 
 
 def trace(f: Callable[..., Any], *args: Any) -> tuple[ClosedJaxpr, list[Any], Any]:

@@ -44,7 +44,7 @@ def log_density_of(site: Site, operands: Sequence[Any], value: Any) -> jax.Array
     """Log density of all elements of a site at ``value``: a scalar."""
 
     def one(operands: list[Any], value: Any) -> jax.Array:
-        d = site.rebuild(operands)
+        d = site.rebuild(site.live(operands))
         log_density = jnp.sum(d.log_prob(value))
         return jnp.where(site.mask(operands), log_density, 0.0) if site.masked else log_density
 

@@ -17,11 +17,11 @@ from .site import (
     Body,
     Call,
     Factor,
-    Opaque,
     Site,
     call_p,
     expect_p,
     factor_p,
+    flatten_estimator,
     sample_p,
     with_operands_of,
 )
@@ -53,7 +53,7 @@ def retarget(
 
 
 def _replace(site: Site, operands: list[Any], estimator: Estimator) -> tuple[Site, list[Any]]:
-    leaves, tree = jax.tree.flatten(estimator)
+    leaves, tree = flatten_estimator(estimator)
     end = len(operands) - site.masked
     start = end - site.n_estimator
     new = [*operands[:start], *map(jnp.asarray, leaves), *operands[end:]]
@@ -61,7 +61,7 @@ def _replace(site: Site, operands: list[Any], estimator: Estimator) -> tuple[Sit
         dataclasses.replace(a, mapped=(*a.mapped[:start], *[False] * len(leaves), *a.mapped[end:]))
         for a in site.axes
     )
-    site = dataclasses.replace(site, estimator=Opaque(tree), n_estimator=len(leaves), axes=axes)
+    site = dataclasses.replace(site, estimator=tree, n_estimator=len(leaves), axes=axes)
     return site, new
 
 

@@ -26,7 +26,7 @@ def vectorised_draw(
         return sample(site.rebuild(operands), key, site.sizes)
 
     def one(operands: list[Any], key: jax.Array) -> jax.Array:
-        return sample(site.rebuild(operands), key, ())
+        return sample(site.rebuild(site.live(operands)), key, ())
 
     return per_element(site.axes, one, 1)(list(operands), element_keys(key, site.axes))
 

@@ -29,6 +29,7 @@ from .errors import Address, KeyRequiredError, UnsupportedError, show
 PyTree = Any
 
 
+@jax.tree_util.register_static
 class Opaque:
     """A parameter that is compared by identity, so that any object may be one."""
 
@@ -99,9 +100,9 @@ class Site:
         if self.estimator is None:
             return None
         end = len(operands) - self.masked
-        return jax.tree.unflatten(
-            self.estimator.value, list(operands[end - self.n_estimator : end])
-        )
+        leaves = list(operands[end - self.n_estimator : end])
+        estimator = jax.tree.unflatten(self.estimator.value, leaves)
+        return estimator.value if isinstance(estimator, Opaque) else estimator
 
     def live(self, operands: Sequence[Any]) -> list[Any]:
         """The operands, with harmless ones for a branch not taken: those need not be finite."""
@@ -199,7 +200,7 @@ def sample(
     leaves, tree = jax.tree.flatten(d)
     static = tuple((i, int(v)) for i, v in enumerate(leaves) if is_static(v))
     kept = [v for v in leaves if not is_static(v)]
-    est_leaves, est_tree = ([], None) if estimator is None else jax.tree.flatten(estimator)
+    est_leaves, est_tree = ([], None) if estimator is None else flatten_estimator(estimator)
     draw = jax.eval_shape(lambda: d.sample(jax.random.key(0)))
     site = Site(
         address=address,
@@ -208,11 +209,19 @@ def sample(
         dtype=draw.dtype,
         distribution=Opaque(tree),
         static=static,
-        estimator=None if est_tree is None else Opaque(est_tree),
+        estimator=est_tree,
         n_estimator=len(est_leaves),
         drawn=drawn,
     )
     return sample_p.bind(*map(jnp.asarray, [*kept, *est_leaves]), site=site)[0]
+
+
+def flatten_estimator(estimator: Any) -> tuple[list[Any], Opaque]:
+    """The arrays of an estimator, which are operands, and the rest, which is a parameter."""
+    leaves, tree = jax.tree.flatten(estimator)
+    if len(leaves) == 1 and leaves[0] is estimator:  # of a class that is not registered as a pytree
+        leaves, tree = jax.tree.flatten(Opaque(estimator))
+    return leaves, Opaque(tree)
 
 
 @jax.tree_util.register_static

@@ -85,6 +85,12 @@ class Context:
     averages: Mapping[float, Any] = dataclasses.field(default_factory=dict)
     direction: int = 1
 
+    def others(self, payoff: jax.Array) -> jax.Array:
+        """The mean payoff of the other samples; 0 where there are none."""
+        if self.samples == 1:
+            return jnp.zeros_like(payoff)
+        return (lax.psum(payoff, SAMPLES) - payoff) / (self.samples - 1)
+
 
 @dataclasses.dataclass(frozen=True)
 class Chosen:
@@ -312,7 +318,7 @@ def _enumerated(s: Chosen, estimator: Enumerated, operands: list[Any], digits: A
         digits = jnp.zeros((*site.sizes, *d.batch_shape), int)
 
     def one(operands: list[Any], digits: jax.Array) -> tuple[jax.Array, jax.Array]:
-        d = site.rebuild(operands)
+        d = site.rebuild(site.live(operands))
         value = estimator.support(d)[digits].astype(site.dtype)
         return value, jnp.prod(estimator.mass(d, value))
 

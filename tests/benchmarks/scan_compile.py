@@ -1,6 +1,6 @@
 """A choice in a scan of length 10 and of length 10,000: equations, trace and compile times.
 
-    python tests/benchmarks/scan_compile.py
+python tests/benchmarks/scan_compile.py
 """
 
 from __future__ import annotations

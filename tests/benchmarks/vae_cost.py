@@ -50,7 +50,7 @@ def decode(params, z):
     return apply(params["pixels"], jax.nn.softplus(apply(params["decoder"], z)))
 
 
-# --- ours: a batch as one value, and an image at a time under vmap ---------------------------------
+# --- ours: a batch as one value, and an image at a time under vmap --------------------------------
 
 
 @ppl.gen
@@ -100,7 +100,7 @@ def mapped_by_hand(key, params, xs):
     return jax.vmap(one)(jax.random.split(key, xs.shape[0]), xs).sum()
 
 
-# --- measurement ------------------------------------------------------------------------------------
+# --- measurement ----------------------------------------------------------------------------------
 
 
 def compile_gradient(f, *args, repeats=3):
