@@ -355,7 +355,8 @@ def _correction(run: Any, s: Chosen, made: Any, rest: Any) -> jax.Array:
     if n <= AT_ONCE:
         terms = jax.vmap(instance)(*xs)
     else:
-        terms = lax.map(lambda x: instance(*x), xs, batch_size=AT_ONCE)
+        even = [b for b in range(AT_ONCE // 4, AT_ONCE + 1) if n % b == 0]  # no remainder
+        terms = lax.map(lambda x: instance(*x), xs, batch_size=max(even, default=AT_ONCE))
     return jnp.sum(jnp.where(visited, terms, 0.0))
 
 
