@@ -5,14 +5,15 @@ asks the :class:`Rule` of a transformation. What a rule consumes and produces tr
 program through its control flow:
 
 - ``key``    a random key, split among the choices and among the steps of a ``scan``;
-- ``given``  values for choices, by path; a ``scan`` slices them step by step;
+- ``given``  values for choices, by path; a ``scan`` slices them step by step (and is unrolled
+  for :class:`Steps`);
 - ``acc``    a pytree that is threaded through (a log density, a score), as a carry in a ``scan``;
 - ``record`` values that choices emit, by path; a ``scan`` stacks them.
 
 ``scan``, ``cond`` and ``checkpoint`` are rebuilt around the interpreted body, so compile time
-does not grow with the length of a loop; ``jit``, ``custom_jvp`` and ``custom_vjp`` functions
-that hold choices are inlined; functions without choices are left exactly as they are. Any
-other primitive that hides a choice is an error.
+does not grow with the length of a loop (unless it is enumerated over); ``jit``, ``custom_jvp``
+and ``custom_vjp`` functions that hold choices are inlined; functions without choices are left
+exactly as they are. Any other primitive that hides a choice is an error.
 
 A *path* is the position of a choice: the index of its equation, the branch of a ``cond``, the
 index inside, and so on. :func:`choices` lists the choices of a jaxpr with their paths.
@@ -332,6 +333,32 @@ def _remat(
     return outs, acc, dict(zip(made_paths, values, strict=True))
 
 
+@jax.tree_util.register_pytree_node_class
+class Steps(tuple):
+    """Given values for the steps of a ``scan``, one by one: the loop is unrolled for them.
+
+    Each may have ``vmap`` axes of its own then, which earlier steps do not have.
+    """
+
+    def tree_flatten(self) -> tuple[list[Any], None]:
+        return list(self), None
+
+    @classmethod
+    def tree_unflatten(cls, _: None, children: Any) -> Steps:
+        return cls(children)
+
+
+def _unrolled(
+    body: Callable[..., Any], carry: Any, xs: Any, *, length: int, reverse: bool, unroll: Any
+) -> tuple[Any, Any]:
+    """``lax.scan``, step by step in Python."""
+    ys: dict[int, Any] = {}
+    for t in reversed(range(length)) if reverse else range(length):
+        x = jax.tree.map(lambda a: a[t], xs, is_leaf=lambda a: isinstance(a, Steps))
+        carry, ys[t] = body(carry, x)
+    return carry, jax.tree.map(lambda *y: jnp.stack(y), *(ys[t] for t in range(length)))
+
+
 def _scan(
     eqn: Any, operands: list[Any], rule: Rule, *, key: Any, given: Record, acc: Any, path: Path
 ) -> Any:
@@ -360,7 +387,8 @@ def _scan(
         carry = _as_declared(outs[:n_carry], carry_vars)
         return (carry, acc), (outs[n_carry:], list(made.values()))
 
-    (carry, acc), (ys, values) = lax.scan(
+    stepwise = any(isinstance(v, Steps) for v in given.values())
+    (carry, acc), (ys, values) = (_unrolled if stepwise else lax.scan)(
         body,
         (_as_declared(carry, carry_vars), acc),
         (xs, keys, list(given.values())),

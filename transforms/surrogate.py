@@ -8,9 +8,9 @@ choices of the scope partitioned by the kind of their estimator:
 
 - *in place*: pathwise draws differentiate by themselves; scores add up in ``score``, and
   ``box`` is 1 with the derivative of exp (``estimator.magic_box``);
-- *enumerated*: g runs over all joint values, as one ``jax.vmap`` of the program for each site,
-  so that whatever does not depend on a site is not repeated for it; w_g is the product of
-  their probabilities;
+- *enumerated*: g runs over all joint values, as one ``jax.vmap`` of the program for each site
+  (and step of a loop, which is unrolled), so that whatever does not depend on a site is not
+  repeated for it; w_g is the product of their probabilities;
 - *continued* (measure-valued, ...): a term of value 0, differentiated only. Its continuation
   is the program run again with the same key and one draw replaced: everything before the
   choice is the same, everything after is drawn anew with common random numbers. It therefore
@@ -25,7 +25,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -49,6 +49,7 @@ from .interpret import (
     Choice,
     Path,
     Record,
+    Steps,
     abstract_distribution,
     abstractly,
     choices,
@@ -103,9 +104,14 @@ class Chosen:
     """How many joint values the site is enumerated over where it stands, in one run of a loop."""
 
     @property
+    def instances(self) -> int:
+        """How often loops run the site."""
+        return math.prod(self.choice.lengths)
+
+    @property
     def joint(self) -> int:
         """How many joint values the site is enumerated over, all loops included."""
-        return self.values ** math.prod(self.choice.lengths)
+        return self.values**self.instances
 
 
 Choose = Callable[[Sequence[Choice], int], dict[Path, tuple[Estimator, str]]]
@@ -178,7 +184,8 @@ def scope(
     """Surrogate of a program whose first output is the payoff; see the module docstring."""
     sites = assign(closed, choose, context.samples)
     by_path = {s.choice.path: s for s in sites}
-    grid = [s for s in sites if isinstance(s.estimator, Enumerated) and s.joint > 1]
+    enumerated = [s for s in sites if isinstance(s.estimator, Enumerated) and s.values > 1]
+    grid = [s.values for s in enumerated for _ in range(s.instances)]
     continued = [s for s in sites if isinstance(s.estimator, Continued)]
     baselines = {
         s.estimator.baseline.group: s.estimator.baseline
@@ -189,7 +196,8 @@ def scope(
     run = functools.partial(_run, closed, by_path, baselines, context)
 
     def point(*indices: Any) -> Any:
-        given = {s.choice.path: _digits(s, i) for s, i in zip(grid, indices, strict=True)}
+        left = iter(indices)
+        given = {s.choice.path: _by_step(s, left, s.choice.lengths) for s in enumerated}
         outs, acc, made = run(args, key, given)
         f, weight = outs[0], acc["weight"]
         correction = jnp.zeros_like(f)
@@ -200,8 +208,8 @@ def scope(
 
     for i in reversed(range(len(grid))):
         in_axes = tuple(0 if j == i else None for j in range(len(grid)))
-        point = jax.vmap(point, in_axes=in_axes, axis_size=grid[i].joint)
-    outs, acc, correction = point(*(jnp.arange(s.joint) for s in grid))
+        point = jax.vmap(point, in_axes=in_axes, axis_size=grid[i])
+    outs, acc, correction = point(*map(jnp.arange, grid))
     f, weight = outs[0], acc["weight"]
     payoff = lax.stop_gradient(jnp.sum(_times(weight, f)))
     value = f * magic_box(acc["score"]) if scored else f
@@ -300,11 +308,18 @@ def _add_score(
 # --- enumerated sites ---------------------------------------------------------------------------
 
 
+def _by_step(s: Chosen, indices: Iterator[jax.Array], lengths: Sequence[int]) -> Any:
+    """The joint values of a site in every step of the loops around it, from one index each."""
+    if lengths:
+        return Steps(_by_step(s, indices, lengths[1:]) for _ in range(lengths[0]))
+    return _digits(s, next(indices))
+
+
 def _digits(s: Chosen, index: jax.Array) -> jax.Array:
     """The joint value number ``index`` as one index into the support for each element."""
-    site, d = s.choice.random, abstract_distribution(s.choice)
-    assert isinstance(site, Site) and isinstance(s.estimator, Enumerated)
-    shape = (*s.choice.lengths, *site.sizes, *d.batch_shape)
+    site, d = s.choice.site, abstract_distribution(s.choice)
+    assert isinstance(s.estimator, Enumerated)
+    shape = (*site.sizes, *d.batch_shape)
     n = _support_size(s.choice, s.estimator)
     places = np.array([n**i for i in range(math.prod(shape))][::-1], dtype=np.int32)
     return (index // jnp.asarray(places) % n).reshape(shape)
