@@ -104,3 +104,36 @@ def test_pathwise_costs_what_hand_written_code_costs():
     ours = flops(jax.value_and_grad(f.surrogate, argnums=1), KEY, w)
     theirs = flops(jax.value_and_grad(by_hand, argnums=1), KEY, w)
     assert ours < 1.05 * theirs
+
+
+def test_enumeration_of_a_loop_shares_what_comes_before():
+    """Step t is run for the joint values of the choices up to t: 1 + 2 + 4 times, not 3 · 8."""
+
+    def cost(estimator):
+        @ppl.expectation
+        def f(w):
+            def step(x, _):
+                x = jnp.tanh(w @ x)
+                return x + ppl.sample("b", dist.Bernoulli(0.3), estimator), None
+
+            return jax.lax.scan(step, jnp.ones(200), length=3)[0].sum()
+
+        w = jnp.eye(200)
+        compiled = jax.jit(lambda w: f.surrogate(jax.random.key(0), w)).lower(w).compile()
+        analysis = compiled.cost_analysis()
+        return (analysis[0] if isinstance(analysis, list) else analysis)["flops"]
+
+    once = 2 * 200 * 200
+    assert 7 * once <= cost(ppl.enum()) < 7.2 * once
+
+
+def test_a_loop_of_no_steps():
+    @ppl.expectation
+    def f(t):
+        def step(x, _):
+            return x + ppl.sample("b", dist.Bernoulli(t), ppl.enum()), None
+
+        return 3.0 * t + jax.lax.scan(step, 0.0, length=0)[0]
+
+    value, grad = f.value_and_grad(jax.random.key(0), 0.5)
+    assert (float(value), float(grad)) == (1.5, 3.0)

@@ -513,3 +513,11 @@ def test_messages_do_not_name_the_library():
             f()
         for package in ("ppl", "transforms", "estimators"):
             assert f"/{package}/" not in str(raised.value)
+
+
+if __name__ == "__main__":  # python tests/test_errors.py shows all messages
+    for name, (f, error, _) in CASES.items():
+        try:
+            f()
+        except error as raised:
+            print(f"{name}\n    {type(raised).__name__}: {raised}\n")

@@ -43,9 +43,9 @@ class SoundnessError(PPLError):
     """As :class:`SoundnessWarning`, under ``strict``."""
 
 
-def show(address: Address | str) -> str:
-    """An address as a user types it: ``'x'``, or ``'inner', 'x'`` for nested ones."""
-    return repr(address) if isinstance(address, str) else ", ".join(map(repr, address))
+def show(address: Address) -> str:
+    """An address as a user types it: ``'x'``, or ``('inner', 'x')`` for nested ones."""
+    return repr(address[0] if len(address) == 1 else address)
 
 
 def nearest(address: Address, known: Iterable[Address]) -> str:

@@ -184,7 +184,7 @@ def scope(
     """Surrogate of a program whose first output is the payoff; see the module docstring."""
     sites = assign(closed, choose, context.samples)
     by_path = {s.choice.path: s for s in sites}
-    enumerated = [s for s in sites if isinstance(s.estimator, Enumerated) and s.values > 1]
+    enumerated = [s for s in sites if isinstance(s.estimator, Enumerated) and s.joint > 1]
     grid = [s.values for s in enumerated for _ in range(s.instances)]
     continued = [s for s in sites if isinstance(s.estimator, Continued)]
     baselines = {
