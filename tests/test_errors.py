@@ -74,7 +74,7 @@ def unknown_address_in_trace():
     model().simulate(KEY)["hights"]
 
 
-@case(ppl.AddressError, "address 'inner', 'y'", "Did you mean 'inner', 'x'?")
+@case(ppl.AddressError, "address ('inner', 'y')", "Did you mean ('inner', 'x')?")
 def unknown_nested_address():
     @ppl.gen
     def outer():
@@ -116,7 +116,7 @@ def duplicate_factor():
     g().simulate(KEY)
 
 
-@case(ppl.AddressError, "'m'", "lies inside 'm', 'x'", "{file}:1:", "Rename")
+@case(ppl.AddressError, "'m'", "lies inside ('m', 'x')", "{file}:1:", "Rename")
 def address_inside_another():
     @ppl.gen
     def g():
@@ -131,7 +131,7 @@ def address_is_no_string():
     value(lambda: ppl.sample(dist.Normal(0.0, 1.0), "x"))  # line 1
 
 
-@case(ppl.AddressError, "merge: the address 'a', 'b' is in both", "Remove it")
+@case(ppl.AddressError, "merge: the address ('a', 'b') is in both", "Remove it")
 def merge_overlap():
     ppl.merge({"a": {"b": 1.0}}, {"a": {"b": 2.0}})
 
