@@ -874,3 +874,32 @@ def test_moving_average_is_used_then_updated():
     g = [plain.grad(jax.random.fold_in(KEY, i), p) for i, p in [(0, 0.0), (1, one.params)]]
     np.testing.assert_allclose(one.params, g[0], rtol=1e-5)
     np.testing.assert_allclose(fit.params - one.params, g[1] * (5 - 1.25) / 5, rtol=1e-4)
+
+
+MASKED = {
+    "mask": lambda t: dist.Bernoulli(t * jnp.ones(2)).mask(False),
+    "event": lambda t: dist.Bernoulli(t * jnp.ones(2)).mask(jnp.array([True, False])).to_event(1),
+    "expand": lambda t: dist.Bernoulli(t).mask(False).expand((2,)),
+}
+
+
+@pytest.mark.parametrize("law", MASKED)
+@pytest.mark.parametrize("estimator", [ppl.reinforce(0.5), ppl.reinforce("loo"), ppl.mvd()])
+def test_a_mask_hides_the_density_and_not_the_draws(law, estimator):
+    @ppl.expectation
+    def f(t):
+        return ppl.sample("b", MASKED[law](t), estimator).sum() * 1.0
+
+    keys = jax.random.split(KEY, 4000)
+    grads = jax.jit(jax.vmap(lambda key: f.grad(key, 0.3, samples=2)))(keys)
+    error = grads.std() / 4000**0.5
+    assert abs(grads.mean() - 2.0) <= 4.75 * error + 1e-5  # 9 tests: false alarms 2e-5
+
+
+def test_a_mask_does_not_change_what_is_enumerated():
+    @ppl.expectation
+    def f(t):
+        return ppl.sample("b", MASKED["mask"](t), ppl.enum()).sum() * 1.0
+
+    value, grad = f.value_and_grad(KEY, 0.3)
+    np.testing.assert_allclose((value, grad), (0.6, 2.0), rtol=1e-6)

@@ -55,6 +55,10 @@ class InPlace(Estimator):
         pathwise (or implicit) derivative.
         """
 
+    def log_prob(self, d: Any, value: jax.Array) -> jax.Array:
+        """The log density of the draw, of which the score is the derivative: ``[*batch_shape]``."""
+        return d.log_prob(value)
+
 
 class Enumerated(Estimator):
     """Every value of a finite support, weighted by its probability: exact, no variance."""

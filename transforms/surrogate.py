@@ -290,7 +290,7 @@ def _add_score(
     chosen_outside = site.estimator is not None
 
     def one(operands: list[Any], value: Any) -> dict[str, Any]:
-        log_prob = site.rebuild(site.live(operands)).log_prob(value)
+        log_prob = estimator.log_prob(site.rebuild(site.live(operands)), value)
         if site.masked:
             log_prob = jnp.where(site.mask(operands), log_prob, 0.0)
         own = site.rebuild_estimator(operands) if chosen_outside else estimator
