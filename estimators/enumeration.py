@@ -4,21 +4,26 @@ r"""Enumeration: every value of a finite support.
 
 Exact: no variance, right derivatives of every order, also where a probability is 0 or 1 (the
 weights are probabilities, never exp(log p)). A choice of several elements is their joint
-product, K^D runs of the program (as one ``vmap``). Source: ADEV, Lew et al. 2023; TraceEnum in
+product, K^D runs of the program (as one ``vmap``), and so is an event (``to_event``). Source: ADEV, Lew et al. 2023; TraceEnum in
 Pyro.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, final
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jax.scipy.special import gammaln
 
 from transforms.estimator import Enumerated
+
+MAX_EVENT = 20
+"""Most elements of one event (``d.to_event(n)``) that are enumerated jointly."""
 
 
 @final
@@ -34,6 +39,13 @@ class Enum(Enumerated):
             return (
                 "its support is not finite. Use ppl.reinforce(), ppl.mvd(), or ppl.reparam() for "
                 "a continuous one."
+            )
+        event = math.prod(d.event_shape) if isinstance(d, dist.Independent) else 1
+        if event > MAX_EVENT:
+            return (
+                f"its event of {event} elements has too many joint values. Use ppl.reinforce(), "
+                "ppl.mvd(), or, where each element can be treated by itself, an inner expectation "
+                "under jax.vmap."
             )
         try:
             jax.eval_shape(lambda: support(d))
@@ -61,13 +73,21 @@ def support(d: Any) -> jax.Array:
     if isinstance(d, dist.ExpandedDistribution | dist.MaskedDistribution):
         return support(d.base_dist)
     if isinstance(d, dist.Independent):
-        raise ValueError("an event of several elements has a joint support")
+        values = support(d.base_dist)
+        shape = d.event_shape[: d.reinterpreted_batch_ndims]
+        n, elements = values.shape[0], math.prod(shape)
+        places = np.array([n**i for i in range(elements)][::-1], dtype=np.int32)
+        digits = jnp.arange(n**elements)[:, None] // jnp.asarray(places) % n
+        return values[digits.reshape(-1, *shape)]
     values = d.enumerate_support(expand=False)
     return values.reshape(values.shape[0], *d.event_shape)
 
 
 def mass(d: Any, value: jax.Array) -> jax.Array:
     """Probability of ``value``, ``[*batch_shape]``: differentiable also at 0 and 1."""
+    if isinstance(d, dist.Independent):
+        masses = mass(d.base_dist, value)
+        return jnp.prod(masses, axis=tuple(range(-d.reinterpreted_batch_ndims, 0)))
     if isinstance(d, dist.MaskedDistribution):  # masks its density, not its draws
         return mass(d.base_dist, value)
     if isinstance(d, dist.ExpandedDistribution):

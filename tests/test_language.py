@@ -896,10 +896,34 @@ def test_a_mask_hides_the_density_and_not_the_draws(law, estimator):
     assert abs(grads.mean() - 2.0) <= 4.75 * error + 1e-5  # 9 tests: false alarms 2e-5
 
 
-def test_a_mask_does_not_change_what_is_enumerated():
+@pytest.mark.parametrize("law", MASKED)
+def test_a_mask_does_not_change_what_is_enumerated(law):
     @ppl.expectation
     def f(t):
-        return ppl.sample("b", MASKED["mask"](t), ppl.enum()).sum() * 1.0
+        return jnp.prod(ppl.sample("b", MASKED[law](t), ppl.enum()) + jnp.array([0.5, 1.0]))
 
     value, grad = f.value_and_grad(KEY, 0.3)
-    np.testing.assert_allclose((value, grad), (0.6, 2.0), rtol=1e-6)
+    np.testing.assert_allclose((value, grad), (0.8 * 1.3, 1.3 + 0.8), rtol=1e-6)
+
+
+def test_an_event_is_enumerated_jointly():
+    @ppl.expectation
+    def f(p):
+        d = dist.Categorical(p).to_event(1)
+        k = jax.vmap(lambda _: ppl.sample("k", d, ppl.enum()), axis_size=2)(None)
+        return jnp.prod(jnp.array([1.0, 2.0, 4.0])[k] + jnp.arange(2.0))
+
+    p = jnp.array([[0.2, 0.3, 0.5], [0.1, 0.6, 0.3]])
+    # linear in the probabilities, which are not normalized on the way
+    mean = lambda p: p @ jnp.array([1.0, 2.0, 4.0]) + p.sum(-1) * jnp.arange(2.0)
+    exact = lambda p: jnp.prod(mean(p)) ** 2
+    value, grad = f.value_and_grad(KEY, p)
+    np.testing.assert_allclose(value, exact(p), rtol=1e-5)
+    np.testing.assert_allclose(grad, jax.grad(exact)(p), rtol=1e-5)
+    big = ppl.expectation(
+        lambda: (
+            ppl.sample("b", dist.Bernoulli(jnp.full(784, 0.5)).to_event(1), ppl.enum()).sum() * 1.0
+        )
+    )
+    with pytest.raises(ppl.UnsupportedError, match="its event of 784 elements"):
+        big.value(KEY)
