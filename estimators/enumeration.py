@@ -4,8 +4,8 @@ r"""Enumeration: every value of a finite support.
 
 Exact: no variance, right derivatives of every order, also where a probability is 0 or 1 (the
 weights are probabilities, never exp(log p)). A choice of several elements is their joint
-product, K^D runs of the program (as one ``vmap``), and so is an event (``to_event``). Source: ADEV, Lew et al. 2023; TraceEnum in
-Pyro.
+product, K^D runs of the program (as one ``vmap``), and so is an event (``to_event``). Source:
+ADEV, Lew et al. 2023; TraceEnum in Pyro.
 """
 
 from __future__ import annotations
