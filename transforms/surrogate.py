@@ -66,7 +66,6 @@ from .site import (
     _factor_outside,
     element_keys,
     per_element,
-    sample_p,
 )
 
 SAMPLES = "ppl.samples"
@@ -487,4 +486,4 @@ def surrogate(
     return [jnp.mean(o, axis=0) for o in outs]
 
 
-__all__ = ["Choose", "Chosen", "Context", "assign", "estimate", "sample_p", "surrogate"]
+__all__ = ["Choose", "Chosen", "Context", "assign", "estimate", "surrogate"]
