@@ -1,21 +1,24 @@
 """The estimator of a site where the user chose none.
 
-Pathwise where the distribution allows; enumeration where the joint support is small; else
-REINFORCE, with a leave-one-out baseline where there are several samples.
+Pathwise where the distribution allows and what follows is smooth; enumeration where the joint
+support is small; else REINFORCE, with a leave-one-out baseline where there are several samples
+(measure-valued where the support depends on a parameter).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, final
 
+from transforms.assignment import Choose, Rough, joint_size
 from transforms.estimator import Estimator
 from transforms.interpret import Choice, Path, abstract_distribution
 from transforms.site import FreshKey
-from transforms.surrogate import joint_size
 
 from .baselines import LeaveOneOut
 from .enumeration import Enum
+from .measure_valued import MVD
 from .pathwise import Reparam
 from .reinforce import Reinforce
 
@@ -23,24 +26,49 @@ SMALL = 64
 """Largest joint support, over all sites of a scope, that is enumerated unasked."""
 
 
-def choose(sites: Sequence[Choice], samples: int) -> dict[Path, tuple[Estimator, str]]:
-    """An estimator and the reason for it, for each site."""
-    out: dict[Path, tuple[Estimator, str]] = {}
-    joint = 1
-    score = Reinforce(LeaveOneOut() if samples > 1 else None)
-    for c in sites:
-        d = abstract_distribution(c)
-        if isinstance(d, FreshKey):
-            out[c.path] = Reparam(), "a random key"
-            continue
-        if Reparam().unsuitable(d) is None:
-            out[c.path] = Reparam(), "automatic: the distribution is reparameterised"
-            continue
-        if Enum().unsuitable(d) is None:
-            here = joint_size(c, Enum()) ** math.prod(c.lengths)
-            if joint * here <= SMALL:
-                joint *= here
-                out[c.path] = Enum(), f"automatic: a support of {here}"
+@final
+class Automatic(Choose):
+    """See the module docstring."""
+
+    def __call__(
+        self, sites: Sequence[Choice], samples: int, rough: Mapping[Path, Rough]
+    ) -> dict[Path, tuple[Estimator, str]]:
+        out: dict[Path, tuple[Estimator, str]] = {}
+        joint = 1
+        score = Reinforce(LeaveOneOut() if samples > 1 else None)
+        for c in sites:
+            d = abstract_distribution(c)
+            if isinstance(d, FreshKey):
+                out[c.path] = Reparam(), "a random key"
                 continue
-        out[c.path] = score, "automatic: neither reparameterised nor of small support"
-    return out
+            if Reparam().unsuitable(d) is None:
+                out[c.path] = self._continuous(d, score, rough.get(c.path))
+                continue
+            if Enum().unsuitable(d) is None:
+                here = joint_size(c, Enum()) ** math.prod(c.lengths)
+                if joint * here <= SMALL:
+                    joint *= here
+                    out[c.path] = Enum(), f"automatic: a support of {here}"
+                    continue
+            out[c.path] = score, "automatic: neither reparameterised nor of small support"
+        return out
+
+    def _continuous(self, d: Any, score: Reinforce, rough: Rough | None) -> tuple[Estimator, str]:
+        if rough is None:
+            return Reparam(), "automatic: the distribution is reparameterised"
+        if rough.fixed_support:
+            return score, f"automatic: {rough.why}"
+        if MVD().unsuitable(d) is None:
+            return MVD(), f"automatic: {rough.why}, and the support depends on a parameter"
+        return Reparam(), "automatic: no other estimator fits"
+
+    def instead(self, d: Any, *, smooth: bool, fixed_support: bool) -> list[str]:
+        fits = {
+            "ppl.reparam()": smooth and Reparam().unsuitable(d) is None,
+            "ppl.reinforce()": fixed_support and Reinforce().unsuitable(d) is None,
+            "ppl.mvd()": MVD().unsuitable(d) is None,
+        }
+        return [text for text, fit in fits.items() if fit]
+
+
+choose = Automatic()

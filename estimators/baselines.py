@@ -20,6 +20,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from transforms import _jax
+from transforms.errors import describe
 from transforms.estimator import Baseline, magic_box
 from transforms.surrogate import Context
 
@@ -36,6 +38,7 @@ class Constant(Baseline):
 
     value: Any
     accumulators = ("term",)
+    independent = True
 
     def accumulate(self, log_prob: jax.Array) -> dict[str, jax.Array]:
         return {"term": _subtract(self.value, log_prob)}
@@ -58,6 +61,7 @@ class Learned(Baseline):
     value: Any
     weight: float = dataclasses.field(default=1.0, metadata={"static": True})
     accumulators = ("term", "linear", "square")
+    independent = True
 
     @property
     def group(self) -> str:
@@ -83,6 +87,7 @@ class LeaveOneOut(Baseline):
     """The mean payoff of the other samples; no baseline where there is only one sample."""
 
     accumulators = ("log_prob",)
+    independent = True
 
     def accumulate(self, log_prob: jax.Array) -> dict[str, jax.Array]:
         return {"log_prob": jnp.sum(log_prob)}
@@ -99,6 +104,7 @@ class MovingAverage(Baseline):
 
     decay: float = dataclasses.field(default=0.9, metadata={"static": True})
     accumulators = ("log_prob",)
+    independent = True
 
     @property
     def group(self) -> str:
@@ -116,12 +122,12 @@ def baseline(spec: Any) -> Baseline | None:
     """A baseline from what a user types: None, a number or array, "loo", or a Baseline."""
     if spec is None or isinstance(spec, Baseline):
         return spec
-    if isinstance(spec, str):
-        if spec == "loo":
-            return LeaveOneOut()
+    if isinstance(spec, str) and spec == "loo":
+        return LeaveOneOut()
+    if isinstance(spec, str | list | tuple | dict) or callable(spec):
         raise ValueError(
-            f"unknown baseline {spec!r}: a baseline is a number, an array, 'loo', "
-            "ppl.learned(value) or ppl.moving_average(decay)."
+            f"unknown baseline {describe(spec)} ({_jax.user_line()}): a baseline is a number, an "
+            "array, 'loo', ppl.learned(value) or ppl.moving_average(decay)."
         )
     return Constant(spec)
 
@@ -139,4 +145,9 @@ def learned(value: Any, weight: float = 1.0) -> Learned:
 
 def moving_average(decay: float = 0.9) -> MovingAverage:
     """A baseline that averages the payoffs of past steps of a fit, with weight ``decay``."""
+    if not 0.0 <= decay < 1.0:
+        raise ValueError(
+            f"decay is {describe(decay)} ({_jax.user_line()}), and is the weight of the past: 0 or "
+            "more, and less than 1. Type ppl.moving_average(0.9)."
+        )
     return MovingAverage(decay)

@@ -14,6 +14,7 @@ from estimators.enumeration import enum
 from estimators.measure_valued import mvd
 from estimators.pathwise import reparam
 from estimators.reinforce import reinforce
+from transforms.alarm import strict
 from transforms.errors import (
     AddressError,
     KeyRequiredError,
@@ -33,7 +34,10 @@ from transforms.estimator import (
     LocalSite,
     magic_box,
 )
+from transforms.findings import Finding
 
+from .advice import not_in_ppl as _not_in_ppl
+from .audit import Audit
 from .densities import (
     Algorithm,
     Target,
@@ -44,6 +48,7 @@ from .densities import (
     normalize,
 )
 from .expectation import Expectation, expectation
+from .explain import Explanation
 from .fit import Fit, maximize, minibatches, minimize
 from .generative import (
     Generative,
@@ -67,15 +72,19 @@ from .objectives import (
     wake_phi,
     wake_theta,
 )
+from .statements import continuous
 
 __all__ = [
     "AddressError",
     "Algorithm",
+    "Audit",
     "Baseline",
     "Continued",
     "Enumerated",
     "Estimator",
     "Expectation",
+    "Explanation",
+    "Finding",
     "Fit",
     "Generative",
     "InPlace",
@@ -90,6 +99,7 @@ __all__ = [
     "Trace",
     "UnsupportedError",
     "chi2",
+    "continuous",
     "detach",
     "dist",
     "dreg",
@@ -119,7 +129,12 @@ __all__ = [
     "sample",
     "seed",
     "stl",
+    "strict",
     "wake_phi",
     "wake_theta",
     "with_estimators",
 ]
+
+
+def __getattr__(name: str) -> object:
+    raise _not_in_ppl(name, __all__, dist)

@@ -31,14 +31,15 @@ from jax.scipy.special import logsumexp
 from estimators.enumeration import Enum
 from transforms import _jax
 from transforms.addresses import Entry, flatten, match_shapes, nest
-from transforms.errors import Address, AddressError, UnsupportedError, nearest, show
+from transforms.assignment import MAX_JOINT
+from transforms.errors import Address, AddressError, UnsupportedError, describe, nearest, show
 from transforms.execute import Execution
 from transforms.interpret import abstract_distribution
+from transforms.marks import hold
 from transforms.site import Site
 from transforms.site import sample as _sample
-from transforms.surrogate import MAX_JOINT
 
-from .generative import Choices, Generative, Program, Select, merge
+from .generative import Choices, Generative, Program, Select, as_count, check_generative, merge
 
 
 @final
@@ -96,10 +97,6 @@ class Importance(Algorithm):
     n: int
     proposal: Generative | Callable[[Any], Generative] | None = None
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.n, int) or self.n < 1:
-            raise ValueError(f"importance(n) needs at least one particle, got n={self.n!r}.")
-
     def sample(self, target: Target) -> tuple[Execution, jax.Array]:
         runs, weights = self._fresh(target, self.n)
         log_z = logsumexp(weights) - math.log(self.n)
@@ -120,8 +117,9 @@ class Importance(Algorithm):
             if self.proposal is None:
                 if not isinstance(target.program, Program):
                     raise UnsupportedError(
-                        f"{target.program.name} cannot propose for itself, since it is no "
-                        "@ppl.gen program. Give a proposal: ppl.importance(n, proposal)."
+                        f"{target.program.name} cannot propose for itself at {_jax.user_line()}, "
+                        "since it is no @ppl.gen program. Give a proposal: "
+                        "ppl.importance(n, proposal)."
                     )
                 run = target.draw()
                 return run, run.log_weight
@@ -147,7 +145,8 @@ class Importance(Algorithm):
         if not isinstance(q, Generative):
             raise UnsupportedError(
                 "a proposal is a generative function that was called, or a function from the "
-                f"fixed choices to one; got {type(q).__name__}."
+                f"fixed choices to one; got {describe(q)} ({_jax.user_line()}). Put @ppl.gen above "
+                "the function of ppl.importance(n, proposal)."
             )
         return q
 
@@ -173,7 +172,7 @@ def importance(
         proposal: a Generative over the free choices, or a function from the fixed choices to
             one; None proposes from the program itself. Its support must be that of the target.
     """
-    return Importance(n, proposal)
+    return Importance(as_count(n, "the number n of particles"), proposal)
 
 
 # --- exact enumeration --------------------------------------------------------------------------
@@ -198,8 +197,8 @@ class Enumeration(Algorithm):
         program = target.program
         if not isinstance(program, Program):
             raise UnsupportedError(
-                f"enumeration needs a @ppl.gen program, and {program.name} is none. Use "
-                "ppl.importance(n, proposal)."
+                f"enumeration() at {_jax.user_line()} needs a @ppl.gen program, and {program.name} "
+                "is none. Use ppl.importance(n, proposal)."
             )
         supports: dict[Address, jax.Array] = {}
         for e in program.entries:
@@ -272,8 +271,9 @@ class Marginal(Generative):
         for k in self._keep:
             if not any(a[: len(k)] == k for a in like):
                 raise AddressError(
-                    f"{self.name}: {self._g.name} has no choice at address {show(k)} to keep."
-                    f"{nearest(k, like)} Its addresses: {', '.join(map(show, like))}."
+                    f"{self.name}: {self._g.name} has no choice at address {show(k)} to keep "
+                    f"({_jax.user_line()}).{nearest(k, like)} Its addresses: "
+                    f"{', '.join(map(show, like))}."
                 )
         return {a: s for a, s in like.items() if self._kept(a)}
 
@@ -284,7 +284,7 @@ class Marginal(Generative):
             x = match_shapes(given, self._like, self.name)
             log_p = self._by.estimate(Target(self._g, x))
             return Execution(x, x, log_p, log_p)
-        assert self._like
+        assert self._like is not None
         run = self._g.execute({}, select=self._kept)
         x = nest((a, v) for a, v in flatten(run.choices).items() if self._kept(a))
         log_p = self._by.estimate(Target(self._g, x), run)
@@ -336,7 +336,8 @@ def marginal(
     Returns:
         A Generative over ``keep``; its ``retval`` is the dict of kept choices.
     """
-    return Marginal(g, _addresses(keep), Importance(1) if by is None else by)
+    check_generative(g, "ppl.marginal")
+    return Marginal(g, _addresses(keep), _algorithm(by))
 
 
 def normalize(g: Generative, data: Choices, by: Algorithm | None = None) -> Generative:
@@ -351,23 +352,44 @@ def normalize(g: Generative, data: Choices, by: Algorithm | None = None) -> Gene
     Returns:
         A Generative over the addresses not in ``data``; its ``retval`` is the dict of them.
     """
-    return Normalized(g, data, Importance(1) if by is None else by)
+    check_generative(g, "ppl.normalize")
+    flatten(data)
+    return Normalized(g, data, _algorithm(by))
 
 
 def _addresses(keep: Any) -> list[Address]:
     if isinstance(keep, str):
         return [(keep,)]
+    if not isinstance(keep, list | tuple | set | frozenset) or not keep:
+        raise AddressError(
+            f"keep is {keep!r} ({_jax.user_line()}). Give the addresses to keep, 'x' or ['x', 'y']."
+        )
     return [(k,) if isinstance(k, str) else tuple(k) for k in keep]
 
 
-def detach(g: Generative) -> Generative:
-    """The same distribution with everything that it closes over held constant.
+def _algorithm(by: Any) -> Algorithm:
+    if by is None:
+        return Importance(1)
+    if not isinstance(by, Algorithm):
+        raise UnsupportedError(
+            f"by is {describe(by)} ({_jax.user_line()}). Give an algorithm, ppl.importance(10) or "
+            "ppl.enumeration(), with its parentheses."
+        )
+    return by
 
-    No gradient flows into its parameters, neither through its draws nor through its density;
+
+def detach(x: Any) -> Any:
+    """Hold something constant on purpose: a generative function, or any pytree of arrays.
+
+    Of a Generative: the same distribution with everything that it closes over held constant. No
+    gradient flows into its parameters, neither through its draws nor through its density;
     gradients still flow through the choices at which a density is taken. This is what the
     sticking-the-landing, doubly reparameterised and wake-sleep objectives are made of.
+
+    Of arrays: ``jax.lax.stop_gradient``, which the soundness checker takes for a mistake where it
+    drops the derivative of a pathwise draw or of a parameter; what is detached is taken as meant.
     """
-    return _Detached(g)
+    return _Detached(x) if isinstance(x, Generative) else hold(x)
 
 
 @final
@@ -383,6 +405,6 @@ class _Detached(Generative):
 
         given = jax.tree.map(jnp.asarray, dict(given))
         closed, consts, out = _jax.trace(run, given)
-        constants = jax.tree.map(jax.lax.stop_gradient, consts)
+        constants = hold(consts)
         outs = _jax.evaluate(closed, *constants, *jax.tree.leaves(given))
         return jax.tree.unflatten(jax.tree.structure(out), outs)

@@ -12,12 +12,16 @@ import numpy as np
 
 from estimators.automatic import choose
 from transforms import _jax
+from transforms.alarm import is_strict
 from transforms.errors import UnsupportedError
 from transforms.site import Expect, expect_p
+from transforms.soundness import Soundness
 from transforms.surrogate import surrogate
 
+from .advice import bad_return, user_code
+from .audit import Audit, audit
 from .explain import Explanation, explain
-from .generative import as_key
+from .generative import as_count, as_key, check_function
 
 
 @final
@@ -29,21 +33,22 @@ class Expectation:
     ``jax.vmap(inner)(xs).mean()`` enumerates each element by itself, at linear cost.
     """
 
-    def __init__(self, f: Callable[..., Any], has_aux: bool = False):
-        self._f, self._has_aux = f, has_aux
+    def __init__(self, f: Callable[..., Any], has_aux: bool = False, strict: bool = False):
+        check_function(f, "@ppl.expectation")
+        self._f, self._has_aux, self.strict = f, has_aux, strict
         functools.update_wrapper(self, f)
         self.name: str = getattr(f, "__name__", "expectation")
         static = ("tree", "static", "samples")
         self._value = jax.jit(self._value_flat, static_argnames=static)
         self._value_and_grad = jax.jit(
-            self._value_and_grad_flat, static_argnames=(*static, "argnums")
+            self._value_and_grad_flat, static_argnames=(*static, "argnums", "strict")
         )
         self.compiled: dict[Any, Any] = {}
 
     def __get__(self, instance: Any, owner: type | None = None) -> Expectation:
         if instance is None:
             return self
-        return Expectation(self._f.__get__(instance, owner), self._has_aux)
+        return Expectation(self._f.__get__(instance, owner), self._has_aux, self.strict)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """One unbiased draw, inside another expectation."""
@@ -54,20 +59,27 @@ class Expectation:
 
     def trace(self, *args: Any, **kwargs: Any) -> tuple[_jax.ClosedJaxpr, list[Any], Any]:
         """The jaxpr of the objective, the values it closes over, its output with shapes."""
-        closed, consts, out = _jax.trace(lambda: self._f(*args, **kwargs))
+
+        def run() -> Any:
+            with user_code(self.name):
+                out = self._f(*args, **kwargs)
+                bad_return(where, out)
+                return out
+
+        where = _jax.definition(self._f)
+        closed, consts, out = _jax.trace(run)
         value = out[0] if self._has_aux and isinstance(out, tuple) and len(out) == 2 else out
         if self._has_aux and value is out:
             raise UnsupportedError(
-                f"the objective {self.name} was made with has_aux=True, so it must return a pair "
+                f"the objective {where} was made with has_aux=True, so it must return a pair "
                 "(value, aux)."
             )
         dtype = getattr(value, "dtype", np.dtype(object))
         if getattr(value, "shape", None) != () or not jnp.issubdtype(dtype, jnp.floating):
             got = jax.tree.map(lambda s: f"{s.dtype}[{','.join(map(str, s.shape))}]", value)
             raise UnsupportedError(
-                f"the objective {self.name} must return a scalar of floating point type; it "
-                f"returns {got}. Take .sum() or .mean(), or for a pair (value, aux) use "
-                "ppl.expectation(f, has_aux=True)."
+                f"the objective {where} must return a scalar of floating point type, whose "
+                f"expected value is estimated; it returns {got}. {_scalar(value)}"
             )
         return closed, consts, out
 
@@ -78,6 +90,7 @@ class Expectation:
         samples: int = 1,
         averages: Any = None,
         direction: int = 1,
+        report: Callable[[Soundness, Sequence[int]], None] | None = None,
     ) -> Any:
         """The plain differentiable function behind the objective.
 
@@ -91,6 +104,15 @@ class Expectation:
             averages: state of ``ppl.moving_average`` baselines, by decay; kept by the fit.
             direction: 1 where the result is ascended, -1 where it is descended; only
                 baselines that learn use it.
+            report: told what the soundness checker finds when the function is differentiated;
+                by default that is a warning.
+
+        Warns:
+            SoundnessWarning: the gradient would be biased; names the choice, the operation, and
+                what to type instead.
+
+        Raises:
+            SoundnessError: the same, with ``strict``.
 
         Returns:
             f32[], or ``(f32[], aux)`` with ``has_aux``, where aux is averaged like the value.
@@ -104,13 +126,17 @@ class Expectation:
             samples=samples,
             averages=averages,
             direction=direction,
+            name=self.name,
+            strict=self.strict,
+            report=report,
         )
         return jax.tree.unflatten(jax.tree.structure(out), outs)
 
     def value(self, key: jax.Array, *args: Any, samples: int = 1) -> Any:
         """An unbiased estimate of the objective, f32[] (with ``has_aux``: ``(f32[], aux)``)."""
         arrays, static, tree = split(args)
-        return self._value(as_key(key), arrays, static=static, tree=tree, samples=samples)
+        n = as_count(samples, "samples")
+        return self._value(as_key(key), arrays, static=static, tree=tree, samples=n)
 
     def value_and_grad(
         self,
@@ -131,8 +157,16 @@ class Expectation:
         """
         arrays, static, tree = split(args)
         nums = argnums if isinstance(argnums, int) else tuple(argnums)
+        key = as_key(key)
+        _check_differentiable(args, nums)
         value, grads = self._value_and_grad(
-            as_key(key), arrays, static=static, tree=tree, samples=samples, argnums=nums
+            key,
+            arrays,
+            static=static,
+            tree=tree,
+            samples=as_count(samples, "samples"),
+            argnums=nums,
+            strict=self.strict or is_strict(),  # so that what is compiled already is checked again
         )
         full = jax.tree.unflatten(tree, join(grads, tuple((i, None) for i, _ in static)))
         return value, full[nums] if isinstance(nums, int) else tuple(full[i] for i in nums)
@@ -148,17 +182,95 @@ class Expectation:
         _, grads = self.value_and_grad(key, *args, samples=samples, argnums=argnums)
         return grads
 
-    def explain(self, *args: Any, samples: int = 1) -> Explanation:
-        """A table of the random choices: estimator and why, cost, source line."""
-        closed, _, _ = self.trace(*args)
-        return explain(self.name, closed, choose, samples)
+    def explain(
+        self,
+        *args: Any,
+        samples: int = 1,
+        argnums: int | Sequence[int] = 0,
+        kinks: bool = False,
+    ) -> Explanation:
+        """What the gradient costs, and whether to trust it: a table of the random choices.
+
+        Args:
+            *args: the arguments of the objective; shapes (``jax.ShapeDtypeStruct``) will do.
+            samples: how many estimates are averaged.
+            argnums: which argument(s) to differentiate.
+            kinks: whether to list where the derivative exists almost everywhere only.
+
+        Returns:
+            An :class:`Explanation`: prints as text, shows as HTML in a notebook. ``.sites`` has a
+            row for each choice, ``.findings`` what the soundness checker has to say.
+        """
+        arrays, static, tree = split(args)
+        nums = argnums if isinstance(argnums, int) else tuple(argnums)
+        seen: list[Any] = []
+
+        def f(key: jax.Array, arrays: Any) -> Any:
+            return self._value_and_grad_flat(
+                key,
+                arrays,
+                static=static,
+                tree=tree,
+                samples=samples,
+                argnums=nums,
+                strict=False,
+                report=lambda check, inputs: seen.append((check, inputs)),
+            )
+
+        traced = jax.jit(f).trace(jax.eval_shape(lambda: jax.random.key(0)), arrays)
+        return explain(self.name, traced, seen, kinks)
+
+    def audit(
+        self,
+        key: jax.Array,
+        *args: Any,
+        samples: int = 10_000,
+        argnums: int | Sequence[int] = 0,
+    ) -> Audit:
+        """Check the gradient numerically: is its mean the derivative of the expectation?
+
+        The mean of the estimates is compared with finite differences of the value under common
+        random numbers, or, at the border of a domain, with enumeration or REINFORCE. Parameters
+        of at most 8 elements are checked one by one, larger ones in two random directions. Where
+        a derivative is off, the estimators of the choices are exchanged one by one to find those
+        that explain it.
+
+        Args:
+            key: random key.
+            *args: the arguments of the objective, any pytrees.
+            samples: how many samples; at ``n`` a bias of about ``8 / sqrt(n)`` standard deviations
+                of an estimate is found. Each costs one gradient and six values for each
+                derivative.
+            argnums: which argument(s) to check.
+
+        Returns:
+            A table with a z-score for each derivative; prints as text. ``.ok`` says whether all of
+            them pass (a right objective does with probability 0.999), ``.suspects`` names choices.
+
+        Raises:
+            UnsupportedError: the arguments in ``argnums`` hold no floating-point numbers.
+
+        Example:
+            >>> assert objective.audit(jax.random.key(0), params).ok
+        """
+        nums = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+        return audit(self, as_key(key), args, samples, [i % max(1, len(args)) for i in nums])
 
     def _value_flat(self, key: Any, arrays: Any, *, static: Any, tree: Any, samples: int) -> Any:
         args = jax.tree.unflatten(tree, join(arrays, static))
         return self.surrogate(key, *args, samples=samples)
 
     def _value_and_grad_flat(
-        self, key: Any, arrays: Any, *, static: Any, tree: Any, samples: int, argnums: Any
+        self,
+        key: Any,
+        arrays: Any,
+        *,
+        static: Any,
+        tree: Any,
+        samples: int,
+        argnums: Any,
+        strict: bool,
+        report: Any = None,
     ) -> Any:
         args = jax.tree.unflatten(tree, join(arrays, static))
         wanted = {argnums} if isinstance(argnums, int) else set(argnums)
@@ -171,7 +283,7 @@ class Expectation:
             left = iter(chosen)
             full = [next(left) if w else a for a, w in zip(arrays, which, strict=True)]
             args = jax.tree.unflatten(tree, join(full, static))
-            return self.surrogate(key, *args, samples=samples)
+            return self.surrogate(key, *args, samples=samples, report=report)
 
         chosen = [a for a, w in zip(arrays, which, strict=True) if w]
         value, grads = jax.value_and_grad(f, has_aux=self._has_aux, allow_int=True)(chosen)
@@ -179,12 +291,16 @@ class Expectation:
         return value, [next(left) if w else None for w in which]
 
 
-def expectation(f: Callable[..., Any] | None = None, *, has_aux: bool = False) -> Any:
+def expectation(
+    f: Callable[..., Any] | None = None, *, has_aux: bool = False, strict: bool = False
+) -> Any:
     """Make an objective: the expected value of a function that makes random choices.
 
     Args:
         f: returns a scalar, or ``(scalar, aux)`` with ``has_aux``.
         has_aux: whether ``f`` also returns auxiliary data; it is averaged like the value.
+        strict: whether a gradient that would be biased is an error, ``ppl.SoundnessError``,
+            instead of a warning. ``ppl.strict()`` is the same for all objectives.
 
     Example:
         >>> @ppl.expectation
@@ -194,8 +310,35 @@ def expectation(f: Callable[..., Any] | None = None, *, has_aux: bool = False) -
         >>> objective.value_and_grad(jax.random.key(0), 1.5, samples=1000)
     """
     if f is None:
-        return functools.partial(expectation, has_aux=has_aux)
-    return Expectation(f, has_aux)
+        return functools.partial(expectation, has_aux=has_aux, strict=strict)
+    return Expectation(f, has_aux, strict)
+
+
+def _scalar(value: Any) -> str:
+    """What to do about an objective that returns ``value``."""
+    if value is None:
+        return "Add a return to it."
+    if getattr(value, "shape", None) == ():
+        return "Multiply by 1.0, which makes it a float."
+    return (
+        "Take .sum() or .mean(), or for a pair (value, aux) use ppl.expectation(f, has_aux=True)."
+    )
+
+
+def _check_differentiable(args: Sequence[Any], argnums: int | tuple[int, ...]) -> None:
+    for i in (argnums,) if isinstance(argnums, int) else argnums:
+        if not -len(args) <= i < len(args):
+            raise ValueError(
+                f"argnums is {argnums} ({_jax.user_line()}), and the objective is given "
+                f"{len(args)} argument(s) after the key. Type the argument to differentiate, "
+                "objective.grad(key, params), or its number, counted from 0."
+            )
+        leaves = [v for v in jax.tree.leaves(args[i]) if is_array(v)]
+        if leaves and all(jnp.issubdtype(jnp.result_type(v), jnp.integer) for v in leaves):
+            raise UnsupportedError(
+                f"the gradient at {_jax.user_line()} is with respect to argument {i}, which holds "
+                "integers only: they have no derivative. Type 2.0 for 2, or .astype(float)."
+            )
 
 
 def is_array(leaf: Any) -> bool:
@@ -216,8 +359,9 @@ def split(tree: Any) -> tuple[list[Any], tuple[tuple[int, Any], ...], Any]:
             hash(v)
         except TypeError:
             raise UnsupportedError(
-                f"an argument of type {type(v).__name__} is neither an array nor hashable. Close "
-                "over it, or register its type as a pytree."
+                f"an argument of type {type(v).__name__} ({_jax.user_line()}) is neither an array "
+                "nor hashable, so it can be no input of compiled code. Close over it, give an "
+                "array, or register its type as a pytree."
             ) from None
     return arrays, static, structure
 

@@ -12,6 +12,7 @@ import inspect
 import itertools
 import os
 import types
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, final
 
@@ -24,12 +25,14 @@ from tqdm.auto import tqdm
 
 from estimators.automatic import choose
 from estimators.baselines import MovingAverage
-from transforms.errors import NonFiniteError, UnsupportedError
+from transforms import _jax
+from transforms.alarm import is_strict
+from transforms.assignment import assign
+from transforms.errors import NonFiniteError, UnsupportedError, describe
 from transforms.nonfinite import first_nonfinite
-from transforms.surrogate import assign
 
 from .expectation import Expectation, is_array, join, split
-from .generative import as_key
+from .generative import as_count, as_key
 
 CHUNK = 100
 """Steps between two visits to the host."""
@@ -134,14 +137,18 @@ def minibatches(data: Any, size: int) -> Minibatches:
         size: rows in a batch. For an unbiased sum over the data scale the batch's by n / size.
     """
     _rows(data)
-    return Minibatches(data, size)
+    return Minibatches(data, as_count(size, "size"))
 
 
 def _rows(data: Any) -> int:
-    sizes = {jnp.shape(a)[0] for a in jax.tree.leaves(data)}
-    if len(sizes) != 1:
-        raise ValueError(f"the arrays of data have different numbers of rows: {sorted(sizes)}.")
-    return sizes.pop()
+    sizes = {jnp.shape(a)[:1] for a in jax.tree.leaves(data)}
+    if len(sizes) != 1 or () in sizes:
+        rows = ", ".join(str(*s) if s else "a number without rows" for s in sorted(sizes))
+        raise ValueError(
+            f"the arrays of data ({_jax.user_line()}) have the numbers of rows: {rows or 'none'}. "
+            "Give arrays [n, ...] with the same n."
+        )
+    return sizes.pop()[0]
 
 
 # --- the loop -----------------------------------------------------------------------------------
@@ -163,9 +170,11 @@ def _fit(
 ) -> Fit:
     if not isinstance(objective, Expectation):
         raise UnsupportedError(
-            f"the objective is {type(objective).__name__}. Make it one with @ppl.expectation."
+            f"the objective at {_jax.user_line()} is {describe(objective)}. Put @ppl.expectation "
+            "above the function that returns it, and give that function, uncalled."
         )
-    key = as_key(key)
+    key, steps, samples = as_key(key), as_count(steps, "steps", 0), as_count(samples, "samples")
+    _check_arguments(params, optimizer, args, batches, callback, checkpoint)
     on_device = batches if callable(batches) else None
     host = None if batches is None or callable(batches) else _cycle(batches)
     arrays, static, tree = split((jax.tree.map(_strong, params), tuple(args), on_device))
@@ -181,6 +190,7 @@ def _fit(
         static=static,
         trained=trained,
         chunk=min(CHUNK, max(steps, 1)),
+        strict=objective.strict or is_strict(),
     )
     values, fixed = loop.separate(arrays)
     peeked = [] if host is None else [next(host)]
@@ -245,6 +255,7 @@ class _Loop:
     static: Any
     trained: tuple[bool, ...]
     chunk: int
+    strict: bool
 
     def separate(self, arrays: list[Any]) -> tuple[list[Any], list[Any]]:
         """The arrays that are trained, and the rest."""
@@ -293,10 +304,65 @@ class _Loop:
         closed, consts, _ = self.objective.trace(*args)
         where = first_nonfinite(closed, consts, k, choose, self.samples)
         raise NonFiniteError(
-            f"the objective {self.objective.name} or its gradient is not finite at step {step}. "
+            f"the objective {_jax.definition(inspect.unwrap(self.objective))} or its gradient is "
+            f"not finite at step {step}. "
             f"{where} Parameters before that step: {_summary(args[0])}. A smaller learning rate, "
             "parameters transformed to their support (jnp.exp, jax.nn.softplus), or log-space "
             "arithmetic are the usual cures."
+        )
+
+
+def _check_arguments(
+    params: Any, optimizer: Any, args: Any, batches: Any, callback: Any, checkpoint: Any
+) -> None:
+    """Refuse what could not be fitted, before anything is compiled."""
+    line = _jax.user_line()
+    if not hasattr(optimizer, "init") or not hasattr(optimizer, "update"):
+        raise UnsupportedError(
+            f"the optimizer at {line} is {describe(optimizer)}. Give an optax optimizer, called "
+            "with its learning rate, after the parameters: ppl.maximize(objective, params, "
+            "optax.adam(1e-2), ...)."
+        )
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    whole = [(path, v) for path, v in leaves if type(v) is int]
+    if whole:
+        path, v = whole[0]
+        raise UnsupportedError(
+            f"the parameter {jax.tree_util.keystr(path) or 'params'} of the fit at {line} is the "
+            f"integer {v}, which has no derivative and would never change. Type {v}.0."
+        )
+    if not any(is_array(v) and jnp.issubdtype(jnp.result_type(v), jnp.floating) for _, v in leaves):
+        raise UnsupportedError(
+            f"the parameters of the fit at {line} are {describe(params)} without any number of "
+            "floating point, so there is nothing to fit. Give a number, an array, or a dict like "
+            '{"m": 0.0}.'
+        )
+    if not isinstance(args, tuple | list):
+        raise UnsupportedError(
+            f"args at {line} is {describe(args)}, and is a tuple of the arguments of the objective "
+            "after the parameters. Type args=(x,), with the comma."
+        )
+    if batches is not None and not callable(batches) and not hasattr(batches, "__iter__"):
+        raise UnsupportedError(
+            f"batches at {line} is {describe(batches)}. Give a list of batches, or "
+            "ppl.minibatches(data, size)."
+        )
+    if callback is not None and not callable(callback):
+        raise UnsupportedError(
+            f"callback at {line} is {describe(callback)}. Give a function (step, params, history)."
+        )
+    if checkpoint is None:
+        return
+    if not isinstance(checkpoint, str | os.PathLike):
+        raise UnsupportedError(
+            f"checkpoint at {line} is {describe(checkpoint)}. Give the path of a file, "
+            'checkpoint="fit.npz".'
+        )
+    folder = os.path.dirname(os.path.abspath(checkpoint))
+    if os.path.isdir(checkpoint) or not os.path.isdir(folder):
+        raise UnsupportedError(
+            f"checkpoint at {line} is {os.fspath(checkpoint)!r}, where no file can be written: "
+            "it is a folder, or is in one that does not exist. Give a file in a folder that exists."
         )
 
 
@@ -344,6 +410,14 @@ def _strong(leaf: Any) -> Any:
 
 
 def _stack(rows: list[Any], length: int) -> Any:
+    shapes = {str(jax.tree.map(np.shape, row)) for row in rows}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"the batches ({_jax.user_line()}) have different shapes, "
+            f"{' and '.join(sorted(shapes))}, and every step of a compiled loop takes the same. "
+            "Leave out the last, smaller one (drop_last=True of a data loader), or use "
+            "ppl.minibatches(data, size)."
+        )
     rows = [*rows, *[rows[-1]] * (length - len(rows))]
     return jax.tree.map(lambda *a: np.stack(a), *rows)
 
@@ -356,8 +430,9 @@ def _cycle(batches: Iterable[Any]) -> Iterator[Any]:
             yield batch
         if empty:
             raise ValueError(
-                "batches has no more batches. Give an iterable that can be started again (a list, "
-                "an array, a data loader; not a generator), or one batch for each step."
+                f"batches has no more batches ({_jax.user_line()}). Give an iterable that can be "
+                "started again (a list, an array, a data loader; not a generator), or one batch "
+                "for each step."
             )
 
 
@@ -383,13 +458,19 @@ def _save(path: str | os.PathLike[str], state: _State, history: np.ndarray) -> N
 
 def _restore(path: str | os.PathLike[str], like: _State) -> tuple[_State, np.ndarray]:
     leaves, tree = jax.tree.flatten(like)
-    with np.load(path) as saved:
-        history = saved["history"]
-        found = [saved[f"arr_{i}"] for i in range(len(saved.files) - 1)]
+    try:
+        with np.load(path) as saved:
+            history = saved["history"]
+            found = [saved[f"arr_{i}"] for i in range(len(saved.files) - 1)]
+    except (KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"the file {os.fspath(path)} ({_jax.user_line()}) is no checkpoint of a fit. Remove "
+            "it, or give another file."
+        ) from error
     if [np.shape(a) for a in found] != [np.shape(a) for a in leaves]:
         raise ValueError(
-            f"the checkpoint {os.fspath(path)} is of a fit with other parameters or another "
-            "optimizer. Remove it, or give another file."
+            f"the checkpoint {os.fspath(path)} ({_jax.user_line()}) is of a fit with other "
+            "parameters or another optimizer. Remove it, or give another file."
         )
     state = jax.tree.unflatten(tree, [jnp.asarray(a) for a in found])
     return dataclasses.replace(state, step=int(state.step)), history

@@ -5,6 +5,8 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
+import operator
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, final
 
@@ -13,7 +15,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax.ad_checkpoint import checkpoint_name
 
-from transforms import _jax
+from transforms import _jax, marks
 from transforms.addresses import (
     Entry,
     check_shape,
@@ -22,7 +24,7 @@ from transforms.addresses import (
     likeness,
     nest,
 )
-from transforms.errors import Address, AddressError, UnsupportedError, nearest, show
+from transforms.errors import Address, AddressError, UnsupportedError, describe, nearest, show
 from transforms.estimator import Estimator
 from transforms.execute import LOG_DENSITY, Execution, execute, refuse_nested_density
 from transforms.interpret import choices as _choices
@@ -31,6 +33,8 @@ from transforms.seed import seeded
 from transforms.site import Body, Call, Densities, call_p, with_operands_of
 from transforms.site import factor as _factor
 from transforms.site import sample as _sample
+
+from .advice import bad_return, user_code
 
 Choices = Mapping[str, Any]
 Select = Callable[[Address], bool]
@@ -57,17 +61,39 @@ class Trace:
     def __getitem__(self, address: str | Address) -> Any:
         """The value at an address: ``trace["x"]``, ``trace["inner", "x"]``."""
         at: Any = self.choices
-        path = (address,) if isinstance(address, str) else address
+        path = address if isinstance(address, tuple) else (address,)
         for name in path:
             if not isinstance(at, Mapping) or name not in at:
                 known = list(flatten(self.choices))
                 raise AddressError(
-                    f"the trace has no choice at address {show(path)}."
+                    f"the trace has no choice at address {show(path)} ({_jax.user_line()})."
                     f"{nearest(path, known)} Its addresses: "
                     f"{', '.join(show(a) for a in known) or 'none'}."
                 )
             at = at[name]
         return at
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"a trace has no {name} ({_jax.user_line()}). It has trace.choices, trace.log_density "
+            f"and trace.retval; the value at an address is trace[{name!r}]."
+        )
+
+
+class _Elsewhere:
+    """An attribute that a newcomer looks for; reading it says where it is."""
+
+    def __init__(self, instead: str):
+        self._instead = instead
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        raise AttributeError(
+            f"a generative function that was called has no {self._name} ({_jax.user_line()}): it "
+            f"is a distribution over traces. Use {self._instead}."
+        )
 
 
 class Generative(abc.ABC):
@@ -78,6 +104,10 @@ class Generative(abc.ABC):
     """
 
     name: str = "generative"
+    sample = _Elsewhere("g(...).simulate(key); in a program, ppl.sample(address, g(...))")
+    log_prob = _Elsewhere("g(...).log_density(choices)")
+    choices = _Elsewhere("g(...).simulate(key).choices")
+    retval = _Elsewhere("g(...).simulate(key).retval")
 
     @abc.abstractmethod
     def execute(
@@ -177,7 +207,14 @@ class Program(Generative):
 
     def __init__(self, f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]):
         self.name = getattr(f, "__qualname__", repr(f)).split("<locals>.")[-1]
-        self._f = lambda: f(*args, **kwargs)
+
+        def run() -> Any:
+            with user_code(self.name):
+                out = f(*args, **kwargs)
+                bad_return(_jax.definition(f), out)
+                return out
+
+        self._f = run
 
     def __repr__(self) -> str:
         return f"{self.name}(...)"
@@ -218,7 +255,8 @@ class Program(Generative):
         for address in table:
             if address not in known:
                 raise AddressError(
-                    f"{self.name} has no random choice at address {show(address)}."
+                    f"{self.name} has no random choice at address {show(address)} "
+                    f"({_jax.user_line()})."
                     f"{nearest(address, known)} Its addresses: {', '.join(map(show, known))}."
                 )
         tree = jax.tree.structure(retval)
@@ -265,6 +303,7 @@ class GenerativeFunction:
     """A function with random choices; calling it gives a :class:`Generative`."""
 
     def __init__(self, f: Callable[..., Any]):
+        check_function(f, "@ppl.gen")
         self._f = f
         functools.update_wrapper(self, f)
 
@@ -273,14 +312,61 @@ class GenerativeFunction:
 
     def __getattr__(self, name: str) -> Any:
         if name in _OF_A_PROGRAM:
-            raise NotCalledError(
-                f"the generative function {self.__name__} is used at {_jax.user_line()} without "
-                f"being called. Call it with its arguments: {self.__name__}(...)."
-            )
+            raise self.not_called()
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def not_called(self) -> NotCalledError:
+        """The error where the function stands in place of what it returns."""
+        return NotCalledError(
+            f"the generative function {self.__name__} is used at {_jax.user_line()} without "  # type: ignore[attr-defined]
+            f"being called. Call it with its arguments: {self.__name__}(...)."  # type: ignore[attr-defined]
+        )
 
     def __get__(self, instance: Any, owner: type | None = None) -> GenerativeFunction:
         return self if instance is None else GenerativeFunction(self._f.__get__(instance, owner))
+
+
+def check_function(f: Any, what: str) -> None:
+    """Refuse what is no plain function: ``@ppl.gen`` and ``@ppl.expectation`` decorate one."""
+    if isinstance(f, GenerativeFunction | Generative) or not callable(f):
+        got = f"the generative function {f.__name__}" if _is_gen(f) else describe(f)
+        raise UnsupportedError(
+            f"{what} at {_jax.user_line()} decorates a plain function, and is given {got}. Write "
+            "a function (def, with this line above it) that uses it."
+        )
+
+
+def _is_gen(f: Any) -> bool:
+    return isinstance(f, GenerativeFunction)
+
+
+def check_generative(g: Any, what: str) -> None:
+    """Refuse what is no generative function that was called.
+
+    Raises:
+        NotCalledError: the call is missing. UnsupportedError: it is something else.
+    """
+    if isinstance(g, GenerativeFunction):
+        raise g.not_called()
+    if not isinstance(g, Generative):
+        raise UnsupportedError(
+            f"{what} at {_jax.user_line()} needs a generative function that was called, and is "
+            f"given {describe(g)}. Put @ppl.gen above the function, and call it: g(...)."
+        )
+
+
+def as_count(n: Any, what: str, least: int = 1) -> int:
+    """``n`` as a Python integer of at least ``least``."""
+    try:
+        count = operator.index(n)
+    except TypeError:
+        count = least - 1
+    if count < least or isinstance(n, bool):
+        raise ValueError(
+            f"{what} is {describe(n)} ({_jax.user_line()}), and is a count: an integer, {least} or "
+            "more. Type 10, not 10.0."
+        )
+    return count
 
 
 def gen(f: Callable[..., Any]) -> GenerativeFunction:
@@ -317,6 +403,7 @@ def sample(
         KeyRequiredError: outside @ppl.gen, @ppl.expectation and ppl.seed.
     """
     _check_address(address)
+    _check_distribution(address, d)
     if isinstance(d, Generative):
         if estimator is not None:
             raise UnsupportedError(
@@ -327,15 +414,20 @@ def sample(
         return d.bind(address)
     if estimator is not None:
         _check_estimator((address,), estimator)
-    _check_distribution(address, d)
     return _sample((address,), d, estimator)
 
 
 def _check_address(address: Any) -> None:
     if not isinstance(address, str):
         raise AddressError(
-            f"the address at {_jax.user_line()} is {address!r}: the first argument of a choice is "
-            'a string, ppl.sample("x", d). Nested addresses come from nesting programs.'
+            f"the address at {_jax.user_line()} is {describe(address)}: the first argument of a "
+            'choice is a string, ppl.sample("x", d). Nested addresses come from nesting programs.'
+        )
+    if re.search(r"Trace[rd](\(|<)", address):
+        raise AddressError(
+            f"the address {address!r} at {_jax.user_line()} is made of a number that is not known "
+            "while the program is traced, like a draw. Number addresses in a Python loop, for i in "
+            'range(3): ppl.sample(f"x{i}", d); or draw an array, under jax.vmap or jax.lax.scan.'
         )
 
 
@@ -343,8 +435,8 @@ def _check_estimator(address: Address, estimator: Any) -> None:
     if not isinstance(estimator, Estimator):
         raise UnsupportedError(
             f"the estimator of {show(address)} at {_jax.user_line()} is "
-            f"{getattr(estimator, '__name__', estimator)!r}. Type an estimator object, like "
-            "ppl.reinforce() with its parentheses."
+            f"{describe(estimator)}. Type an estimator object, like ppl.reinforce() with its "
+            "parentheses."
         )
 
 
@@ -354,12 +446,30 @@ def _check_distribution(address: str, d: Any) -> None:
             f"the site {address!r} at {_jax.user_line()} is given the generative function "
             f"{d.__name__} itself. Call it: ppl.sample({address!r}, {d.__name__}(...))."  # type: ignore[attr-defined]
         )
-    if not isinstance(d, dist.Distribution):
+    if isinstance(d, Estimator):
         raise UnsupportedError(
-            f"the site {address!r} at {_jax.user_line()} is given {type(d).__name__}, which is no "
-            "distribution. Use a numpyro distribution, like dist.Normal(0.0, 1.0), or a generative "
-            "function that was called."
+            f"the site {address!r} at {_jax.user_line()} is given the estimator {d.name} for a "
+            f"distribution. The order is ppl.sample({address!r}, d, ppl.{d.name}())."
         )
+    if not isinstance(d, dist.Distribution | Generative):
+        raise UnsupportedError(
+            f"the site {address!r} at {_jax.user_line()} is given {describe(d)}, which is no "
+            "distribution. Use a numpyro distribution, like dist.Normal(0.0, 1.0), or a generative "
+            "function (with @ppl.gen above it) that was called."
+        )
+    for name, value in _parameters(d):
+        if not isinstance(value, int | float) and not hasattr(value, "dtype"):
+            raise UnsupportedError(
+                f"the parameter {name} of {address!r} ~ {type(d).__name__} at {_jax.user_line()} "
+                f"is {describe(value)}. Parameters are numbers and arrays: jnp.array([0.0, 1.0]) "
+                "for a list; for what a program draws, x = ppl.sample(address, g(...))."
+            )
+
+
+def _parameters(d: Any) -> list[tuple[str, Any]]:
+    """The parameters of a distribution that has them as attributes."""
+    own = vars(d) if isinstance(d, dist.Distribution) else {}
+    return [(name, own[name]) for name in d.arg_constraints if name in own] if own else []
 
 
 def factor(address: str, log_weight: Any) -> None:
@@ -378,7 +488,9 @@ def observe(address: str, d: dist.Distribution, value: Any) -> None:
     _check_distribution(address, d)
     expected = jax.ShapeDtypeStruct(d.shape(), jnp.float32)
     check_shape((address,), value, expected, _jax.user_line())
-    _factor((address,), d.log_prob(value))
+    with marks.mark(marks.DENSITY):
+        log_density = d.log_prob(value)
+    _factor((address,), log_density)
 
 
 def merge(a: Choices, b: Choices) -> dict[str, Any]:
@@ -392,7 +504,8 @@ def merge(a: Choices, b: Choices) -> dict[str, Any]:
         clash = next((x for x in left if x[: len(address)] == address[: len(x)]), None)
         if clash is not None:
             raise AddressError(
-                f"merge: the address {show(address)} is in both. Remove it from one of them."
+                f"merge: the address {show(address)} is in both ({_jax.user_line()}), so it has "
+                "two values. Remove it from one of them."
             )
     return nest({**left, **right}.items())
 
@@ -403,10 +516,15 @@ def seed(f: Callable[..., Any]) -> Callable[..., Any]:
     Draws made with an explicit key carry no score: only an ``Expectation`` estimates gradients
     through discrete choices.
     """
+    name = getattr(f, "__name__", "the function")
 
     @functools.wraps(f)
     def of_key(key: jax.Array, *args: Any, **kwargs: Any) -> Any:
-        closed, consts, out = _jax.trace(lambda: f(*args, **kwargs))
+        def run() -> Any:
+            with user_code(name):
+                return f(*args, **kwargs)
+
+        closed, consts, out = _jax.trace(run)
         outs = seeded(closed, consts, as_key(key))
         return jax.tree.unflatten(jax.tree.structure(out), outs)
 
@@ -415,11 +533,16 @@ def seed(f: Callable[..., Any]) -> Callable[..., Any]:
 
 def as_key(key: Any) -> jax.Array:
     """A typed key, also from the raw ``uint32`` form."""
-    if not hasattr(key, "dtype"):
-        raise TypeError(f"a key is needed here, like jax.random.key(0); got {key!r}.")
-    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    typed = hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if typed and key.shape == ():
         return key
-    return jax.random.wrap_key_data(key)
+    if hasattr(key, "dtype") and key.dtype == jnp.uint32 and key.ndim == 1:
+        return jax.random.wrap_key_data(key)
+    several = "; for one run with each key use jax.vmap(f)(keys)" if typed else ""
+    raise TypeError(
+        f"a key is needed, as the first argument or as key=, like jax.random.key(0); got "
+        f"{describe(key)} ({_jax.user_line()}){several}."
+    )
 
 
 def with_estimators(g: Generative, estimators: Mapping[str | Address, Estimator]) -> Generative:
@@ -432,6 +555,12 @@ def with_estimators(g: Generative, estimators: Mapping[str | Address, Estimator]
     Raises:
         AddressError: an address is not one of the program's.
     """
+    check_generative(g, "ppl.with_estimators")
+    if not isinstance(estimators, Mapping):
+        raise UnsupportedError(
+            f"the estimators at {_jax.user_line()} are {describe(estimators)}. Give a dict from "
+            'addresses to estimators: ppl.with_estimators(g(...), {"x": ppl.reinforce()}).'
+        )
     table = {(a,) if isinstance(a, str) else tuple(a): e for a, e in estimators.items()}
     for address, estimator in table.items():
         _check_estimator(address, estimator)

@@ -11,22 +11,24 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jax.lax import stop_gradient
 from jax.scipy.special import logsumexp
 
 from .densities import detach
-from .generative import Choices, Generative, merge
+from .generative import Choices, Generative, as_count, check_generative, merge
 
 
 def elbo(p: Generative, q: Generative, data: Choices) -> jax.Array:
     """E_q[log p(x, z) - log q(z)] (Jordan et al. 1999). With an approximate marginal as ``q`` this
     is hierarchical VI (Ranganath et al. 2016)."""
+    check_generative(p, "the model of an objective")
+    check_generative(q, "the guide of an objective")
     z = q.simulate()
     return p.log_density(merge(z.choices, data)) - z.log_density
 
 
 def log_weights(p: Generative, q: Generative, data: Choices, n: int) -> jax.Array:
     """log p(x, z_i) - log q(z_i) for ``n`` independent draws of ``q``: f32[n]."""
+    n = as_count(n, "n")
     return jax.vmap(lambda: elbo(p, q, data), axis_size=n)()
 
 
@@ -83,7 +85,7 @@ def _resampled(p: Generative, q: Generative, data: Choices, n: int) -> tuple[dic
         return z.choices, detach(p).log_density(merge(z.choices, data)) - z.log_density
 
     z, log_w = jax.vmap(one, axis_size=n)()
-    return jax.tree.map(stop_gradient, z), stop_gradient(jax.nn.softmax(log_w))
+    return detach(z), detach(jax.nn.softmax(log_w))
 
 
 def stl(p: Generative, q: Generative, data: Choices) -> jax.Array:
@@ -109,8 +111,8 @@ def dreg(p: Generative, q: Generative, data: Choices, n: int) -> jax.Array:
         return z, through_z
 
     z, log_w = jax.vmap(one, axis_size=n)()
-    v = stop_gradient(jax.nn.softmax(log_w))
-    fixed = jax.tree.map(stop_gradient, z)
+    v = detach(jax.nn.softmax(log_w))
+    fixed = detach(z)
     model = v @ jax.vmap(lambda z: p.log_density(merge(z, data)))(fixed)
     terms = jnp.sum(v**2 * log_w) + model
-    return stop_gradient(logsumexp(log_w) - math.log(n)) + terms - stop_gradient(terms)
+    return detach(logsumexp(log_w) - math.log(n)) + terms - detach(terms)

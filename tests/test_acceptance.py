@@ -558,10 +558,10 @@ def nn_renyi_dreg(p, e, alpha=0.5):
         return conjugate().log_density(z | X) - ppl.detach(q).log_density(z)
 
     log_w = jax.vmap(log_weight, axis_size=2)()
-    v = lax.stop_gradient(jax.nn.softmax((1 - alpha) * log_w))
+    v = ppl.detach(jax.nn.softmax((1 - alpha) * log_w))
     value = jnp.log(jnp.mean(jnp.exp((1 - alpha) * log_w))) / (1 - alpha)
     terms = jnp.sum((alpha * v + (1 - alpha) * v**2) * log_w)
-    return lax.stop_gradient(value - terms) + terms
+    return ppl.detach(value - terms) + terms
 
 
 @program("nn_forward_kl", REPARAM, REINFORCE, LOO, MVD, AUTO)
@@ -760,7 +760,8 @@ def test_every_program_is_there() -> None:
 def known(f: Callable[..., Any], params: dict[str, float], exact: Any, n: int = 20_000) -> None:
     objective = ppl.expectation(f)
     params = {k: jnp.asarray(v, float) for k, v in params.items()}
-    ztest.check(lambda key: objective.value_and_grad(key, params), exact, n)
+    with pytest.warns(ppl.SoundnessWarning, match="is biased"):
+        ztest.check(lambda key: objective.value_and_grad(key, params), exact, n)
 
 
 @pytest.mark.parametrize("e", [ppl.reparam(), ppl.reinforce(), ppl.mvd()], ids=lambda e: e.name)

@@ -202,6 +202,8 @@ _halved.defvjp(lambda x: (x**2, x), lambda x, t: (x * t,))
 
 
 def _rule_kept(f, factor):
+    f = ppl.continuous(f, reason="its rule is meant, though it is not the derivative")
+
     def make():
         def program(th, s):
             x = s.draw("x", th[0])

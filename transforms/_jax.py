@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import pathlib
 import re
+import sysconfig
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.core
@@ -23,6 +26,7 @@ from jax.extend.core import (
     jaxprs_in_params,
 )
 from jax.extend.core.primitives import (
+    closed_call_p,
     cond_p,
     custom_jvp_call_p,
     custom_vjp_call_p,
@@ -46,13 +50,18 @@ __all__ = [
     "ShapedArray",
     "Tracer",
     "Var",
+    "called_function",
     "close",
+    "closed_call_p",
     "cond_p",
     "custom_jvp_call_p",
     "custom_vjp_call_p",
     "define_primitive",
     "evaluate",
+    "evaluate_equation",
+    "frames",
     "jit_p",
+    "perturbed",
     "remat_p",
     "scan_p",
     "sub_jaxprs",
@@ -79,14 +88,16 @@ def warn_if_miscompiling(version: str) -> None:
 warn_if_miscompiling(jaxlib_version.__version__)
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
-for _package in ("ppl", "transforms", "estimators"):
+_PACKAGES = ("ppl", "transforms", "estimators")
+for _package in _PACKAGES:
     # messages name the user's line, not ours
     source_info_util.register_exclusion(str(_ROOT / _package))
 
 
 def user_line() -> str:
     """``file:line (function)`` of the user's code that is being traced."""
-    return _line(source_info_util.current())
+    found = _line(source_info_util.current())
+    return found or called_at()  # jax.jit hides who called it
 
 
 def line_of(eqn: JaxprEqn) -> str:
@@ -94,9 +105,39 @@ def line_of(eqn: JaxprEqn) -> str:
     return _line(eqn.source_info)
 
 
+def called_at() -> str:
+    """As :func:`user_line`, where libraries (other than JAX) stand between the user and us."""
+    return _last(traceback.extract_stack())
+
+
+def raised_at(error: BaseException) -> str:
+    """``file:line (function)`` of the user's code in which an exception was raised."""
+    return _last(traceback.extract_tb(error.__traceback__)) or user_line()
+
+
+def definition(f: Any) -> str:
+    """``name (file:line)`` of a function, or its name alone."""
+    name = getattr(f, "__qualname__", repr(f)).split("<locals>.")[-1]
+    code = getattr(f, "__code__", None)
+    if code is None:
+        return name
+    return f"{name} ({_cell(f'{code.co_filename}:{code.co_firstlineno}')})"
+
+
+def _last(frames: traceback.StackSummary) -> str:
+    for f in reversed(frames):
+        if is_users(f.filename):
+            return _cell(f"{f.filename}:{f.lineno}:{f.colno or 0} ({f.name})")
+    return ""
+
+
 def _line(info: Any) -> str:
+    return _cell(source_info_util.summarize(info))
+
+
+def _cell(place: str) -> str:
     # a cell of a notebook is a file of a temporary name
-    return re.sub(r"\S*ipykernel_\d+/\d+\.py:", "cell:", source_info_util.summarize(info))
+    return re.sub(r"\S*ipykernel_\d+/\d+\.py:", "cell:", place)
 
 
 def trace(f: Callable[..., Any], *args: Any) -> tuple[ClosedJaxpr, list[Any], Any]:
@@ -139,6 +180,85 @@ def open_jaxpr(
 def evaluate(closed: ClosedJaxpr, *args: Any) -> list[Any]:
     """Evaluate a jaxpr as ordinary JAX code."""
     return jaxpr_as_fun(closed)(*args)
+
+
+def evaluate_equation(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
+    """Evaluate one equation as ordinary JAX code; its constants in place of operands count."""
+    given = {v: x for v, x in zip(eqn.invars, operands, strict=True) if isinstance(v, Var)}
+    return evaluate(open_jaxpr(_empty(), list(given), eqn.outvars, [eqn]), *given.values())
+
+
+@functools.cache
+def _empty() -> Jaxpr:
+    return jax.make_jaxpr(lambda: ())().jaxpr
+
+
+# --- who wrote a function -----------------------------------------------------------------------
+
+
+class Called(NamedTuple):
+    """A function behind an equation, and the library that it comes from (None: the user's)."""
+
+    name: str
+    library: str | None
+
+
+def called_function(eqn: JaxprEqn, sub: ClosedJaxpr) -> Called:
+    """The function that a ``jit`` (or a relative) stands for."""
+    name, _, place = (sub.jaxpr.debug_info.func_src_info or "").partition(" at ")
+    return Called(eqn.params.get("name") or name, _library(place.rpartition(":")[0]))
+
+
+def frames(eqn: JaxprEqn) -> Iterator[Called]:
+    """The functions of libraries that were running when an equation was traced."""
+    traceback = eqn.source_info.traceback
+    for frame in traceback.frames if traceback is not None else ():
+        library = _library(frame.file_name)
+        if library is not None:
+            yield Called(frame.function_name.rpartition(".")[2], library)
+
+
+@functools.cache
+def is_users(file: str) -> bool:
+    """Whether a file is neither ours, nor of a library or of Python itself."""
+    ours = any(file.startswith(str(_ROOT / package)) for package in _PACKAGES)
+    installed = sysconfig.get_path("purelib"), sysconfig.get_path("stdlib")
+    return not ours and not file.startswith(("<", *installed)) and _library(file) is None
+
+
+@functools.cache
+def _libraries() -> dict[str, str]:
+    specs = {name: importlib.util.find_spec(name) for name in ("jax", "numpyro", "optax")}
+    return {
+        str(pathlib.Path(spec.origin).parent): name
+        for name, spec in specs.items()
+        if spec is not None and spec.origin is not None
+    }
+
+
+@functools.cache
+def _library(file: str) -> str | None:
+    return next((name for root, name in _libraries().items() if file.startswith(root)), None)
+
+
+# --- what is differentiated ---------------------------------------------------------------------
+
+
+def perturbed(xs: Sequence[Any], report: Callable[[list[bool]], None]) -> jax.Array:
+    """0; when it is differentiated, reports for each of ``xs`` whether it is."""
+
+    @jax.custom_jvp
+    def zero(xs: Sequence[Any]) -> jax.Array:
+        return jax.numpy.zeros(())
+
+    @functools.partial(zero.defjvp, symbolic_zeros=True)
+    def _(primals: Any, tangents: Any) -> Any:
+        symbolic = jax.custom_derivatives.SymbolicZero
+        leaves = jax.tree.leaves(tangents[0], is_leaf=lambda t: isinstance(t, symbolic))
+        report([not isinstance(t, symbolic) for t in leaves])
+        return jax.numpy.zeros(()), jax.numpy.zeros(())
+
+    return zero(list(xs))
 
 
 def sub_jaxprs(eqn: JaxprEqn) -> Iterator[ClosedJaxpr]:

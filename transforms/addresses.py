@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from . import _jax
-from .errors import Address, AddressError, ShapeError, UnsupportedError, nearest, show
+from .errors import Address, AddressError, ShapeError, UnsupportedError, describe, nearest, show
 from .interpret import Choice, Path, choices
 from .site import Axis, Call, Densities, Expect, Factor, Site
 
@@ -242,9 +242,26 @@ def nest(flat: Iterable[tuple[Address, Any]]) -> Choices:
 
 
 def flatten(nested: Mapping[str, Any], prefix: Address = ()) -> dict[Address, Any]:
-    """``{"a": {"b": v}}`` as ``{("a", "b"): v}``."""
+    """``{"a": {"b": v}}`` as ``{("a", "b"): v}``.
+
+    Raises:
+        AddressError: it is no dict, or a name in it is no string.
+    """
+    if not isinstance(nested, Mapping):
+        instead = "Give a dict; a key comes after it."
+        if isinstance(getattr(nested, "choices", None), Mapping):
+            instead = "Give its .choices."
+        raise AddressError(
+            f"choices are a dict from addresses to values, like {{'x': 1.0}}; got "
+            f"{describe(nested)} ({_jax.user_line()}). {instead}"
+        )
     out: dict[Address, Any] = {}
     for name, value in nested.items():
+        if not isinstance(name, str):
+            raise AddressError(
+                f"choices are a dict from addresses to values, like {{'x': 1.0}}; got one with "
+                f"{name!r} for an address ({_jax.user_line()}). Addresses are strings."
+            )
         here = (*prefix, name)
         out.update(flatten(value, here) if isinstance(value, Mapping) else {here: value})
     return out
@@ -264,25 +281,23 @@ def match_shapes(
         AddressError: an address is missing or unknown.
         ShapeError: a value has another shape than its choice.
     """
-    if not isinstance(values, Mapping):
-        raise AddressError(
-            f"choices are a dict from addresses to values, like {{'x': 1.0}}; got "
-            f"{type(values).__name__}."
-        )
     given = flatten(values)
     known = ", ".join(show(a) for a in like) or "none"
     for a in given:
         if a not in like:
             raise AddressError(
-                f"{name} has no choice at address {show(a)}.{nearest(a, like)} Its addresses: "
-                f"{known}."
+                f"{name} has no choice at address {show(a)}, for which a value is given at "
+                f"{_jax.user_line()}.{nearest(a, like)} Its addresses: {known}. Rename or remove "
+                "the value: a guide and the data together give these addresses and no others."
             )
     missing = [a for a in like if a not in given]
     if missing and exact:
         where = f" ({sources[missing[0]]})" if sources else ""
         raise AddressError(
-            f"{name} needs a value at address {show(missing[0])}{where}, and none is given."
-            f" Given: {', '.join(map(show, given)) or 'none'}; all of its addresses: {known}."
+            f"{name} needs a value at address {show(missing[0])}{where}, and none is given at "
+            f"{_jax.user_line()}. Given: {', '.join(map(show, given)) or 'none'}; all of its "
+            "addresses: "
+            f"{known}. Give it in the data, or draw it in the guide."
         )
     for a, v in given.items():
         check_shape(a, v, like[a], sources[a] if sources else name)
@@ -316,9 +331,18 @@ def match(
 
 def check_shape(address: Address, value: Any, expected: Any, source: str) -> None:
     """Refuse a value of another shape than its choice: nothing broadcasts silently."""
-    if jnp.shape(value) != expected.shape:
+    try:
+        shape = jnp.asarray(value).shape
+    except (TypeError, ValueError):
         raise ShapeError(
-            f"the value given for {show(address)} has shape {jnp.shape(value)}, and the choice at "
-            f"{source} has shape {expected.shape}. Nothing is broadcast: reshape the value, or "
-            "give the distribution the shape of the data (d.expand(shape), arrays as parameters)."
+            f"the value given for {show(address)} at {_jax.user_line()} is {describe(value)}, and "
+            f"the choice at {source} has shape {expected.shape}. Give a number or an array, "
+            "jnp.array(...)."
+        ) from None
+    if shape != expected.shape:
+        raise ShapeError(
+            f"the value given for {show(address)} at {_jax.user_line()} has shape {shape}, and the "
+            f"choice at {source} has shape {expected.shape}. Nothing is broadcast: reshape the "
+            "value, or give the distribution the shape of the data (d.expand(shape), arrays as "
+            "parameters)."
         )

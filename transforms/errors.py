@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 Address = tuple[str, ...]
 
@@ -50,6 +51,21 @@ def show(address: Address) -> str:
 
 def nearest(address: Address, known: Iterable[Address]) -> str:
     """`` Did you mean 'x'?``, or nothing."""
-    names = {"/".join(k): k for k in known}
-    close = difflib.get_close_matches("/".join(address), names, n=1, cutoff=0.5)
+    names = {"/".join(k).lower(): k for k in known}
+    name = "/".join(map(str, address)).lower()
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f" Did you mean {show(names[close[0]])}?" if close else ""
+
+
+def describe(value: Any) -> str:
+    """A value in a few words: a short number or string itself, or what kind of thing it is."""
+    if isinstance(value, bool | int | float | complex | str | None):
+        return repr(value)
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"an array {value.dtype}[{','.join(map(str, value.shape))}]"
+    name = getattr(value, "__name__", None)
+    if isinstance(value, type):
+        return f"the class {name}"
+    if callable(value) and name is not None:
+        return f"the function {name}"
+    return f"a {type(value).__name__}"

@@ -132,6 +132,8 @@ class Baseline(abc.ABC):
 
     accumulators: tuple[str, ...] = ()
     """Names of what :meth:`accumulate` returns."""
+    independent: bool = False
+    """Whether it is known not to depend on its own draw; otherwise the checker tries it."""
 
     @property
     def group(self) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from . import _jax
+from . import _jax, marks
 from .addresses import Choices, entries, match, nest
 from .errors import Address, UnsupportedError
 from .interpret import Path, Record, entering, interpret
@@ -48,7 +48,8 @@ def log_density_of(site: Site, operands: Sequence[Any], value: Any) -> jax.Array
         log_density = jnp.sum(d.log_prob(value))
         return jnp.where(site.mask(operands), log_density, 0.0) if site.masked else log_density
 
-    return jnp.sum(per_element(site.axes, one, 1)(list(operands), value))
+    with marks.mark(marks.DENSITY):
+        return jnp.sum(per_element(site.axes, one, 1)(list(operands), value))
 
 
 def execute(
@@ -113,12 +114,11 @@ def refuse_nested_density(closed: _jax.ClosedJaxpr, name: str) -> None:
     """Inside ``@ppl.gen`` a density would be lost: say so (found by its mark)."""
     for eqn in closed.jaxpr.eqns:
         if eqn.primitive.name == "name" and eqn.params.get("name") == LOG_DENSITY:
-            line = _jax.line_of(eqn)  # none for a run with a key of its own
+            line = _jax.line_of(eqn) or _jax.user_line()  # none for a run with a key of its own
             raise UnsupportedError(
-                f"the density of a generative function is taken inside {name}"
-                f"{f' at {line}' if line else ''}, where it adds nothing to the program's own "
-                'density. Inside @ppl.gen use ppl.sample("name", g(...)), or '
-                'ppl.factor("name", log_weight) for a weight.'
+                f"the density of a generative function is taken inside {name} at {line}, where it "
+                "adds nothing to the program's own density. Inside @ppl.gen use "
+                'ppl.sample("name", g(...)), or ppl.factor("name", log_weight) for a weight.'
             )
         for sub in _jax.sub_jaxprs(eqn):
             refuse_nested_density(sub, name)

@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from . import _jax
+from .assignment import Choose
 from .errors import show
 from .interpret import Choice, Path, Record, choices, entering, interpret
 from .seed import draw_rule
 from .site import Call, Densities, Site
-from .surrogate import Choose, surrogate
+from .surrogate import surrogate
 
 
 def first_nonfinite(

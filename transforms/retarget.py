@@ -33,7 +33,10 @@ def retarget(
     table: Mapping[Address, Estimator],
     prefix: Address = (),
 ) -> list[Any]:
-    """Evaluate a program into the surrounding trace, with new estimators at some addresses."""
+    """Evaluate a program into the surrounding trace, with new estimators at some addresses.
+
+    The address of a choice of an expectation inside begins with the name of the expectation.
+    """
 
     def rule(choice: Any, operands: list[Any], **_: Any) -> Any:
         if isinstance(choice, Site):
@@ -47,7 +50,15 @@ def retarget(
             program, consts = _inside(choice, table, (*prefix, *choice.address))
             call = dataclasses.replace(choice, program=program)
             return call_p.bind(*consts, *operands, call=call), None, {}
-        return expect_p.bind(*operands, expect=choice), None, {}
+        inside = (*prefix, *choice.address)
+        if not any(address[: len(inside)] == inside for address in table):
+            return expect_p.bind(*operands, expect=choice), None, {}
+        jaxpr, consts = _rewritten(choice.jaxpr, table, inside)
+        axes = tuple(
+            dataclasses.replace(a, mapped=(*[False] * len(consts), *a.mapped)) for a in choice.axes
+        )
+        expect = dataclasses.replace(choice, jaxpr=jaxpr, axes=axes)
+        return expect_p.bind(*consts, *operands, expect=expect), None, {}
 
     return interpret(closed, args, rule)[0]
 
@@ -70,16 +81,7 @@ def _inside(call: Call, table: Mapping[Address, Estimator], prefix: Address) -> 
     jaxprs = (
         [program.jaxpr] if isinstance(program, Body) else [program.simulate, program.log_density]
     )
-    traced, consts = [], []
-    for jaxpr in jaxprs:
-        avals = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in jaxpr.in_avals]
-
-        def f(*xs: Any, jaxpr: _jax.ClosedJaxpr = jaxpr) -> list[Any]:
-            return retarget(jaxpr, xs, table, prefix)
-
-        new, values, _ = _jax.trace(f, *avals)
-        traced.append(new)
-        consts.append(values)
+    traced, consts = zip(*(_rewritten(jaxpr, table, prefix) for jaxpr in jaxprs), strict=True)
     if isinstance(program, Body):
         return Body(traced[0]), consts[0]
     simulate, log_density = with_operands_of(traced, [len(c) for c in consts])
@@ -87,3 +89,12 @@ def _inside(call: Call, table: Mapping[Address, Estimator], prefix: Address) -> 
         dataclasses.replace(program, simulate=simulate, log_density=log_density),
         [*consts[0], *consts[1]],
     )
+
+
+def _rewritten(
+    jaxpr: _jax.ClosedJaxpr, table: Mapping[Address, Estimator], prefix: Address
+) -> tuple[_jax.ClosedJaxpr, list[Any]]:
+    """The program with new estimators, whose arrays are its first inputs; and those arrays."""
+    avals = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in jaxpr.in_avals]
+    new, consts, _ = _jax.trace(lambda *xs: retarget(jaxpr, xs, table, prefix), *avals)
+    return new, consts

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import _jax
+from . import _jax, marks
 from .errors import Address, KeyRequiredError, UnsupportedError, show
 
 PyTree = Any
@@ -141,6 +141,8 @@ def _advance(
 
 
 def _keyless(site: Site) -> NoReturn:
+    if jnp.issubdtype(site.dtype, jax.dtypes.prng_key):  # the key of an expectation
+        _keyless_expectation(site.address[-1], site.source)
     raise KeyRequiredError(
         f"the random choice {show(site.address)} at {site.source} was reached where no "
         "randomness is available. Randomness is implicit inside @ppl.gen, @ppl.expectation and "
@@ -380,7 +382,7 @@ class Expect:
     source: str
     name: str
     jaxpr: _jax.ClosedJaxpr
-    choose: Callable[..., Any]
+    choose: Any
     axes: tuple[Axis, ...] = ()
 
     @property
@@ -399,7 +401,8 @@ def _expect_jvp(primals: Any, tangents: Any, *, expect: Expect) -> Any:
 
     zeros = [_jax.ad.instantiate_zeros(t) for t in tangents]
     key = sample((expect.name,), FreshKey(), source=expect.source)
-    return jax.jvp(lambda *ops: estimate(expect, list(ops), key), tuple(primals), tuple(zeros))
+    with marks.mark(marks.ESTIMATE):
+        return jax.jvp(lambda *ops: estimate(expect, list(ops), key), tuple(primals), tuple(zeros))
 
 
 expect_p = _jax.define_primitive(
@@ -410,15 +413,15 @@ expect_p = _jax.define_primitive(
     ],
     batch=_expect_batch,
     jvp=_expect_jvp,
-    refuse=lambda *, expect: _keyless_expectation(expect),
+    refuse=lambda *, expect: _keyless_expectation(expect.name, expect.source),
 )
 
 
-def _keyless_expectation(expect: Expect) -> NoReturn:
+def _keyless_expectation(name: str, source: str) -> NoReturn:
     raise KeyRequiredError(
-        f"the expectation {expect.name} at {expect.source} was called where no randomness is "
-        f"available. Inside another @ppl.expectation, {expect.name}(...) is one unbiased draw of "
-        f"it; elsewhere use {expect.name}.value(key, ...) or value_and_grad(key, ...)."
+        f"the expectation {name} at {source} was called where no randomness is available. Inside "
+        f"another @ppl.expectation, {name}(...) is one unbiased draw of it; elsewhere use "
+        f"{name}.value(key, ...) or {name}.value_and_grad(key, ...), which pass a key."
     )
 
 

@@ -34,25 +34,23 @@ import numpy as np
 from jax import lax
 
 from . import _jax
+from .alarm import sound_the_alarm
+from .assignment import Choose, Chosen, assign, support_size
 from .errors import UnsupportedError, show
 from .estimator import (
     Baseline,
     Continued,
     Enumerated,
-    Estimator,
     InPlace,
     LocalSite,
     constant,
     magic_box,
 )
 from .interpret import (
-    Choice,
     Path,
     Record,
     Steps,
     abstract_distribution,
-    abstractly,
-    choices,
     entering,
     interpret,
 )
@@ -67,10 +65,9 @@ from .site import (
     element_keys,
     per_element,
 )
+from .soundness import Soundness
 
 SAMPLES = "ppl.samples"
-MAX_JOINT = 2**20
-"""Most joint values that one scope is enumerated over."""
 AT_ONCE = 64
 """Most instances of a continued site in a loop that are treated side by side."""
 
@@ -78,96 +75,20 @@ AT_ONCE = 64
 @dataclasses.dataclass(frozen=True)
 class Context:
     """What the scopes of one objective share: the number of samples drawn side by side (they
-    are a named ``vmap`` axis), the running averages of payoffs that baselines asked for, and
-    whether the surrogate is ascended (1) or descended (-1), for baselines that learn."""
+    are a named ``vmap`` axis), the running averages of payoffs that baselines asked for,
+    whether the surrogate is ascended (1) or descended (-1), for baselines that learn, and the
+    estimators of the scopes, by the identity of their jaxprs."""
 
     samples: int = 1
     averages: Mapping[float, Any] = dataclasses.field(default_factory=dict)
     direction: int = 1
+    plans: Mapping[int, list[Chosen]] = dataclasses.field(default_factory=dict)
 
     def others(self, payoff: jax.Array) -> jax.Array:
         """The mean payoff of the other samples; 0 where there are none."""
         if self.samples == 1:
             return jnp.zeros_like(payoff)
         return (lax.psum(payoff, SAMPLES) - payoff) / (self.samples - 1)
-
-
-@dataclasses.dataclass(frozen=True)
-class Chosen:
-    """A site and its estimator."""
-
-    choice: Choice
-    estimator: Estimator
-    reason: str
-    values: int = 1
-    """How many joint values the site is enumerated over where it stands, in one run of a loop."""
-
-    @property
-    def instances(self) -> int:
-        """How often loops run the site."""
-        return math.prod(self.choice.lengths)
-
-    @property
-    def joint(self) -> int:
-        """How many joint values the site is enumerated over, all loops included."""
-        return self.values**self.instances
-
-
-Choose = Callable[[Sequence[Choice], int], dict[Path, tuple[Estimator, str]]]
-
-
-# --- which estimator for which site -------------------------------------------------------------
-
-
-def assign(closed: _jax.ClosedJaxpr, choose: Choose, samples: int) -> list[Chosen]:
-    """The sites of a scope with their estimators, checked.
-
-    Raises:
-        UnsupportedError: an estimator does not fit its distribution, or enumeration is too large.
-    """
-    program = [c for c in choices(closed, densities=True) if isinstance(c.random, Site)]
-    automatic = choose([c for c in program if c.site.estimator is None], samples)
-    out = []
-    for c in program:
-        d = abstract_distribution(c)
-        if c.path in automatic:
-            estimator, reason = automatic[c.path]
-        else:
-            shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in c.avals]
-            estimator, reason = c.site.rebuild_estimator(shapes), "chosen"
-        problem = estimator.unsuitable(d)
-        if problem is not None:
-            raise UnsupportedError(
-                f"{estimator.name} cannot be used for {show(c.address)} ~ {type(d).__name__} at "
-                f"{c.source}: {problem}"
-            )
-        values = joint_size(c, estimator) if isinstance(estimator, Enumerated) else 1
-        out.append(Chosen(c, estimator, reason, values))
-    total = math.prod(s.joint for s in out)
-    if total > MAX_JOINT:
-        worst = ", ".join(
-            f"{show(s.choice.address)} ({s.joint} values, {s.choice.source})"
-            for s in out
-            if s.joint > 1
-        )
-        raise UnsupportedError(
-            f"enumeration would run the objective for {total} joint values, of {worst}. Use "
-            "ppl.reinforce() or ppl.mvd() for some of these sites; or put the part of the "
-            "objective that one element touches into an @ppl.expectation of its own and sum it "
-            "over the elements, jax.vmap(inner)(xs).sum(), which enumerates them one by one."
-        )
-    return out
-
-
-def joint_size(choice: Choice, estimator: Enumerated) -> int:
-    """How many joint values the elements of a site have, surrounding ``vmap``\\s included."""
-    site, d = choice.random, abstract_distribution(choice)
-    assert isinstance(site, Site)
-    return _support_size(choice, estimator) ** (site.elements * math.prod(d.batch_shape))
-
-
-def _support_size(choice: Choice, estimator: Enumerated) -> int:
-    return abstractly(choice, estimator.support).shape[0]
 
 
 # --- one scope ----------------------------------------------------------------------------------
@@ -181,7 +102,9 @@ def scope(
     context: Context,
 ) -> list[Any]:
     """Surrogate of a program whose first output is the payoff; see the module docstring."""
-    sites = assign(closed, choose, context.samples)
+    sites = context.plans.get(id(closed))
+    if sites is None:  # of no consequence for the payoff, or not checked
+        sites = assign(closed, choose, context.samples)
     by_path = {s.choice.path: s for s in sites}
     enumerated = [s for s in sites if isinstance(s.estimator, Enumerated) and s.joint > 1]
     grid = [s.values for s in enumerated for _ in range(s.instances)]
@@ -319,7 +242,7 @@ def _digits(s: Chosen, index: jax.Array) -> jax.Array:
     site, d = s.choice.site, abstract_distribution(s.choice)
     assert isinstance(s.estimator, Enumerated)
     shape = (*site.sizes, *d.batch_shape)
-    n = _support_size(s.choice, s.estimator)
+    n = support_size(s.choice, s.estimator)
     places = np.array([n**i for i in range(math.prod(shape))][::-1], dtype=np.int32)
     return (index // jnp.asarray(places) % n).reshape(shape)
 
@@ -456,7 +379,11 @@ def estimate(
     expect: Expect, operands: list[Any], key: jax.Array, context: Context | None = None
 ) -> list[Any]:
     """One unbiased draw of an expectation, differentiable, with all its ``vmap`` axes."""
-    inner = dataclasses.replace(context or Context(), averages={})
+    if context is None:  # an objective by itself
+        check = Soundness(expect.jaxpr, expect.choose, 1, _known(operands))
+        outs = estimate(expect, operands, key, Context(plans=check.plans))
+        return [outs[0] + _alarm(check, operands, expect.name), *outs[1:]]
+    inner = dataclasses.replace(context, averages={})
 
     def one(operands: list[Any], key: jax.Array) -> list[Any]:
         return scope(expect.jaxpr, operands, key, expect.choose, inner)
@@ -473,17 +400,51 @@ def surrogate(
     samples: int = 1,
     averages: Mapping[float, Any] | None = None,
     direction: int = 1,
+    name: str = "the objective",
+    strict: bool = False,
+    report: Callable[[Soundness, Sequence[int]], None] | None = None,
 ) -> list[Any]:
-    """The mean of ``samples`` surrogates with independent draws."""
-    context = Context(samples, averages or {}, direction)
+    """The mean of ``samples`` surrogates with independent draws.
+
+    When it is first differentiated, what the checker finds is reported: as warnings, or errors
+    if ``strict``, or by ``report`` with the numbers of the arguments that are differentiated.
+    """
+    check = Soundness(closed, choose, samples, _known(args))
+    context = Context(samples, averages or {}, direction, check.plans)
 
     def one(key: jax.Array) -> list[Any]:
         return scope(closed, args, key, choose, context)
 
     if samples == 1:
-        return one(key)
-    outs = jax.vmap(one, axis_name=SAMPLES)(jax.random.split(key, samples))
-    return [jnp.mean(o, axis=0) for o in outs]
+        outs = one(key)
+    else:
+        outs = jax.vmap(one, axis_name=SAMPLES)(jax.random.split(key, samples))
+        outs = [jnp.mean(o, axis=0) for o in outs]
+    return [outs[0] + _alarm(check, args, name, strict, report), *outs[1:]]
 
 
-__all__ = ["Choose", "Chosen", "Context", "assign", "estimate", "surrogate"]
+def _known(args: Sequence[Any]) -> list[bool]:
+    return [not isinstance(a, _jax.Tracer) for a in args]
+
+
+def _alarm(
+    check: Soundness,
+    args: Sequence[Any],
+    name: str,
+    strict: bool = False,
+    report: Callable[[Soundness, Sequence[int]], None] | None = None,
+) -> jax.Array:
+    """0; tells what the checker finds when it is differentiated."""
+    smooth = [i for i, a in enumerate(args) if jnp.issubdtype(jnp.result_type(a), jnp.inexact)]
+
+    def tell(differentiated: list[bool]) -> None:
+        inputs = [i for i, d in zip(smooth, differentiated, strict=True) if d]
+        if report is not None:
+            report(check, inputs)
+        else:
+            sound_the_alarm(name, check.findings(inputs), strict)
+
+    return _jax.perturbed([args[i] for i in smooth], tell)
+
+
+__all__ = ["Context", "estimate", "surrogate"]

@@ -1,0 +1,208 @@
+"""What to type instead, where an error of JAX, numpyro or Python is raised in a user's program.
+
+:func:`user_code` surrounds every run of a user's function. An exception that passes keeps its
+type and message, and gets a note: the user's line, why it is so, and what to type instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import re
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpyro.primitives
+from jax import errors
+
+from transforms import _jax
+from transforms.errors import PPLError, UnsupportedError, describe
+
+_UNKNOWN = "and what depends on a draw or an argument has none while the program is traced. "
+_TRUTH = (
+    f"if, while, and, or, not need a truth value, {_UNKNOWN}Use jnp.where(c, a, b) for a value, "
+    "jax.lax.cond(c, f, g) for a part of the program, and & | ~ for and, or, not."
+)
+_INDEX = (
+    f"range(k) and the [k] of a list or a dict need an integer with a value, {_UNKNOWN}Index an "
+    "array, jnp.array(xs)[k]; run the largest number of steps and mask those that should not "
+    "count, jnp.where(i < k, x, 0.0)."
+)
+_NUMBER = (
+    f"float(x), int(x), x.item() and the functions of math need a number with a value, {_UNKNOWN}"
+    "Leave the conversion out, or use x.astype(float); write jnp.exp(x) for math.exp(x)."
+)
+_NUMPY = (
+    f"numpy needs arrays with values, {_UNKNOWN}Use jax.numpy: jnp.sin(x) for np.sin(x), "
+    "jnp.stack(xs) for np.array(xs), jnp.array(a)[k] for a[k], x.at[i].set(v) for x[i] = v."
+)
+_SIZE = (
+    f"a shape, a slice and the length of a loop need an integer with a value, {_UNKNOWN}For a "
+    "draw, take the largest size and mask: jnp.where(jnp.arange(n) < k, x, 0.0). For a setting, "
+    "close over it in place of an argument: functools.partial(f, n=3)."
+)
+_MASK = (
+    f"x[mask] has as many elements as mask has true values, {_UNKNOWN}Keep all elements and mask: "
+    "jnp.where(mask, x, 0.0)."
+)
+_BRANCHES = (
+    "both branches return the same types and shapes. A draw of a discrete distribution is an "
+    "integer: 1.0 * k makes it a float."
+)
+_CARRY = (
+    "the state of a loop has one type and shape from the first step to the last. A draw of a "
+    "discrete distribution is an integer: 1.0 * k makes it a float; start with 0.0 for 0."
+)
+_OBSERVED = (
+    "a random choice takes no data. Give them where the density is taken, "
+    'model().log_density({"x": data}) or ppl.elbo(model(), guide(), {"x": data}), or in the '
+    'program: ppl.observe("x", d, data).'
+)
+_KEYWORD = (
+    'a choice is ppl.sample("x", d) or ppl.sample("x", d, estimator). It takes no key, since '
+    "randomness is implicit in a program, and no shape: use d.expand(shape)."
+)
+_ARGUMENTS = (
+    'a choice has an address and a distribution, ppl.sample("x", dist.Normal(0.0, 1.0)); a factor '
+    'an address and a weight, ppl.factor("w", log_weight); an observation an address, a '
+    'distribution and data, ppl.observe("x", d, data).'
+)
+_PROGRAM = (
+    "a generative function that was called is a distribution, not a value. Draw from it: "
+    'x = ppl.sample("name", g(...)).'
+)
+_TRACE = (
+    'a trace is no value: it has trace.choices (a dict), trace["x"], trace.log_density and '
+    "trace.retval."
+)
+_LIST = "jax.numpy takes arrays. Make one of a list: jnp.stack(xs)."
+_DISTRIBUTION = (
+    "numpyro cannot make or use this distribution. Its parameters are numbers and arrays "
+    "(jnp.array([0.5, 0.5]) for a list) whose shapes broadcast, inside their constraints (a scale "
+    "is positive: jnp.exp(s) or jax.nn.softplus(s))."
+)
+
+_ADVICE: tuple[tuple[type[Exception], str, str], ...] = (
+    (errors.TracerBoolConversionError, "", _TRUTH),
+    (errors.TracerIntegerConversionError, "", _INDEX),
+    (errors.TracerArrayConversionError, "", _NUMPY),
+    (errors.NonConcreteBooleanIndexError, "", _MASK),
+    (errors.ConcretizationTypeError, "`length`", _SIZE),
+    (errors.ConcretizationTypeError, "", _NUMBER),
+    (ValueError, "setting an array element with a sequence", _NUMPY),
+    (TypeError, r"unhashable type: '\w*Tracer'", _INDEX),
+    (TypeError, r"^Shapes must be 1D sequences of concrete .*Trace", _SIZE),
+    (IndexError, r"static integers.*Trace", _SIZE),
+    (TypeError, r"branch(es)? .*(equal|same)", _BRANCHES),
+    (TypeError, r"carry", _CARRY),
+    (TypeError, r"sample\(\) got an unexpected keyword argument 'obs'", _OBSERVED),
+    (TypeError, r"sample\(\) got an unexpected keyword argument", _KEYWORD),
+    (TypeError, r"^(sample|factor|observe)\(\) missing", _ARGUMENTS),
+    (TypeError, r"\bProgram\b", _PROGRAM),
+    (TypeError, r"\bTrace\b", _TRACE),
+    (TypeError, r"got <class 'list'>", _LIST),
+)
+
+
+@contextlib.contextmanager
+def user_code(name: str) -> Iterator[None]:
+    """Around a run of the user's function ``name``: refuses numpyro's primitives, adds notes."""
+    try:
+        with _NumpyroRefused(name):
+            yield
+    except PPLError:
+        raise
+    except Exception as error:
+        text = _advice(error)
+        if text is not None and not any(text in n for n in getattr(error, "__notes__", ())):
+            error.add_note(f"{_jax.raised_at(error)}: {text}")
+        raise
+
+
+def _advice(error: Exception) -> str | None:
+    for e in (error, error.__cause__):
+        for kind, pattern, text in _ADVICE:
+            if isinstance(e, kind) and re.search(pattern, str(e)):
+                return text
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    last = max((i for i, file in enumerate(files) if _jax.is_users(file)), default=0)
+    return _DISTRIBUTION if any("numpyro" in file for file in files[last + 1 :]) else None
+
+
+class _NumpyroRefused(numpyro.primitives.Messenger):
+    """``numpyro.sample`` and its relatives would leave no trace in a program: say so.
+
+    Under a handler of the user's own, like that of ``numpyro.infer.util.log_density``, they are
+    the handler's business.
+    """
+
+    def __init__(self, name: str):
+        super().__init__()
+        self.name = name
+
+    def process_message(self, msg: Any) -> None:
+        instead = _instead_of(msg)
+        if instead is None or numpyro.primitives._PYRO_STACK[-1] is not self:
+            return
+        what = "factor" if "factor" in instead else msg["type"]
+        raise UnsupportedError(
+            f"numpyro.{what} {msg['name']!r} at {_jax.called_at()} is inside {self.name}, which "
+            f"does not see it: it would have no density and no gradient. Use {instead}."
+        )
+
+
+def _instead_of(msg: Any) -> str | None:
+    if msg["type"] == "plate":
+        return "jax.vmap over the data, or a distribution with arrays as parameters"
+    if msg["type"] == "param":
+        return "an argument of your function; ppl.maximize(objective, params, ...) fits it"
+    if msg["type"] != "sample":
+        return None
+    if type(msg["fn"]).__name__ == "Unit":
+        return f"ppl.factor({msg['name']!r}, log_weight)"
+    if msg["is_observed"]:
+        return f"ppl.observe({msg['name']!r}, d, data), or give the data to the density"
+    return f"ppl.sample({msg['name']!r}, d)"
+
+
+_ELSEWHERE = {
+    "plate": "Use jax.vmap over the data, or a distribution with arrays as parameters.",
+    "param": "Parameters are arguments of your function; ppl.maximize(objective, params, ...) "
+    "fits them.",
+    "deterministic": "Return the value from the program: it is trace.retval.",
+    "SVI": "Use ppl.maximize(objective, params, optimizer, key=key, steps=1000).",
+    "Trace_ELBO": "Use ppl.elbo(model(), guide(params), data) inside @ppl.expectation.",
+    "condition": "Give the data to the density: model().log_density(choices), or "
+    "model().generate(data, key).",
+    "simulate": "Call the generative function: model(...).simulate(key).",
+    "log_density": "Call the generative function: model(...).log_density(choices).",
+    "grad": "Use objective.grad(key, ...) of an @ppl.expectation.",
+}
+
+
+def not_in_ppl(name: str, known: list[str], distributions: Any) -> AttributeError:
+    """The error for ``ppl.name``, which does not exist."""
+    close = difflib.get_close_matches(name, known, n=1)
+    if name in _ELSEWHERE:
+        instead = _ELSEWHERE[name]
+    elif not name.startswith("_") and isinstance(getattr(distributions, name, None), type):
+        instead = f"Distributions are in ppl.dist: dist.{name}(...), after from ppl import dist."
+    else:
+        instead = f"Did you mean ppl.{close[0]}?" if close else "See help(ppl)."
+    return AttributeError(f"ppl has no {name} ({_jax.user_line()}). {instead}")
+
+
+def bad_return(name: str, out: Any) -> None:
+    """Refuse what cannot leave a traced program, like strings.
+
+    Raises:
+        UnsupportedError: a leaf of ``out`` is no number and no array.
+    """
+    for leaf in jax.tree.leaves(out):
+        if not hasattr(leaf, "dtype") and not isinstance(leaf, bool | int | float | complex):
+            raise UnsupportedError(
+                f"{name} returns {describe(leaf)}, which is no number and no array. Return "
+                "numbers, arrays, and tuples, lists or dicts of them."
+            )

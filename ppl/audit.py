@@ -1,0 +1,566 @@
+"""``objective.audit``: is the gradient that is estimated that of the expectation?
+
+Along each direction v in the parameters, the estimate g·v is compared sample by sample with
+
+    D = 1.5 C(h) - 0.6 C(2h) + 0.1 C(3h),    C(h) = (f(θ + h v) - f(θ - h v)) / 2h,
+
+where f is one draw of the objective's value and all draws of a sample use the same key. However
+the value of a draw jumps, its expectation is smooth, so E D is the derivative of the
+expectation up to O(h⁶); jumps cost variance, which the standard error shows. f is drawn with
+estimators of the audit's own, enumeration where the joint support is small and plain draws
+elsewhere, so that an error in the value of the objective's estimators shows too.
+
+At the border of the domain of θ there are no differences. There the reference is the gradient
+by those same estimators of the audit, enumeration and REINFORCE, which is blind where a support
+or a jump of the program moves with the parameters.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import inspect
+import math
+import statistics
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from numpyro.distributions import constraints
+
+from estimators.automatic import SMALL
+from estimators.baselines import LeaveOneOut
+from estimators.enumeration import Enum
+from estimators.pathwise import Reparam
+from estimators.reinforce import Reinforce
+from transforms import _jax
+from transforms.assignment import joint_size
+from transforms.errors import Address, SoundnessWarning, UnsupportedError, show
+from transforms.estimator import Estimator
+from transforms.interpret import Choice, abstract_distribution, choices, entering, interpret
+from transforms.retarget import retarget
+from transforms.seed import draw_rule
+from transforms.site import Call, Densities, Expect, FreshKey, Site, element_keys, per_element
+
+FALSE_ALARMS = 1e-3
+"""Probability that an audit of a right objective says otherwise."""
+COORDINATES, DIRECTIONS = 8, 2
+"""Parameters of at most so many elements are audited one by one, others in random directions."""
+STEPS = (5e-2, 1.25e-2, 3e-3, 8e-4)
+"""Steps of the differences, relative; the first one that stays within the domain is taken."""
+TOGETHER = 2
+"""Samples side by side, the fewest with which baselines of the other samples do anything."""
+CHUNK, NUMBERS = 500, 2**24
+"""Most pairs, and most numbers of their gradients, in memory at a time."""
+ROUNDING = 10
+"""Multiple of the machine's precision that is no bias."""
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One derivative: in one coordinate of a parameter or in a random direction of unit length.
+
+    Attributes:
+        parameter: what is differentiated, like ``phi['scale'][3]``.
+        estimate: mean of the objective's estimates.
+        reference: mean of the reference.
+        error: standard error of the difference of the two, which are correlated.
+        z: the difference, less what rounding and truncation explain, in standard errors.
+        method: of the reference.
+    """
+
+    parameter: str
+    estimate: float
+    reference: float
+    error: float
+    z: float
+    method: str
+
+
+COLUMNS = ("parameter", "estimate", "reference", "standard error", "z", "method")
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Audit:
+    """A table of derivatives, one row for each, and a verdict; prints as text.
+
+    Attributes:
+        name: of the objective.
+        rows: the derivatives.
+        samples: how many samples were drawn.
+        bound: |z| up to which a derivative passes: all of them do with a probability of
+            ``1 - FALSE_ALARMS`` where the estimator is right (normal approximation).
+        suspects: addresses of the choices whose estimators explain the bias.
+        notes: sentences on what the suspects do not explain.
+    """
+
+    name: str
+    rows: tuple[Row, ...]
+    samples: int
+    bound: float
+    suspects: tuple[str | Address, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether every derivative passes."""
+        return all(abs(row.z) <= self.bound for row in self.rows)
+
+    def _cells(self) -> list[tuple[str, ...]]:
+        return [
+            (
+                row.parameter,
+                *(f"{v:.5g}" for v in (row.estimate, row.reference, row.error)),
+                f"{row.z:.2f}" + " *" * (not abs(row.z) <= self.bound),
+                row.method,
+            )
+            for row in self.rows
+        ]
+
+    def _verdict(self) -> list[str]:
+        failed = sum(not abs(row.z) <= self.bound for row in self.rows)
+        of = f"{failed} of {len(self.rows)} derivatives" if failed else "no derivative"
+        lines = [f"{of} beyond |z| = {self.bound:.2f}, at {self.samples} samples"]
+        if self.suspects:
+            lines.append(f"suspect: {', '.join(map(repr, self.suspects))}")
+        return [*lines, *self.notes]
+
+    def __str__(self) -> str:
+        table = [COLUMNS, *self._cells()]
+        widths = [max(len(row[i]) for row in table) for i in range(len(COLUMNS))]
+        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in table]
+        rows = [line.rstrip() for line in lines]
+        return "\n".join([f"audit of {self.name}", *rows, *self._verdict()])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        def line(cells: Sequence[str], tag: str) -> str:
+            return "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"
+
+        rows = [line(COLUMNS, "th"), *(line(cells, "td") for cells in self._cells())]
+        verdict = "<br>".join(map(html.escape, self._verdict()))
+        caption = f"<caption>audit of {html.escape(self.name)}</caption>"
+        return f"<table>{caption}{''.join(rows)}</table><p>{verdict}</p>"
+
+
+def audit(
+    objective: Any, key: jax.Array, args: tuple[Any, ...], samples: int, wanted: Sequence[int]
+) -> Audit:
+    """See ``Expectation.audit``."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SoundnessWarning)
+        findings = getattr(objective.explain(*args), "findings", ())
+        program = _Program(objective, args, wanted)
+        return _audited(program, key, samples, [str(f) for f in findings])
+
+
+# --- the program and its derivatives ------------------------------------------------------------
+
+Table = Mapping[Address, Estimator]
+Sites = dict[Address, list[Choice]]
+
+
+class _Program:
+    """An objective as a function of the floating-point leaves of some of its arguments."""
+
+    def __init__(self, objective: Any, args: tuple[Any, ...], wanted: Sequence[int]):
+        leaves, tree = jax.tree.flatten(args)
+        names = _names(objective, args, wanted)
+        chosen = [i for i, name in enumerate(names) if name and _is_floating(leaves[i])]
+        if not chosen:
+            raise UnsupportedError(
+                f"there is nothing to audit: the arguments {list(wanted)} of {objective.name} hold "
+                "no floating-point numbers. Name those that do, audit(key, ..., argnums=(0, 1)), "
+                "and write 1.0 for 1."
+            )
+        self.name: str = objective.name
+        self.params = [jnp.asarray(leaves[i]) for i in chosen]
+        self.directions = list(_directions([names[i] for i in chosen], self.params))
+        self._objective, self._leaves, self._tree, self._chosen = objective, leaves, tree, chosen
+        closed, _, _ = objective.trace(*args)
+        self.eps = float(jnp.finfo(closed.out_avals[0].dtype).eps)
+        self.scopes = list(_scopes(closed))
+
+    def arguments(self, params: Sequence[Any]) -> tuple[Any, ...]:
+        """The arguments of the objective, with these parameters."""
+        leaves = list(self._leaves)
+        for i, value in zip(self._chosen, params, strict=True):
+            leaves[i] = value
+        return jax.tree.unflatten(self._tree, leaves)
+
+    def trace(self, params: Sequence[Any]) -> tuple[_jax.ClosedJaxpr, list[Any]]:
+        closed, consts, _ = self._objective.trace(*self.arguments(params))
+        return closed, consts
+
+    def value(self, params: Sequence[Any], key: jax.Array, table: Table | None = None) -> jax.Array:
+        """The surrogate, with other estimators where the table has some: f[]."""
+
+        def replaced(*args: Any) -> jax.Array:
+            closed, consts, _ = self._objective.trace(*args)
+            return retarget(closed, consts, table or {})[0]
+
+        objective = self._objective if table is None else type(self._objective)(replaced)
+        out = objective.surrogate(key, *self.arguments(params), samples=TOGETHER)
+        return jax.tree.leaves(out)[0]
+
+    def derivatives(
+        self, params: Sequence[Any], key: jax.Array, table: Table | None = None
+    ) -> jax.Array:
+        """The estimate of every derivative: f[rows]."""
+        grads = jax.grad(self.value)(list(params), key, table)
+        return self.each(
+            lambda v: sum(jnp.vdot(g, a) for g, a in zip(grads, v(grads), strict=True))
+        )
+
+    def each(self, f: Callable[..., Any], *xs: Any) -> Any:
+        """``f(direction, *xs)`` for every row, one after the other.
+
+        ``direction(params)`` is the unit vector, as arrays like the parameters.
+        """
+        *columns, _ = zip(*self.directions, strict=True)
+
+        def row(x: Any) -> Any:
+            (leaf, index, seed), *rest = x
+            return f(lambda like: _unit(like, leaf, index, seed), *rest)
+
+        return lax.map(row, ([jnp.asarray(c) for c in columns], *xs))
+
+
+class _Direction(NamedTuple):
+    """A coordinate of a leaf, or (index -1) a random direction in it."""
+
+    leaf: int
+    index: int
+    seed: int
+    label: str
+
+
+def _names(objective: Any, args: tuple[Any, ...], wanted: Sequence[int]) -> list[str]:
+    """The leaves of the arguments as a user would write them; empty for those not wanted."""
+    try:
+        arguments = list(inspect.signature(objective).bind(*args).arguments.items())
+    except (TypeError, ValueError):
+        arguments = []
+    simple = len(arguments) == len(args)
+    named = [arguments[i][0] if simple else f"args[{i}]" for i in range(len(args))]
+    return [
+        named[i] + jax.tree_util.keystr(path) if i in wanted else ""
+        for i, arg in enumerate(args)
+        for path, _ in jax.tree_util.tree_leaves_with_path(arg)
+    ]
+
+
+def _is_floating(leaf: Any) -> bool:
+    dtype = getattr(leaf, "dtype", None)
+    return isinstance(leaf, float) if dtype is None else jnp.issubdtype(dtype, jnp.floating)
+
+
+def _directions(names: Sequence[str], params: Sequence[jax.Array]) -> Iterator[_Direction]:
+    for i, (name, p) in enumerate(zip(names, params, strict=True)):
+        if p.size <= COORDINATES:
+            for j, at in enumerate(np.ndindex(p.shape)):
+                yield _Direction(i, j, 0, name + str(list(at)) * bool(at))
+        else:
+            for j in range(DIRECTIONS):
+                yield _Direction(i, -1, j, f"{name} direction {j + 1}")
+
+
+def _unit(like: Sequence[jax.Array], leaf: Any, index: Any, seed: Any) -> list[jax.Array]:
+    out = []
+    for i, a in enumerate(like):
+        if a.size <= COORDINATES:
+            v = (jnp.arange(a.size) == index).astype(a.dtype)
+        else:
+            key = jax.random.fold_in(jax.random.key(i), seed)
+            v = jax.random.rademacher(key, (a.size,), a.dtype) / math.sqrt(a.size)
+        out.append(jnp.where(leaf == i, v, 0.0).reshape(a.shape))
+    return out
+
+
+def _moved(params: Sequence[jax.Array], v: Sequence[jax.Array], by: Any) -> list[jax.Array]:
+    return [p + jnp.asarray(by * d, p.dtype) for p, d in zip(params, v, strict=True)]
+
+
+def _moments(f: Callable[..., Any], args: Any, key: jax.Array, n: int, chunk: int) -> np.ndarray:
+    """The mean over n keys of k arrays ``f(args, key)``, and its standard error: f64[k, 2, ...]."""
+    chunks = -(-n // chunk)
+
+    @jax.jit
+    def run(args: Any, key: jax.Array) -> Any:
+        def one(key: jax.Array) -> Any:
+            drawn = jax.vmap(lambda key: f(args, key))(jax.random.split(key, chunk))
+            return [(a.mean(0), a.var(0)) for a in drawn]
+
+        return lax.map(one, jax.random.split(key, chunks))
+
+    out = []
+    for of_chunks in jax.device_get(run(args, key)):
+        mean, var = (np.asarray(a, np.float64) for a in of_chunks)
+        error = np.sqrt((mean.var(0) + var.mean(0)) / max(1, chunks * chunk - 1))
+        out.append((mean.mean(0), error))
+    return np.array(out)
+
+
+# --- the reference ------------------------------------------------------------------------------
+
+
+def _scopes(closed: _jax.ClosedJaxpr, prefix: Address = ()) -> Iterator[Sites]:
+    """The choices of a program by address, then those of the expectations inside."""
+    sites: Sites = {}
+    program = list(choices(closed, densities=True))
+    for c in program:
+        if isinstance(c.random, Site) and not isinstance(abstract_distribution(c), FreshKey):
+            sites.setdefault((*prefix, *c.address), []).append(c)
+    yield sites
+    for c in program:
+        if isinstance(c.random, Expect):
+            yield from _scopes(c.random.jaxpr, (*prefix, *c.address))
+
+
+def _reference(scopes: Sequence[Sites]) -> dict[Address, Estimator]:
+    """The audit's own estimators: enumeration where it is small, else REINFORCE."""
+    table: dict[Address, Estimator] = {}
+    score = Reinforce(LeaveOneOut())
+    for sites in scopes:
+        joint = 1
+        for address, here in sites.items():
+            if _fits(Enum(), here):
+                size = math.prod(joint_size(c, Enum()) ** math.prod(c.lengths) for c in here)
+                if joint * size <= SMALL:
+                    joint *= size
+                    table[address] = Enum()
+                    continue
+            if _fits(score, here):
+                table[address] = score
+    return table
+
+
+def _fits(estimator: Estimator, sites: Sequence[Choice]) -> bool:
+    return all(estimator.unsuitable(abstract_distribution(c)) is None for c in sites)
+
+
+def _steps(program: _Program, key: jax.Array) -> np.ndarray:
+    """The step for each row, or 0 where the differences would leave the domain: f[rows]."""
+
+    @jax.jit
+    def leaves(params: list[jax.Array], steps: jax.Array) -> jax.Array:
+        def row(v: Any, h: jax.Array) -> jax.Array:
+            def at(by: jax.Array, key: jax.Array) -> jax.Array:
+                closed, consts = program.trace(_moved(params, v(params), by))
+                return _outside(closed, consts, key)
+
+            keys = jax.random.split(key, 100)
+            by = 3 * h * jnp.array([-1.0, 1.0])
+            return jnp.any(jax.vmap(lambda by: jax.vmap(lambda k: at(by, k))(keys))(by))
+
+        return program.each(row, steps)
+
+    scales = np.asarray(
+        jax.jit(lambda params: program.each(lambda v: _scale(params, v(params))))(program.params)
+    )
+    steps = np.zeros_like(scales)
+    for relative in STEPS:
+        outside = np.asarray(leaves(program.params, jnp.asarray(relative * scales)))
+        steps = np.where((steps == 0) & ~outside, relative * scales, steps)
+        if np.all(steps > 0):
+            break
+    return steps
+
+
+def _scale(params: Sequence[jax.Array], v: Sequence[jax.Array]) -> jax.Array:
+    size = sum(jnp.sum((p * d) ** 2) for p, d in zip(params, v, strict=True))
+    return jnp.maximum(jnp.sqrt(size), 1.0)
+
+
+def _outside(closed: _jax.ClosedJaxpr, args: Sequence[Any], key: jax.Array) -> jax.Array:
+    """Whether a run meets a parameter outside its domain, or a payoff that is not finite."""
+
+    def run(closed: _jax.ClosedJaxpr, args: Sequence[Any], key: jax.Array) -> Any:
+        outs, seen, _ = interpret(closed, args, rule, key=key, acc=jnp.asarray(False))
+        return outs, seen
+
+    @entering
+    def rule(choice: Any, operands: list[Any], *, key: Any, acc: Any, **state: Any) -> Any:
+        if isinstance(choice, Site):
+            one = lambda operands: _invalid(choice, operands)
+            acc |= jnp.any(per_element(choice.axes, one, 0)(operands))
+        elif isinstance(choice, Expect):
+            one = lambda operands, key: run(choice.jaxpr, operands, key)
+            keys = element_keys(key, choice.axes)
+            outs, seen = per_element(choice.axes, one, 1)(operands, keys)
+            return outs, acc | jnp.any(seen), {}
+        elif isinstance(choice, Call):
+            assert isinstance(choice.program, Densities)
+            outs, seen = run(choice.program.simulate, operands, key)
+            return outs[: choice.program.n_retval], acc | seen, {}
+        return draw_rule(choice, operands, key=key, acc=acc, **state)
+
+    outs, seen = run(closed, args, key)
+    return seen | ~jnp.isfinite(outs[0])
+
+
+def _invalid(site: Site, operands: list[Any]) -> jax.Array:
+    """Whether a parameter of a site is outside its domain."""
+    bad, d = jnp.asarray(False), site.rebuild(site.live(operands))
+    while d is not None:
+        for name, constraint in getattr(d, "arg_constraints", {}).items():
+            # ``vars`` holds the parameters given, not those computed from them
+            if name in vars(d) and not isinstance(constraint, type(constraints.dependent)):
+                bad |= jnp.any(~constraint(vars(d)[name]))
+        d = getattr(d, "base_dist", None)
+    return bad & site.mask(operands)
+
+
+# --- the audit ----------------------------------------------------------------------------------
+
+
+def _audited(program: _Program, key: jax.Array, samples: int, findings: list[str]) -> Audit:
+    probe, key = jax.random.split(key)
+    n = max(1, -(-samples // TOGETHER))
+    chunk = max(1, min(n, CHUNK, NUMBERS // sum(p.size for p in program.params)))
+    trusted = _reference(program.scopes)
+    steps = _steps(program, probe)
+    count = len(program.directions)
+
+    def draw(f: Callable[..., Any]) -> np.ndarray:
+        return _moments(f, program.params, key, n, chunk)
+
+    def differences(params: Any, key: jax.Array) -> Any:
+        def row(v: Any, h: jax.Array) -> Any:
+            at = lambda by: program.value(_moved(params, v(params), by), key, trusted)
+            multiple = jnp.arange(1, 4, dtype=h.dtype)
+            ahead, behind = lax.map(at, h * jnp.concatenate([multiple, -multiple])).reshape(2, 3)
+            c = (ahead - behind) / (2 * multiple * h)
+            best = 1.5 * c[0] - 0.6 * c[1] + 0.1 * c[2]
+            return best, best - (4 * c[0] - c[1]) / 3, jnp.mean(jnp.abs(ahead))
+
+        estimate = program.derivatives(params, key)
+        reference, truncation, size = program.each(row, jnp.asarray(steps))
+        return estimate, reference, estimate - reference, truncation, size
+
+    def scores(params: Any, key: jax.Array) -> Any:
+        estimate = program.derivatives(params, key)
+        reference = program.derivatives(params, key, trusted)
+        size = jnp.full(count, jnp.abs(program.value(params, key, trusted)))
+        return estimate, reference, estimate - reference, jnp.zeros(count), size
+
+    moments = np.full((5, 2, count), np.nan)
+    if np.any(steps > 0):
+        moments = draw(differences)
+    lacking = (steps == 0) | ~np.isfinite(moments[1, 0])
+    if np.any(lacking):
+        moments = np.where(lacking, draw(scores), moments)
+    exact = all(isinstance(e, Enum) for e in trusted.values())
+    (estimate, _), (reference, _), (bias, error), truncation, (size, _) = moments
+    tolerance = np.abs(reference) + size / np.where(lacking, 1.0, steps)
+    tolerance = ROUNDING * program.eps * tolerance + np.maximum(
+        np.abs(truncation[0]) - 2 * truncation[1], 0.0
+    )
+    z, bound = _z(bias, error, tolerance), _bound(count)
+    rows = [
+        Row(
+            parameter=program.directions[i].label,
+            estimate=float(estimate[i]),
+            reference=float(reference[i]),
+            error=float(error[i]),
+            z=float(z[i]),
+            method=("enumeration" if exact else "REINFORCE")
+            if lacking[i]
+            else "finite differences",
+        )
+        for i in range(count)
+    ]
+    suspects, notes = _suspects(program, draw, trusted, reference, bias, error, tolerance)
+    return Audit(program.name, tuple(rows), n * TOGETHER, bound, suspects, (*notes, *findings))
+
+
+def _bound(tests: int) -> float:
+    """|z| that the largest of so many exceeds by chance with probability FALSE_ALARMS (Šidák)."""
+    each = 1 - (1 - FALSE_ALARMS) ** (1 / tests)
+    return statistics.NormalDist().inv_cdf(1 - each / 2)
+
+
+def _z(bias: np.ndarray, error: np.ndarray, tolerance: np.ndarray) -> np.ndarray:
+    excess = np.maximum(np.abs(bias) - tolerance, 0.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(excess == 0.0, 0.0, np.sign(bias) * excess / error)
+
+
+# --- suspects -----------------------------------------------------------------------------------
+
+
+def _suspects(
+    program: _Program,
+    draw: Callable[..., np.ndarray],
+    trusted: Table,
+    reference: np.ndarray,
+    bias: np.ndarray,
+    error: np.ndarray,
+    tolerance: np.ndarray,
+) -> tuple[tuple[str | Address, ...], list[str]]:
+    """The choices whose estimators explain the bias, and sentences on what they do not explain.
+
+    From the last choice to the first, the estimator of each is replaced by a trusted one, which
+    stays if it brings the gradient significantly nearer to the reference. In this order a choice
+    is not accused of a jump in what a later choice, drawn from it, is used for.
+    """
+    sites = {a: here for scope in program.scopes for a, here in scope.items()}
+    bound, clear = _bound(len(bias)), _bound(len(bias) * max(1, len(sites)))
+    table: dict[Address, Estimator] = {}
+    undecided: list[Address] = []
+    for address in reversed(sites):
+        failed = ~(np.abs(_z(bias, error, tolerance)) <= bound)
+        if not np.any(failed):
+            break
+        for other in _others(sites[address], trusted.get(address)):
+
+            def swapped(params: Any, key: jax.Array) -> Any:
+                before = program.derivatives(params, key, table)
+                after = program.derivatives(params, key, {**table, address: other})
+                return after, before - after
+
+            (after, _), (change, noise) = draw(swapped)
+            left = np.where(np.isfinite(change), bias - change, after - reference)
+            gain = np.where(np.isfinite(bias), np.abs(bias) - np.abs(left), np.inf)
+            if np.any(failed & np.isfinite(left) & (gain > clear * noise + tolerance)):
+                table[address] = other
+                bias, error = left, np.hypot(error, np.where(np.isfinite(change), noise, 0.0))
+                break
+            if np.any(failed & ~(clear * noise < np.abs(bias))):
+                undecided.append(address)
+    failed = ~(np.abs(_z(bias, error, tolerance)) <= bound)
+    notes = []
+    if np.any(failed):
+        names = ", ".join(d.label for d, bad in zip(program.directions, failed, strict=True) if bad)
+        notes.append(_unexplained(names, [a for a in dict.fromkeys(undecided) if a not in table]))
+    return tuple(a[0] if len(a) == 1 else a for a in table), notes
+
+
+def _others(here: Sequence[Choice], trusted: Estimator | None) -> Iterator[Estimator]:
+    """What to compare the estimator of a choice with."""
+    shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in here[0].avals]
+    own = here[0].site.rebuild_estimator(shapes)
+    if trusted is not None and not (isinstance(trusted, Enum) and isinstance(own, Enum | None)):
+        yield trusted
+    # a score is wrong where the support moves
+    if not isinstance(own, Reparam) and _fits(Reparam(), here):
+        yield Reparam()
+
+
+def _unexplained(names: str, undecided: Sequence[Address]) -> str:
+    if undecided:
+        return (
+            f"too few samples to tell whether {', '.join(map(show, undecided))} explain the bias "
+            f"of {names}"
+        )
+    return (
+        f"no choice explains the bias of {names}: a parameter reaches a comparison, a rounding or "
+        "a stop_gradient of the objective without a choice between"
+    )

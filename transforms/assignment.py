@@ -1,0 +1,122 @@
+"""Which estimator for which site of a scope, and whether it fits."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from . import _jax
+from .errors import UnsupportedError, show
+from .estimator import Enumerated, Estimator
+from .interpret import Choice, Path, abstract_distribution, abstractly, choices
+from .site import Site
+
+MAX_JOINT = 2**20
+"""Most joint values that one scope is enumerated over."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """A site and its estimator."""
+
+    choice: Choice
+    estimator: Estimator
+    reason: str
+    values: int = 1
+    """How many joint values the site is enumerated over where it stands, in one run of a loop."""
+
+    @property
+    def instances(self) -> int:
+        """How often loops run the site."""
+        return math.prod(self.choice.lengths)
+
+    @property
+    def joint(self) -> int:
+        """How many joint values the site is enumerated over, all loops included."""
+        return self.values**self.instances
+
+
+@dataclasses.dataclass(frozen=True)
+class Rough:
+    """Why the use of a site is not smooth, and whether its support is that for all parameters."""
+
+    why: str
+    fixed_support: bool
+
+
+class Choose(abc.ABC):
+    """How estimators are chosen where the user chose none."""
+
+    @abc.abstractmethod
+    def __call__(
+        self, sites: Sequence[Choice], samples: int, rough: Mapping[Path, Rough]
+    ) -> dict[Path, tuple[Estimator, str]]:
+        """An estimator and the reason for it, for each site."""
+
+    @abc.abstractmethod
+    def instead(self, d: Any, *, smooth: bool, fixed_support: bool) -> list[str]:
+        """What to type at a site of distribution ``d``, in the order of preference, given whether
+        its use is smooth and whether its support is that for all parameters."""
+
+
+def assign(
+    closed: _jax.ClosedJaxpr,
+    choose: Choose,
+    samples: int,
+    rough: Mapping[Path, Rough] | None = None,
+) -> list[Chosen]:
+    """The sites of a scope with their estimators, checked.
+
+    ``rough`` holds those sites whose use is not smooth.
+
+    Raises:
+        UnsupportedError: an estimator does not fit its distribution, or enumeration is too large.
+    """
+    program = [c for c in choices(closed, densities=True) if isinstance(c.random, Site)]
+    automatic = choose([c for c in program if c.site.estimator is None], samples, rough or {})
+    out = []
+    for c in program:
+        d = abstract_distribution(c)
+        if c.path in automatic:
+            estimator, reason = automatic[c.path]
+        else:
+            shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in c.avals]
+            estimator, reason = c.site.rebuild_estimator(shapes), "chosen"
+        problem = estimator.unsuitable(d)
+        if problem is not None:
+            raise UnsupportedError(
+                f"{estimator.name} cannot be used for {show(c.address)} ~ {type(d).__name__} at "
+                f"{c.source}: {problem}"
+            )
+        values = joint_size(c, estimator) if isinstance(estimator, Enumerated) else 1
+        out.append(Chosen(c, estimator, reason, values))
+    total = math.prod(s.joint for s in out)
+    if total > MAX_JOINT:
+        worst = ", ".join(
+            f"{show(s.choice.address)} ({s.joint} values, {s.choice.source})"
+            for s in out
+            if s.joint > 1
+        )
+        raise UnsupportedError(
+            f"enumeration would run the objective for {total} joint values, of {worst}. Use "
+            "ppl.reinforce() or ppl.mvd() for some of these sites; or put the part of the "
+            "objective that one element touches into an @ppl.expectation of its own and sum it "
+            "over the elements, jax.vmap(inner)(xs).sum(), which enumerates them one by one."
+        )
+    return out
+
+
+def joint_size(choice: Choice, estimator: Enumerated) -> int:
+    """How many joint values the elements of a site have, surrounding ``vmap``\\s included."""
+    site, d = choice.random, abstract_distribution(choice)
+    assert isinstance(site, Site)
+    return support_size(choice, estimator) ** (site.elements * math.prod(d.batch_shape))
+
+
+def support_size(choice: Choice, estimator: Enumerated) -> int:
+    return abstractly(choice, estimator.support).shape[0]

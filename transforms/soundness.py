@@ -1,0 +1,485 @@
+"""The soundness checker: which gradients would be biased, before the first step.
+
+An abstract interpretation of the objective, flat (``flat.py``), with the estimators of its sites
+assigned. Of every value it knows
+
+- *sources*: the inputs of the objective and the pathwise draws that it depends on smoothly;
+- *faults*: the places at which this dependence was lost on the way: an equation that jumps
+  (a comparison, floor, argmax, ...), a ``stop_gradient``, a derivative rule of the user's;
+- whether it depends on a continuous random draw, and linearly on draws of expectations.
+
+A draw of any other estimator than the pathwise one has no sources. A fault that reaches the
+payoff or the parameters of a site biases the gradient, unless it is gone where its paths meet
+again, as in relu, logsumexp or bilinear interpolation: ``continuity.py`` decides that by
+evaluating the few equations in between. Loops are iterated to a fixed point. Densities, and
+what the user states to be continuous, are marked (``marks.py``) and have no faults.
+
+Source: the typing of ADEV (Lew et al., POPL 2023) and of Becker et al. (PLDI 2024), smooth reals
+R against reals R* without derivative, as rules on jaxprs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from . import _jax, marks
+from .assignment import Choose, Chosen, Rough, assign
+from .continuity import gone
+from .estimator import Baseline, Enumerated, InPlace
+from .findings import of_baseline, of_fault, of_kink, of_support, support_operands, why
+from .flat import Flat, Op, flatten
+from .interpret import Path, abstract_distribution, random_of
+from .site import Expect, FreshKey, Site
+
+Source = tuple[str, Any]
+"""``("input", number)`` of the objective, or ``("site", (scope, path))``."""
+
+
+class Value(NamedTuple):
+    """What is known of a value; see the module docstring."""
+
+    sources: frozenset[Source] = frozenset()
+    faults: frozenset[Fault] = frozenset()
+    random: bool = False
+    estimates: frozenset[Any] = frozenset()
+
+
+CONSTANT = Value()
+
+
+@dataclasses.dataclass(eq=False)
+class Fault:
+    """A place at which smooth dependence is lost; ``sources`` are those that were lost there."""
+
+    kind: str
+    flat: Flat
+    index: int
+    sources: set[Source] = dataclasses.field(default_factory=set)
+    random: bool = False
+
+    @property
+    def op(self) -> Op:
+        return self.flat.ops[self.index]
+
+
+@dataclasses.dataclass(eq=False)
+class _Scope:
+    """A program with a payoff: the objective, or an expectation inside."""
+
+    closed: _jax.ClosedJaxpr
+    choose: Choose
+    flat: Flat
+    name: str
+    rough: dict[Path, Rough] = dataclasses.field(default_factory=dict)
+    chosen: list[Chosen] = dataclasses.field(default_factory=list)
+
+    def assign(self, samples: int) -> None:
+        self.chosen = assign(self.closed, self.choose, samples, self.rough)
+        self.by_path = {s.choice.path: s for s in self.chosen}
+
+
+class Soundness:
+    """The analysis of one objective; choosing its automatic estimators is a part of it."""
+
+    def __init__(
+        self, closed: _jax.ClosedJaxpr, choose: Choose, samples: int, constant: Sequence[bool] = ()
+    ):
+        self.samples = samples
+        self._scopes: dict[int, _Scope] = {}
+        self._cured: dict[tuple[Flat, int], set[tuple[Flat, int, str]]] = {}
+        self._tried: set[tuple[Flat, int, str]] = set()
+        self._root = self._scope(closed, choose, slice(1))
+        known = list(constant) or [False] * len(closed.in_avals)
+        self._inputs = [
+            Value(frozenset({("input", i)}))
+            if jnp.issubdtype(a.dtype, jnp.inexact) and not c
+            else CONSTANT
+            for i, (a, c) in enumerate(zip(closed.in_avals, known, strict=True))
+        ]
+        self._choose_estimators()
+
+    @property
+    def plans(self) -> Mapping[int, list[Chosen]]:
+        """The sites of each scope with their estimators, by the identity of its jaxpr."""
+        return {i: s.chosen for i, s in self._scopes.items()}
+
+    def findings(self, perturbed: Iterable[int] | None = None, *, kinks: bool = False) -> Any:
+        """What is wrong with the gradient in the inputs ``perturbed`` (default: in all).
+
+        With ``kinks`` also where the derivative exists almost everywhere only.
+        """
+        inputs = range(len(self._inputs)) if perturbed is None else perturbed
+        wanted: frozenset[Source] = frozenset(("input", i) for i in inputs)
+        matters = lambda f: (
+            f.kind == "nonlinear"
+            or (not wanted.isdisjoint(f.sources) and (f.random or f.kind != "jump"))
+        )
+        self._settle(matters)
+        found = [
+            of_fault(f.kind, f.op, self._sites(f.sources), self._root.choose)
+            for f in self._faults_reached()
+            if matters(f)
+        ]
+        found += [
+            of_support(s, self._root.choose) for s, x in self._moving if not wanted.isdisjoint(x)
+        ]
+        for _, s in self.sites:
+            baseline = getattr(s.estimator, "baseline", None)
+            if baseline is not None and sees_own_draw(baseline, self.samples):
+                found.append(of_baseline(s))
+        if kinks:
+            found += [
+                of_kink(f.op, False)
+                for f in self._kinks.values()
+                if not wanted.isdisjoint(f.sources)
+            ]
+            found += [
+                of_kink(f.op, True)
+                for f in self._reached
+                if f.kind == "jump" and not f.random and not wanted.isdisjoint(f.sources)
+            ]
+        return tuple(dict.fromkeys(found))
+
+    @property
+    def sites(self) -> Iterator[tuple[str, Chosen]]:
+        """The sites of all scopes; those of an expectation inside with its name in front."""
+        for scope in self._scopes.values():
+            for s in scope.chosen:
+                yield scope.name, s
+
+    @property
+    def stated(self) -> tuple[tuple[str, str], ...]:
+        """What the user stated to be continuous: reasons, and lines."""
+        return tuple(self._stated.items())
+
+    # --- the sweep --------------------------------------------------------------------------------
+
+    def _sweep(self) -> None:
+        """Interpret the whole objective, with the cures that are known."""
+        self._faults: dict[tuple[Flat, int, str], Fault] = {}
+        self._reached: dict[Fault, None] = {}
+        self._sunk: dict[Flat, set[int]] = {}
+        self._values: dict[Flat, dict[int, Value]] = {}
+        self._kinks: dict[tuple[Flat, int], Fault] = {}
+        self._moving: list[tuple[Chosen, frozenset[Source]]] = []
+        self._stated: dict[str, str] = {}
+        for out in self._run(self._root.flat, self._inputs, self._root):
+            self._reached.update(dict.fromkeys(out.faults))
+
+    def _faults_reached(self) -> list[Fault]:
+        return list(self._reached)
+
+    def _settle(self, matters: Callable[[Fault], bool]) -> None:
+        """Sweep until no fault that matters turns out to be gone where its paths meet."""
+        while True:
+            self._sweep()
+            cured = False
+            for f in self._faults_reached():
+                at = (f.flat, f.index, f.kind)
+                if f.kind == "nonlinear" or at in self._tried or not matters(f):
+                    continue
+                self._tried.add(at)
+                values = self._values[f.flat]
+                carrying = {v for v, a in values.items() if f in a.faults}
+                varied = {v for v, a in values.items() if a.sources}
+                place = gone(
+                    f.flat, f.index, f.kind, carrying, varied, self._sunk.get(f.flat, set())
+                )
+                if place is not None:
+                    self._cured.setdefault((f.flat, place), set()).add(at)
+                    cured = True
+            if not cured:
+                return
+
+    def _choose_estimators(self) -> None:
+        """Assign estimators; no automatic site stays pathwise whose use is not smooth."""
+        self._settle(lambda f: any(s in self._automatic() for s in f.sources))
+        while True:
+            automatic = self._automatic()
+            rough = {
+                source: f for f in self._faults_reached() for source in f.sources & set(automatic)
+            }
+            if not rough:
+                return
+            for source, f in rough.items():
+                scope, chosen = automatic[source]
+                fixed = not support_operands(chosen)
+                scope.rough[chosen.choice.path] = Rough(why(f.kind, f.op), fixed)
+            for scope in {id(automatic[s][0]): automatic[s][0] for s in rough}.values():
+                scope.assign(self.samples)
+            self._settle(lambda f: any(s in self._automatic() for s in f.sources))
+
+    def _automatic(self) -> dict[Source, tuple[_Scope, Chosen]]:
+        """The pathwise sites that nobody chose, and that could be otherwise."""
+        return {
+            ("site", (i, s.choice.path)): (scope, s)
+            for i, scope in self._scopes.items()
+            for s in scope.chosen
+            if s.choice.site.estimator is None
+            and s.choice.path not in scope.rough
+            and isinstance(s.estimator, InPlace)
+            and not s.estimator.score
+        }
+
+    def _scope(
+        self, closed: _jax.ClosedJaxpr, choose: Choose, outputs: slice, name: str = ""
+    ) -> _Scope:
+        if id(closed) not in self._scopes:
+            scope = _Scope(closed, choose, flatten(closed, outputs), name)
+            scope.assign(self.samples)
+            self._scopes[id(closed)] = scope
+        return self._scopes[id(closed)]
+
+    # --- the rules --------------------------------------------------------------------------------
+
+    def _run(self, flat: Flat, inputs: Sequence[Value], scope: _Scope) -> list[Value]:
+        env: dict[int, Value] = dict(zip(flat.inputs, inputs, strict=True))
+        self._values[flat] = env
+
+        def read(v: Any) -> Value:
+            return env[v] if isinstance(v, int) else CONSTANT
+
+        for i, op in enumerate(flat.ops):
+            args = [read(v) for v in op.ins]
+            for v, value in zip(op.outs, self._op(flat, i, args, scope), strict=True):
+                env[v] = self._healed(flat, v, value)
+        return [read(v) for v in flat.outputs]
+
+    def _healed(self, flat: Flat, v: int, value: Value) -> Value:
+        cured = self._cured.get((flat, v))
+        if cured is None:
+            return value
+        gone = {f for f in value.faults if (f.flat, f.index, f.kind) in cured}
+        sources = value.sources.union(*(f.sources for f in gone))
+        return value._replace(sources=sources, faults=value.faults - gone)
+
+    def _op(self, flat: Flat, i: int, args: list[Value], scope: _Scope) -> Sequence[Value]:
+        op = flat.ops[i]
+        random = random_of(op.eqn)
+        if isinstance(random, Site):
+            return [self._site(flat, i, random, args, scope)]
+        if isinstance(random, Expect):
+            return self._expect(random, args, scope)
+        if op.bodies:
+            return _CONTROL[op.eqn.primitive](self, flat, i, args, scope)
+        return self._plain(flat, i, args)
+
+    def _plain(self, flat: Flat, i: int, args: list[Value]) -> list[Value]:
+        op, all_ = flat.ops[i], _join(args)
+        if all_ is CONSTANT:
+            return [Value(random=op.name in _RANDOM)] * len(op.outs)
+        if op.name == "stop_gradient" and marks.is_held(op.stack):
+            return [Value(random=all_.random)]
+        faults, estimates = all_.faults, all_.estimates
+        if estimates and not _is_linear(op, args):
+            faults |= {self._fault("nonlinear", flat, i, all_)}
+            estimates = frozenset()
+        out = Value(all_.sources, faults, all_.random or op.name in _RANDOM, estimates)
+        smooth = lambda v: jnp.issubdtype(flat.avals[v].dtype, jnp.inexact)
+        jumps = [op.name in _JUMPS or not smooth(v) for v in op.outs]
+        stops = op.name == "stop_gradient"
+        if out.sources and op.name in _KINKS:
+            self._kinks[flat, i] = Fault("kink", flat, i, set(out.sources))
+        if not out.sources or not (any(jumps) or stops or op.custom) or self._is_smooth(op):
+            return [out] * len(op.outs)
+        if op.custom:
+            broken = self._broken("custom", flat, i, out)
+            return [broken._replace(sources=out.sources)] * len(op.outs)
+        if op.name == "is_finite":  # true of almost every draw
+            return [out._replace(sources=frozenset())]
+        broken = self._broken("stop" if stops else "jump", flat, i, out)
+        return [broken if j or stops else out for j in jumps]
+
+    def _is_smooth(self, op: Op) -> bool:
+        reason = marks.reason_of(op.stack)
+        if reason is not None:
+            self._stated.setdefault(reason, op.line)
+        if marks.is_smooth(op.stack) or not _KNOWN.isdisjoint(op.within):
+            return True
+        called = list(_jax.frames(op.origin))
+        if any(c.library == "numpyro" for c in called):  # its densities and transforms
+            return not any(c.name in _SAMPLERS for c in called)
+        return any(c.name in _KNOWN for c in called)
+
+    def _fault(self, kind: str, flat: Flat, i: int, value: Value) -> Fault:
+        fault = self._faults.setdefault((flat, i, kind), Fault(kind, flat, i))
+        fault.sources |= value.sources
+        fault.random |= value.random
+        return fault
+
+    def _broken(self, kind: str, flat: Flat, i: int, value: Value) -> Value:
+        fault = self._fault(kind, flat, i, value)
+        return value._replace(sources=frozenset(), faults=value.faults | {fault})
+
+    def _site(self, flat: Flat, i: int, site: Site, args: list[Value], scope: _Scope) -> Value:
+        chosen = scope.by_path[flat.ops[i].path]
+        end = len(args) - site.n_estimator - site.masked
+        parameters = _join([*args[:end], *args[len(args) - site.masked :]])
+        d = abstract_distribution(chosen.choice)
+        circular = _is_circular(d)
+        turns = {f for f in parameters.faults if circular and f.op.name == "atan2"}
+        self._reached.update(dict.fromkeys(parameters.faults - turns))
+        self._sunk.setdefault(flat, set()).update(flat.ops[i].values)
+        if parameters.estimates:
+            self._reached[self._fault("nonlinear", flat, i, parameters)] = None
+        estimator = chosen.estimator
+        if isinstance(estimator, InPlace) and not estimator.score:
+            own: frozenset[Source] = frozenset({("site", (id(scope.closed), chosen.choice.path))})
+            sources = parameters.sources | own if parameters.sources else parameters.sources
+            out = Value(sources, random=not isinstance(d, FreshKey))
+            if sources and circular:  # continuous on the circle, which is cut open at pi
+                return self._broken("seam", flat, i, out)._replace(sources=sources)
+            return out
+        if parameters.sources and isinstance(estimator, InPlace | Enumerated):
+            moving = _join([args[j] for j in support_operands(chosen)]).sources
+            if moving:
+                self._moving.append((chosen, moving))
+        discrete = getattr(d, "is_discrete", False)  # some have draws of floating point type
+        return Value(random=jnp.issubdtype(site.dtype, jnp.floating) and not discrete)
+
+    def _expect(self, expect: Expect, args: list[Value], scope: _Scope) -> list[Value]:
+        name = f"{scope.name}{expect.name}/"
+        inner = self._scope(expect.jaxpr, expect.choose, slice(None), name)
+        outs = self._run(inner.flat, args, inner)
+        exact = all(isinstance(s.estimator, Enumerated) for s in inner.chosen)
+        own = frozenset() if exact else frozenset({id(expect.jaxpr)})
+        return [o._replace(random=True, estimates=o.estimates | own) for o in outs]
+
+    def _scan(self, flat: Flat, i: int, args: list[Value], scope: _Scope) -> list[Value]:
+        op = flat.ops[i]
+        n, m = _jax.scan_layout(op.eqn)
+        consts, carry, xs = args[:n], args[n : n + m], args[n + m :]
+        while True:
+            outs = self._run(op.bodies[0], [*consts, *carry, *xs], scope)
+            new = [_join([c, _of_last_step(o)]) for c, o in zip(carry, outs[:m], strict=True)]
+            if new == carry:
+                return [*carry, *outs[m:]]
+            carry = new
+
+    def _cond(self, flat: Flat, i: int, args: list[Value], scope: _Scope) -> list[Value]:
+        index, *operands = args
+        outs = [self._run(body, operands, scope) for body in flat.ops[i].bodies]
+        if index.estimates:
+            fault = self._fault("nonlinear", flat, i, index)
+            index = index._replace(faults=index.faults | {fault}, estimates=frozenset())
+        return [_join([index, *cases]) for cases in zip(*outs, strict=True)]
+
+    def _while(self, flat: Flat, i: int, args: list[Value], scope: _Scope) -> list[Value]:
+        op = flat.ops[i]
+        n, m = op.eqn.params["cond_nconsts"], op.eqn.params["body_nconsts"]
+        test, step = op.bodies
+        carry = args[n + m :]
+        while True:
+            stop = self._run(test, [*args[:n], *carry], scope)[0]
+            outs = self._run(step, [*args[n : n + m], *carry], scope)
+            new = [
+                _join([c, o, stop]) for c, o in zip(carry, map(_of_last_step, outs), strict=True)
+            ]
+            if new == carry:
+                return carry
+            carry = new
+
+    def _sites(self, sources: Iterable[Source]) -> list[Chosen]:
+        where = [key for kind, key in sources if kind == "site"]
+        return [self._scopes[i].by_path[path] for i, path in sorted(where)]
+
+
+_CONTROL: dict[Any, Callable[..., Sequence[Value]]] = {
+    _jax.scan_p: Soundness._scan,
+    _jax.cond_p: Soundness._cond,
+    _jax.while_p: Soundness._while,
+}
+
+
+def _join(values: Sequence[Value]) -> Value:
+    tainted = [v for v in values if v != CONSTANT]
+    if not tainted:
+        return CONSTANT
+    if len(tainted) == 1:
+        return tainted[0]
+    sources, faults, random, estimates = zip(*tainted, strict=True)
+    none: frozenset[Any] = frozenset()
+    return Value(none.union(*sources), none.union(*faults), any(random), none.union(*estimates))
+
+
+def _of_last_step(value: Value) -> Value:
+    """Draws of expectations in the last step of a loop are independent of those in this one."""
+    earlier = frozenset(e if isinstance(e, tuple) else ("earlier", e) for e in value.estimates)
+    return value._replace(estimates=earlier)
+
+
+def _is_circular(d: Any) -> bool:
+    """Whether the draws of a distribution are angles."""
+    return type(getattr(d, "support", None)).__name__ == "_Circular"
+
+
+def sees_own_draw(baseline: Baseline, samples: int) -> bool:
+    """Whether a baseline depends on the payoff of the sample whose score it multiplies."""
+    from .surrogate import SAMPLES, Context
+
+    if baseline.independent:
+        return False
+    context = Context(samples)
+
+    def term(payoff: jax.Array, log_prob: jax.Array) -> jax.Array:
+        return baseline.finish(baseline.accumulate(log_prob), payoff, context)
+
+    def own(payoff: jax.Array) -> jax.Array:
+        return jax.grad(term, argnums=1)(payoff, jnp.zeros(()))
+
+    def slopes(payoffs: jax.Array) -> jax.Array:
+        if samples == 1:
+            return jax.grad(own)(payoffs[0])
+
+        def each(payoffs: jax.Array) -> jax.Array:
+            return jax.vmap(own, axis_name=SAMPLES)(payoffs)
+
+        return jnp.diagonal(jax.jacfwd(each)(payoffs))
+
+    with jax.ensure_compile_time_eval():
+        return bool(jnp.any(jnp.abs(slopes(jnp.linspace(-1.0, 2.0, samples))) > 1e-4))
+
+
+# --- the primitives -----------------------------------------------------------------------------
+
+_RANDOM = {"random_bits", "random_gamma", "rng_bit_generator", "rng_uniform", "threefry2x32"}
+_JUMPS = {"floor", "ceil", "round", "sign", "rem", "atan2"}
+_KINKS = {"abs", "max", "min", "reduce_max", "reduce_min", "clamp", "sort", "cummax", "cummin"}
+_KINKS |= {"reduce_window_max", "reduce_window_min", "top_k", "sqrt"}
+_LINEAR = {"add", "add_any", "sub", "neg", "mul", "div", "dot_general", "reduce_sum", "cumsum"}
+_LINEAR |= {"broadcast_in_dim", "reshape", "squeeze", "transpose", "slice", "dynamic_slice", "rev"}
+_LINEAR |= {"concatenate", "pad", "gather", "scatter", "scatter-add", "select_n", "copy", "name"}
+_LINEAR |= {"convert_element_type", "stop_gradient", "dynamic_update_slice", "real", "split"}
+_LINEAR |= {"conv_general_dilated", "reduce_window_sum", "copy_p", "optimization_barrier"}
+
+_KNOWN_NAMES = """
+relu relu6 leaky_relu elu celu selu gelu silu swish softplus squareplus mish hard_tanh
+hard_sigmoid hard_silu sparse_plus sparse_sigmoid log_sigmoid glu softmax log_softmax logsumexp
+logmeanexp standardize logaddexp logaddexp2 clip norm ndtr log_ndtr ndtri erfinv xlogy xlog1py
+entr rel_entr kl_div betaln gammaln huber_loss hypot sinc nan_to_num logit slogdet det inv solve
+lu_solve expm pinv lstsq median nanmedian quantile nanquantile percentile interp
+cosine_similarity logcosh
+"""
+_KNOWN = frozenset(_KNOWN_NAMES.split())
+"""Functions of jax and optax that are continuous, with right derivatives, though they are made of
+comparisons or stopped gradients. The list saves time only: ``continuity.py`` finds them so too."""
+_SAMPLERS = {"sample", "rsample", "sample_with_intermediates"}
+
+
+def _is_linear(op: Op, args: Sequence[Value]) -> bool:
+    """Whether an equation is linear in the draws of expectations among its operands."""
+    which = [j for j, a in enumerate(args) if a.estimates]
+    if op.name not in _LINEAR or marks.is_smooth(op.stack):
+        return False
+    if op.name == "select_n":
+        return 0 not in which
+    if op.name == "div":
+        return 1 not in which
+    if op.name in ("mul", "dot_general", "conv_general_dilated") and len(which) == 2:
+        return args[0].estimates.isdisjoint(args[1].estimates)
+    return True
