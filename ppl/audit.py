@@ -98,6 +98,7 @@ class Audit:
             ``1 - FALSE_ALARMS`` where the estimator is right (normal approximation).
         suspects: addresses of the choices whose estimators explain the bias.
         notes: sentences on what the suspects do not explain.
+        findings: what ``objective.explain`` says is wrong, from reading the program.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Audit:
     bound: float
     suspects: tuple[str | Address, ...] = ()
     notes: tuple[str, ...] = ()
+    findings: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -129,7 +131,7 @@ class Audit:
         lines = [f"{of} beyond |z| = {self.bound:.2f}, at {self.samples} samples"]
         if self.suspects:
             lines.append(f"suspect: {', '.join(map(repr, self.suspects))}")
-        return [*lines, *self.notes]
+        return [*lines, *self.notes, *(f"by explain: {f}" for f in self.findings)]
 
     def __str__(self) -> str:
         table = [COLUMNS, *self._cells()]
@@ -156,9 +158,9 @@ def audit(
     """See ``Expectation.audit``."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SoundnessWarning)
-        findings = getattr(objective.explain(*args), "findings", ())
-        program = _Program(objective, args, wanted)
-        return _audited(program, key, samples, [str(f) for f in findings])
+        findings = objective.explain(*args, argnums=wanted).findings
+        audited = _audited(_Program(objective, args, wanted), key, samples)
+        return dataclasses.replace(audited, findings=tuple(map(str, findings)))
 
 
 # --- the program and its derivatives ------------------------------------------------------------
@@ -421,7 +423,7 @@ def _invalid(site: Site, operands: list[Any]) -> jax.Array:
 # --- the audit ----------------------------------------------------------------------------------
 
 
-def _audited(program: _Program, key: jax.Array, samples: int, findings: list[str]) -> Audit:
+def _audited(program: _Program, key: jax.Array, samples: int) -> Audit:
     probe, key = jax.random.split(key)
     n = max(1, -(-samples // TOGETHER))
     chunk = max(1, min(n, CHUNK, NUMBERS // sum(p.size for p in program.params)))
@@ -478,7 +480,7 @@ def _audited(program: _Program, key: jax.Array, samples: int, findings: list[str
         for i in range(count)
     ]
     suspects, notes = _suspects(program, draw, trusted, reference, bias, error, tolerance)
-    return Audit(program.name, tuple(rows), n * TOGETHER, bound, suspects, (*notes, *findings))
+    return Audit(program.name, tuple(rows), n * TOGETHER, bound, suspects, notes)
 
 
 def _bound(tests: int) -> float:
@@ -504,7 +506,7 @@ def _suspects(
     bias: np.ndarray,
     error: np.ndarray,
     tolerance: np.ndarray,
-) -> tuple[tuple[str | Address, ...], list[str]]:
+) -> tuple[tuple[str | Address, ...], tuple[str, ...]]:
     """The choices whose estimators explain the bias, and sentences on what they do not explain.
 
     From the last choice to the first, the estimator of each is replaced by a trusted one, which
@@ -540,7 +542,7 @@ def _suspects(
     if np.any(failed):
         names = ", ".join(d.label for d, bad in zip(program.directions, failed, strict=True) if bad)
         notes.append(_unexplained(names, [a for a in dict.fromkeys(undecided) if a not in table]))
-    return tuple(a[0] if len(a) == 1 else a for a in table), notes
+    return tuple(a[0] if len(a) == 1 else a for a in table), tuple(notes)
 
 
 def _others(here: Sequence[Choice], trusted: Estimator | None) -> Iterator[Estimator]:

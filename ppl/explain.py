@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import html
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, final
 
+from transforms import _jax
 from transforms.assignment import Chosen
 from transforms.estimator import Continued, Enumerated
 from transforms.findings import ALMOST, Finding
@@ -63,8 +65,8 @@ class Explanation:
         findings: what the soundness checker found.
         stated: reasons that were given to ``ppl.continuous``, with their lines.
         equations: of the gradient's program (a loop's body counts once).
-        flops: of the gradient, as XLA estimates them (a loop's body counts once), or None.
         loops: whether a choice stands in a ``scan``.
+        traced: the traced gradient (``jax.stages.Traced``).
     """
 
     name: str
@@ -72,8 +74,14 @@ class Explanation:
     findings: tuple[Finding, ...]
     stated: tuple[tuple[str, str], ...]
     equations: int
-    flops: float | None
     loops: bool
+    traced: Any = dataclasses.field(repr=False, compare=False)
+
+    @functools.cached_property
+    def flops(self) -> float | None:
+        """Of one gradient, as XLA estimates them (a loop's body counts once), if it does."""
+        cost = self.traced.lower().cost_analysis()
+        return cost.get("flops") if isinstance(cost, dict) else None
 
     @property
     def rows(self) -> tuple[tuple[str, ...], ...]:
@@ -142,8 +150,8 @@ def explain(
         tuple(findings),
         tuple(stated),
         sum(1 for _ in _equations(traced.jaxpr)),
-        _flops(traced),
         loops,
+        traced,
     )
 
 
@@ -170,14 +178,7 @@ def _row(scope: str, s: Chosen, findings: Sequence[Finding]) -> SiteRow:
 
 
 def _equations(closed: Any) -> Iterator[Any]:
-    from transforms import _jax
-
     for eqn in closed.jaxpr.eqns:
         yield eqn
         for sub in _jax.sub_jaxprs(eqn):
             yield from _equations(sub)
-
-
-def _flops(traced: Any) -> float | None:
-    cost = traced.lower().cost_analysis()
-    return cost.get("flops") if isinstance(cost, dict) else None

@@ -849,7 +849,7 @@ def test_learned_baselines_learn(how):
 
     @ppl.expectation
     def f(params):
-        logits = lax.stop_gradient(params["m"])
+        logits = ppl.detach(params["m"])
         x = 1.0 * ppl.sample(
             "x", dist.Bernoulli(logits=logits), ppl.reinforce(ppl.learned(params["b"]))
         )

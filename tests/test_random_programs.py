@@ -25,6 +25,7 @@ import argparse
 import collections
 import contextlib
 import functools
+import itertools
 import pathlib
 import random
 import sys
@@ -57,7 +58,7 @@ pytestmark = pytest.mark.usefixtures("x64")
 ESTIMATES = 8192
 ENUMERATED = 1e-8
 QUADRATURE = 1e-7
-IN_CI = 8
+IN_CI = 7
 
 COUNTEREXAMPLES: tuple[Program, ...] = ()
 """Programs that failed once, and what was wrong."""
@@ -177,12 +178,10 @@ def test_a_random_program(program: Program) -> None:
     check(program)
 
 
-def test_small_biased_programs_are_found() -> None:
-    """Without their numbers, which is cheap."""
-    small = [p for p in (numbered(0, i) for i in range(80)) if len(repr(p)) < 600]
-    biased = [p for p in small if expected(p).biased]
-    assert len(biased) >= 3
-    for program in biased:
+def test_biased_programs_are_found() -> None:
+    """The first three; without their numbers, which is cheap."""
+    biased = (p for p in map(functools.partial(numbered, 0), range(100)) if expected(p).biased)
+    for program in itertools.islice(biased, 3):
         assert "biased" in verdict(rp.objective(program), (jnp.asarray(program.theta),)), program
 
 

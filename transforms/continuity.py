@@ -68,14 +68,56 @@ def gone(
     """
     places = _meets(flat, index, carrying, sunk)
     while places:
-        slice_ = _slice(flat, index, places, carrying)
-        if slice_ is not None:
-            with jax.ensure_compile_time_eval():
-                test = {"jump": _jumps, "seam": _seam}.get(kind, _slopes)
-                passed = test(flat, index, places, slice_, varied)
+        ops = _slice(flat, index, places, carrying)
+        if ops is not None:
+            passed = _passed(_Question(flat, index, kind, places, ops, varied))
             return next((v for v, ok in zip(places, passed, strict=True) if ok), None)
         places = places[: len(places) // 2]
     return None
+
+
+class _Question:
+    """A slice and what is asked of it; equal if it reads the same, wherever it stands."""
+
+    def __init__(
+        self,
+        flat: Flat,
+        index: int,
+        kind: str,
+        places: Sequence[int],
+        ops: Sequence[Op],
+        varied: Collection[int],
+    ):
+        self.kind = kind
+        self.args = (flat, index, places, ops, varied)
+        local: dict[int, tuple[Any, ...]] = {}
+
+        def named(v: Any) -> Any:
+            if not isinstance(v, int):
+                return np.asarray(v.val).tobytes(), str(np.asarray(v.val).dtype)
+            aval = flat.avals[v]
+            return local.setdefault(v, (len(local), str(aval), v in varied))
+
+        fault = flat.ops[index]
+        every = [
+            (op.name, str(op.eqn.params), op is fault, *map(named, (*op.ins, *op.outs)))
+            for op in (*ops, fault)
+        ]
+        self._content = (kind, *every, *map(named, places))
+
+    def __hash__(self) -> int:
+        return hash(self._content)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Question) and self._content == other._content
+
+
+@functools.lru_cache(maxsize=1024)
+def _passed(question: _Question) -> list[bool]:
+    """The answer for each place; an objective is traced more often than its slices change."""
+    test = {"jump": _jumps, "seam": _seam}.get(question.kind, _slopes)
+    with jax.ensure_compile_time_eval():
+        return test(*question.args)
 
 
 # --- where the paths meet -----------------------------------------------------------------------
@@ -193,25 +235,26 @@ def _jumps(
     def line(begin: Any, end: Any, fixed: Any, i: jax.Array) -> Any:
         along = functools.partial(_along, ops, begin, end, fixed)
 
-        def outcome(t: jax.Array) -> jax.Array:
-            all_ = _outcome(fault, along(t))
-            return all_[i % max(all_.size, 1)]  # of one element
+        def at(t: jax.Array) -> tuple[jax.Array, list[Any]]:
+            env = along(t)
+            all_ = _outcome(fault, env)
+            return all_[i % max(all_.size, 1)], [env[v] for v in places]  # of one element
 
         grid = jnp.linspace(0.0, 1.0, 17)
-        outcomes = jax.vmap(outcome)(grid)
+        outcomes, values = jax.vmap(at)(grid)
         changes = outcomes[1:] != outcomes[:-1]
         first = jnp.argmax(changes * jax.random.uniform(jax.random.key(i), changes.shape))
+        below = outcomes[first]
 
         def halve(_: int, bounds: Any) -> Any:
             low, high = bounds
             middle = (low + high) / 2
-            same = outcome(middle) == outcome(low)
+            same = at(middle)[0] == below
             return jnp.where(same, middle, low), jnp.where(same, high, middle)
 
-        low, high = lax.fori_loop(0, 30, halve, (grid[first], grid[first + 1]))
-        values = jax.vmap(lambda t: [along(t)[v] for v in places])(grid)
-        sides = [[along(t)[v] for v in places] for t in (low, high)]
-        return jnp.any(changes), [_gap(a, b, w) for a, b, w in zip(*sides, values, strict=True)]
+        bounds = lax.fori_loop(0, 30, halve, (grid[first], grid[first + 1]))
+        sides = jax.vmap(lambda t: at(t)[1])(jnp.stack(bounds))
+        return jnp.any(changes), [_gap(s[0], s[1], w) for s, w in zip(sides, values, strict=True)]
 
     crossed, gaps = _on_lines(line, begin, end, fixed, jnp.arange(n))
     if not crossed.any() and fault.name in _MEASURE_ZERO:

@@ -94,13 +94,9 @@ def recurrent_params(key):
     }
 
 
-@ppl.expectation
-def cone_elbo(phi):
-    return ppl.elbo(cone.model(), cone.mean_field(phi), cone.DATA)
-
-
 CASES = {
-    "cone": (cone_elbo, (cone.START,)),
+    "cone, ELBO": (cone.elbo, (cone.FIELD,)),
+    "cone, learned kernel": (cone.learned_hvi, ({**cone.RING, "log_kappa": 0.0},)),
     "VAE, batch 64": (vae_cost.batched, (vae_cost.init(jax.random.key(1)), jnp.ones((64, 784)))),
     "recurrent, 3 steps": (
         recurrent,
@@ -118,7 +114,6 @@ def main():
     for name, (objective, args) in CASES.items():
         shares, times, checks = [], [], []
         for i in range(repeats + 1):
-            f = lambda key, *args: objective.value_and_grad(key, *args)
             fresh = ppl.expectation(objective._f)
             f = jax.jit(lambda key, *args, fresh=fresh: fresh.value_and_grad(key, *args))
             spent[0] = 0.0
