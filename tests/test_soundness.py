@@ -1294,7 +1294,9 @@ def family(jumps: bool) -> Sums:
     like = next(p for p in (BIASED if jumps else SOUND).values() if p.place is not None)
     functions = (JUMPS if jumps else SMOOTH).values()
     branches = [lambda x, f=f: jnp.asarray(f(x), float) for f in functions]
-    objective = ppl.expectation(lambda t, i: three(lambda x: lax.switch(i, branches, x), t))
+    measured = lambda x, i: lax.switch(i, branches, x)  # all at once: no case for the checker
+    at_once = ppl.continuous(measured, "the bias is what is measured")
+    objective = ppl.expectation(lambda t, i: three(lambda x: at_once(x, i), t))
 
     def one(key, i):
         at = lambda t: jax.jvp(lambda t: objective.surrogate(key, t, i), (t,), (1.0,))
