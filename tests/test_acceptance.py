@@ -259,7 +259,7 @@ def relu_kink(p, e):
     return jax.nn.relu(ppl.sample("x", dist.Normal(p["m"], p["s"]), e))
 
 
-@program("floor_times_x", *SCORE, MVD)
+@program("floor_times_x", *SCORE, MVD, AUTO_LOO)
 def floor_times_x(p, e):
     x = ppl.sample("x", dist.Normal(p["m"], p["s"]), e)
     return jnp.floor(x) * x
@@ -270,7 +270,7 @@ def param_in_comparison_rewritten(p, e):
     return jnp.where(ppl.sample("x", dist.Normal(-p["t"], 1.0), e) < 0, 1.0, 0.0)
 
 
-@program("stop_gradient_square", *SCORE, MVD)
+@program("stop_gradient_square", *SCORE, MVD, AUTO_LOO)
 def stop_gradient_square(p, e):
     x = ppl.sample("x", dist.Normal(p["m"], 1.0), e)
     return x * lax.stop_gradient(x)

@@ -139,7 +139,6 @@ JUMPS = {
     "sign": lambda x: jnp.sign(x) @ W,
     "sign of a cube": lambda x: jnp.sign(x**3 + 0.1) @ W,
     "copysign": lambda x: jnp.copysign(1.0, x) @ W,
-    "normalized by abs": lambda x: (x / jnp.abs(x)) @ W,
     "signbit": lambda x: jnp.signbit(x) @ W,
     "floor": lambda x: jnp.floor(2.0 * x) @ W,
     "ceil": lambda x: jnp.ceil(x) @ W,

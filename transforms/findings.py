@@ -10,14 +10,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
-
-from . import _jax
 from .assignment import Choose, Chosen
 from .errors import Address, show
-from .estimator import Enumerated
-from .flat import Op, flatten
+from .flat import Op
 from .interpret import abstract_distribution
+from .support import support_operands
 
 BIASED, UNSUPPORTED, ALMOST = "biased", "unsupported", "almost everywhere"
 
@@ -39,26 +36,6 @@ class Finding:
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.message}"
-
-
-def support_operands(s: Chosen) -> list[int]:
-    """The operands that the support of a site depends on."""
-    site, avals = s.choice.site, s.choice.own_avals
-
-    def support(*operands: Any) -> Any:
-        d = site.rebuild(operands)
-        if isinstance(s.estimator, Enumerated):
-            return s.estimator.support(d)
-        return d.support(jnp.zeros(site.shape, site.dtype))
-
-    try:
-        closed = _jax.trace(support, *avals)[0]
-    except Exception:  # the distribution does not say
-        return []
-    flat = flatten(closed)
-    needed = {v for op in flat.ops for v in op.values} | set(flat.outputs)
-    n = len(flat.inputs) - len(avals)
-    return [j for j, v in enumerate(flat.inputs[n:]) if v in needed]
 
 
 _SIGNS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
@@ -84,13 +61,22 @@ def why(kind: str, op: Op) -> str:
     )
 
 
-def of_fault(kind: str, op: Op, sites: Sequence[Chosen], choose: Choose) -> Finding:
-    """A place at which the dependence on parameters is lost, and the pathwise draws concerned."""
+def of_fault(
+    kind: str, op: Op, sites: Sequence[Chosen], drawn: Sequence[Chosen], choose: Choose
+) -> Finding:
+    """A place at which the dependence on parameters is lost.
+
+    ``sites`` are the pathwise draws whose dependence it is, ``drawn`` all continuous draws.
+    """
     if kind == "nonlinear":
         return Finding(UNSUPPORTED, (), operation(op), op.line, _nonlinear(op))
-    text = {"jump": _jump, "stop": _stop, "custom": _custom, "seam": _seam}[kind]
-    addresses = tuple(dict.fromkeys(s.choice.address for s in sites))
-    return Finding(BIASED, addresses, operation(op), op.line, text(op, sites, choose))
+    if kind == "jump" and not sites:
+        message, concerned = _moving_jump(op, drawn), drawn
+    else:
+        text = {"jump": _jump, "stop": _stop, "custom": _custom, "seam": _seam}[kind]
+        message, concerned = text(op, sites, choose), sites
+    addresses = tuple(dict.fromkeys(s.choice.address for s in concerned))
+    return Finding(BIASED, addresses, operation(op), op.line, message)
 
 
 def of_support(s: Chosen, choose: Choose) -> Finding:
@@ -106,8 +92,11 @@ def of_support(s: Chosen, choose: Choose) -> Finding:
 
 
 def _named(sites: Sequence[Chosen]) -> str:
-    names = " and ".join(f"{show(s.choice.address)} ({s.choice.source})" for s in sites)
-    return f"the pathwise draw{'s' if len(sites) > 1 else ''} {names}"
+    return f"the pathwise draw{'s' if len(sites) > 1 else ''} {_names(sites)}"
+
+
+def _names(sites: Sequence[Chosen]) -> str:
+    return " and ".join(f"{show(s.choice.address)} ({s.choice.source})" for s in sites)
 
 
 def _type(options: Sequence[str], s: Chosen) -> str:
@@ -126,15 +115,18 @@ def _instead(sites: Sequence[Chosen], choose: Choose) -> str:
     return " ".join(_type(options(s), s) for s in sites)
 
 
+def _moving_jump(op: Op, drawn: Sequence[Chosen]) -> str:
+    what = f"the draw{'s' if len(drawn) > 1 else ''} {_names(drawn)}" if drawn else "a draw"
+    return (
+        f"a parameter and {what} meet in {operation(op)} at {op.line}, where the objective jumps "
+        "at a place that moves with the parameter. No estimator of the draw sees that. Let the "
+        "distribution depend on the parameter and compare its draw with a constant: for x < t, "
+        'ppl.sample("x", dist.Normal(-t, 1.0), ppl.reinforce()) < 0. If the objective is '
+        "continuous there all the same, state it: ppl.continuous(f, reason)."
+    )
+
+
 def _jump(op: Op, sites: Sequence[Chosen], choose: Choose) -> str:
-    if not sites:
-        return (
-            f"a parameter and a random draw meet in {operation(op)} at {op.line}, where the "
-            "objective jumps at a place that moves with the parameter. No estimator of the draw "
-            "sees that. Let the distribution depend on the parameter and compare its draw with a "
-            'constant: for x < t, ppl.sample("x", dist.Normal(-t, 1.0), ppl.reinforce()) < 0. If '
-            "the objective is continuous there all the same, state it: ppl.continuous(f, reason)."
-        )
     return (
         f"{_named(sites)} reach{'' if len(sites) > 1 else 'es'} {operation(op)} at {op.line}, "
         "where the objective jumps. The derivative of a draw does not see a jump. "

@@ -6,7 +6,7 @@ assigned. Of every value it knows
 - *sources*: the inputs of the objective and the pathwise draws that it depends on smoothly;
 - *faults*: the places at which this dependence was lost on the way: an equation that jumps
   (a comparison, floor, argmax, ...), a ``stop_gradient``, a derivative rule of the user's;
-- whether it depends on a continuous random draw, and linearly on draws of expectations.
+- on which continuous random draws it depends, and linearly on which draws of expectations.
 
 A draw of any other estimator than the pathwise one has no sources. A fault that reaches the
 payoff or the parameters of a site biases the gradient, unless it is gone where its paths meet
@@ -31,10 +31,11 @@ from . import _jax, marks
 from .assignment import Choose, Chosen, Rough, assign
 from .continuity import gone
 from .estimator import Baseline, Enumerated, InPlace
-from .findings import of_baseline, of_fault, of_kink, of_support, support_operands, why
+from .findings import of_baseline, of_fault, of_kink, of_support, why
 from .flat import Flat, Op, flatten
 from .interpret import Path, abstract_distribution, random_of
-from .site import Expect, FreshKey, Site
+from .site import Expect, Site
+from .support import support_operands
 
 Source = tuple[str, Any]
 """``("input", number)`` of the objective, or ``("site", (scope, path))``."""
@@ -45,7 +46,7 @@ class Value(NamedTuple):
 
     sources: frozenset[Source] = frozenset()
     faults: frozenset[Fault] = frozenset()
-    random: bool = False
+    drawn: frozenset[Source] = frozenset()
     estimates: frozenset[Any] = frozenset()
 
 
@@ -60,7 +61,7 @@ class Fault:
     flat: Flat
     index: int
     sources: set[Source] = dataclasses.field(default_factory=set)
-    random: bool = False
+    drawn: set[Source] = dataclasses.field(default_factory=set)
 
     @property
     def op(self) -> Op:
@@ -117,11 +118,11 @@ class Soundness:
         wanted: frozenset[Source] = frozenset(("input", i) for i in inputs)
         matters = lambda f: (
             f.kind == "nonlinear"
-            or (not wanted.isdisjoint(f.sources) and (f.random or f.kind != "jump"))
+            or (not wanted.isdisjoint(f.sources) and (bool(f.drawn) or f.kind != "jump"))
         )
         self._settle(matters)
         found = [
-            of_fault(f.kind, f.op, self._sites(f.sources), self._root.choose)
+            of_fault(f.kind, f.op, self._sites(f.sources), self._sites(f.drawn), self._root.choose)
             for f in self._faults_reached()
             if matters(f)
         ]
@@ -141,7 +142,7 @@ class Soundness:
             found += [
                 of_kink(f.op, True)
                 for f in self._reached
-                if f.kind == "jump" and not f.random and not wanted.isdisjoint(f.sources)
+                if f.kind == "jump" and not f.drawn and not wanted.isdisjoint(f.sources)
             ]
         return tuple(dict.fromkeys(found))
 
@@ -272,17 +273,18 @@ class Soundness:
     def _plain(self, flat: Flat, i: int, args: list[Value]) -> list[Value]:
         op, all_ = flat.ops[i], _join(args)
         if all_ is CONSTANT:
-            return [Value(random=op.name in _RANDOM)] * len(op.outs)
+            return [Value(drawn=_drawn_by(op))] * len(op.outs)
         if op.name == "stop_gradient" and marks.is_held(op.stack):
-            return [Value(random=all_.random)]
+            return [Value(drawn=all_.drawn)]
         faults, estimates = all_.faults, all_.estimates
         if estimates and not _is_linear(op, args):
             faults |= {self._fault("nonlinear", flat, i, all_)}
             estimates = frozenset()
-        out = Value(all_.sources, faults, all_.random or op.name in _RANDOM, estimates)
+        out = Value(all_.sources, faults, all_.drawn | _drawn_by(op), estimates)
         smooth = lambda v: jnp.issubdtype(flat.avals[v].dtype, jnp.inexact)
         jumps = [op.name in _JUMPS or not smooth(v) for v in op.outs]
-        stops = op.name == "stop_gradient"
+        jumps[1:] = [j or op.name == "sort" for j in jumps[1:]]  # what is sorted along with keys
+        stops = op.name in ("stop_gradient", "bitcast_convert_type")
         if out.sources and op.name in _KINKS:
             self._kinks[flat, i] = Fault("kink", flat, i, set(out.sources))
         if not out.sources or not (any(jumps) or stops or op.custom) or self._is_smooth(op):
@@ -309,7 +311,7 @@ class Soundness:
     def _fault(self, kind: str, flat: Flat, i: int, value: Value) -> Fault:
         fault = self._faults.setdefault((flat, i, kind), Fault(kind, flat, i))
         fault.sources |= value.sources
-        fault.random |= value.random
+        fault.drawn |= value.drawn
         return fault
 
     def _broken(self, kind: str, flat: Flat, i: int, value: Value) -> Value:
@@ -327,11 +329,14 @@ class Soundness:
         self._sunk.setdefault(flat, set()).update(flat.ops[i].values)
         if parameters.estimates:
             self._reached[self._fault("nonlinear", flat, i, parameters)] = None
+        own: frozenset[Source] = frozenset({("site", (id(scope.closed), chosen.choice.path))})
+        discrete = getattr(d, "is_discrete", False)  # some have draws of floating point type
+        floating = jnp.issubdtype(site.dtype, jnp.floating) and not discrete
+        drawn = own if floating else frozenset()
         estimator = chosen.estimator
         if isinstance(estimator, InPlace) and not estimator.score:
-            own: frozenset[Source] = frozenset({("site", (id(scope.closed), chosen.choice.path))})
             sources = parameters.sources | own if parameters.sources else parameters.sources
-            out = Value(sources, random=not isinstance(d, FreshKey))
+            out = Value(sources, drawn=drawn)
             if sources and circular:  # continuous on the circle, which is cut open at pi
                 return self._broken("seam", flat, i, out)._replace(sources=sources)
             return out
@@ -339,8 +344,7 @@ class Soundness:
             moving = _join([args[j] for j in support_operands(chosen)]).sources
             if moving:
                 self._moving.append((chosen, moving))
-        discrete = getattr(d, "is_discrete", False)  # some have draws of floating point type
-        return Value(random=jnp.issubdtype(site.dtype, jnp.floating) and not discrete)
+        return Value(drawn=drawn)
 
     def _expect(self, expect: Expect, args: list[Value], scope: _Scope) -> list[Value]:
         name = f"{scope.name}{expect.name}/"
@@ -348,7 +352,12 @@ class Soundness:
         outs = self._run(inner.flat, args, inner)
         exact = all(isinstance(s.estimator, Enumerated) for s in inner.chosen)
         own = frozenset() if exact else frozenset({id(expect.jaxpr)})
-        return [o._replace(random=True, estimates=o.estimates | own) for o in outs]
+        return [
+            o._replace(
+                drawn=o.drawn | {("expectation", id(expect.jaxpr))}, estimates=o.estimates | own
+            )
+            for o in outs
+        ]
 
     def _scan(self, flat: Flat, i: int, args: list[Value], scope: _Scope) -> list[Value]:
         op = flat.ops[i]
@@ -402,9 +411,15 @@ def _join(values: Sequence[Value]) -> Value:
         return CONSTANT
     if len(tainted) == 1:
         return tainted[0]
-    sources, faults, random, estimates = zip(*tainted, strict=True)
+    sources, faults, drawn, estimates = zip(*tainted, strict=True)
     none: frozenset[Any] = frozenset()
-    return Value(none.union(*sources), none.union(*faults), any(random), none.union(*estimates))
+    return Value(
+        none.union(*sources), none.union(*faults), none.union(*drawn), none.union(*estimates)
+    )
+
+
+def _drawn_by(op: Op) -> frozenset[Source]:
+    return frozenset({("key", None)}) if op.name in _RANDOM else frozenset()
 
 
 def _of_last_step(value: Value) -> Value:
