@@ -49,7 +49,7 @@ import numpy as np
 import pytest
 import random_programs as rp
 import ztest
-from random_programs import Block, Draw, Guide, Library, Plate, Program, Subsample, walk
+from random_programs import Block, Branch, Draw, Guide, Library, Plate, Program, Subsample, walk
 from test_mutants import Mean, Score
 
 import ppl
@@ -63,7 +63,46 @@ ENUMERATED = 1e-8
 QUADRATURE = 1e-7
 IN_CI = 7
 
-COUNTEREXAMPLES: tuple[Program, ...] = ()
+COUNTEREXAMPLES: tuple[Program, ...] = (
+    # an enumerated choice in a branch not taken, under vmap, had a total weight of 1.5
+    Program(
+        theta=(0.5, -0.7),
+        samples=1,
+        body=Block(
+            steps=(
+                Plate(
+                    name="p1",
+                    by="vmap",
+                    n=2,
+                    body=Block(
+                        steps=(
+                            Draw("b2", "bernoulli", ("0.4*tanh(0.3 + -0.8*t[0])",), "enum"),
+                            Branch(
+                                name="y3",
+                                on="b2",
+                                then=Block(steps=(), out="0.7*t[1]"),
+                                other=Block(
+                                    steps=(
+                                        Draw(
+                                            "b4",
+                                            "categorical",
+                                            ("1.2*sin(0.3)", "-1.1*sin(0.3 + 0.9*t[1])"),
+                                            "enum",
+                                        ),
+                                    ),
+                                    out="sin(0.9*b4)",
+                                ),
+                            ),
+                        ),
+                        out="-0.5*sin(y3) + 0.7*t[0]*b2",
+                    ),
+                    join="sum",
+                ),
+            ),
+            out="p1",
+        ),
+    ),
+)
 """Programs that failed once, and what was wrong."""
 
 

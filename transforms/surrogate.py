@@ -256,8 +256,12 @@ def _enumerated(s: Chosen, estimator: Enumerated, operands: list[Any], digits: A
 
     def one(operands: list[Any], digits: jax.Array) -> tuple[jax.Array, jax.Array]:
         d = site.rebuild(site.live(operands))
-        value = estimator.support(d)[digits].astype(site.dtype)
-        return value, jnp.prod(estimator.mass(d, value))
+        values = estimator.support(d)
+        value = values[digits].astype(site.dtype)
+        mass = jnp.prod(estimator.mass(d, value))
+        if site.masked:  # in a branch not taken all values weigh the same
+            mass = jnp.where(site.mask(operands), mass, float(len(values)) ** -digits.size)
+        return value, mass
 
     value, mass = per_element(site.axes, one, 1)(operands, digits)
     mass = jnp.prod(mass)
