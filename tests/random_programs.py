@@ -309,7 +309,7 @@ def _elsewhere(t: Any) -> Any:
 
 # --- exactly ------------------------------------------------------------------------------------
 
-AXES = 12
+AXES = 24
 STEP = 1e-150
 NODES = 28
 """For each panel of a composite Gauss-Legendre rule."""

@@ -931,3 +931,26 @@ def test_an_event_is_enumerated_jointly():
     )
     with pytest.raises(ppl.UnsupportedError, match="its event of 784 elements"):
         big.value(KEY)
+
+
+@pytest.mark.parametrize(
+    ("d", "value", "slope"),
+    [
+        (lambda u: dist.Bernoulli(logits=u), 1, 0.5),
+        (lambda u: dist.Bernoulli(logits=u).expand([3]).to_event(1), jnp.array([1, 0, 1]), 0.5),
+        (lambda u: dist.Binomial(5, logits=u), 4, 1.5),
+    ],
+)
+def test_logits_of_zero(d, value, slope):
+    """numpyro's log density has another derivative there: 1, 2 and 4."""
+
+    @ppl.gen
+    def g(u):
+        ppl.sample("b", d(u))
+
+    @ppl.gen
+    def observing(u):
+        ppl.observe("b", d(u), value)
+
+    assert jax.grad(lambda u: g(u).log_density({"b": value}))(0.0) == pytest.approx(slope)
+    assert jax.grad(lambda u: observing(u).log_density({}))(0.0) == pytest.approx(slope)
