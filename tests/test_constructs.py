@@ -877,6 +877,7 @@ def test_bernoulli(name):
         assert np.all(np.abs(mean.mean(axis=0) - exact) <= BOUND * error + 1e-9), (mean, exact)
 
 
+@pytest.mark.filterwarnings("ignore::transforms.errors.SoundnessWarning")  # a cond on a draw
 @pytest.mark.parametrize("name", CONSTRUCTS)
 def test_normal(name):
     n, program, reference = CONSTRUCTS[name]
@@ -910,7 +911,8 @@ def test_automatic_chooses_the_estimators_above(kind):
         column = 3
         chosen = {row[column] for row in rows}
         if kind == "normal":
-            assert chosen == {"reparam"}, (name, chosen)
+            jumps = {"reinforce"} if name == "cond_on_a_draw" else set()
+            assert chosen == {"reparam"} | jumps, (name, chosen)
         elif name in ("cond_in_cond_under_vmap", "scan_in_cond_under_vmap"):  # 512, 256 values
             assert chosen == {"enum", "reinforce"}
         else:

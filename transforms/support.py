@@ -24,13 +24,13 @@ def support_operands(s: Chosen) -> list[int]:
     site, avals = s.choice.site, s.choice.own_avals
     rng = np.random.default_rng(0)
     operands = [
-        jnp.asarray(rng.uniform(0.2, 0.8, a.shape), a.dtype)
+        np.asarray(rng.uniform(0.2, 0.8, a.shape), a.dtype)
         if jnp.issubdtype(a.dtype, jnp.inexact)
-        else jnp.zeros(a.shape, a.dtype)
+        else np.zeros(a.shape, a.dtype)
         for a in avals
     ]
 
-    def marks(j: int, x: jax.Array) -> list[jax.Array]:
+    def marks(j: int, x: Any) -> list[jax.Array]:
         d = site.rebuild([*operands[:j], x, *operands[j + 1 :]])
         if isinstance(s.estimator, Enumerated):
             return [jnp.asarray(s.estimator.support(d), float)]
@@ -41,7 +41,7 @@ def support_operands(s: Chosen) -> list[int]:
         if not jnp.issubdtype(x.dtype, jnp.inexact):
             return False
         try:
-            pairs = zip(marks(j, x), marks(j, 1.1 * x), strict=True)
+            pairs = zip(marks(j, x), marks(j, (1.1 * x).astype(x.dtype)), strict=True)
             return any(not np.array_equal(a, b, equal_nan=True) for a, b in pairs)
         except Exception:  # the distribution does not say
             return False
