@@ -6,7 +6,7 @@ and added. Where all of them have met in one value, the few equations in between
 of their own, which :func:`gone` evaluates on random lines:
 
 - a *jump* is gone if the value is continuous where the outcome of the comparison changes, which
-  is found by bisection;
+  a grid finds that is refined six times;
 - the *seam* of a draw on the circle is gone if the value is the same on both of its sides;
 - a *stopped* gradient, or a derivative rule of the user's, is harmless if the derivative along
   the line is that of finite differences.
@@ -25,7 +25,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from .flat import Flat, Op
 from .interpret import is_random
@@ -47,6 +46,9 @@ SLOPE = 2e-2
 KINKS = 0.03
 """How many derivatives may be off, for a kink that lies within a step."""
 STEP = 1e-2
+GRID = np.linspace(0.0, 1.0, 17, dtype=np.float32)
+CLOSER = 6
+"""How often the interval between two points of the grid takes the place of the line."""
 
 SMALL_PRODUCT = 2048
 """Most numbers in the factors of a product of matrices that is computed."""
@@ -217,9 +219,9 @@ def _ends(
     return begin, end, fixed
 
 
-def _weights(n: int, i: jax.Array) -> jax.Array:
+def _weights(n: int, i: Any) -> Any:
     """Different positive numbers for each line, without the cost of random ones."""
-    return 1.0 + 0.9 * jnp.sin(2.399 * jnp.arange(n) + 1.7 * i)
+    return 1.0 + 0.9 * jnp.sin(2.399 * np.arange(n) + 1.7 * i)
 
 
 def _evaluate(ops: Sequence[Op], env: dict[int, Any]) -> dict[int, Any]:
@@ -235,13 +237,19 @@ def _along(ops: Sequence[Op], begin: Any, end: Any, fixed: Any, t: Any) -> dict[
     return _evaluate(ops, {**fixed, **moved})
 
 
-def _on_lines(f: Callable[..., Any], *ends: Any) -> Any:
+def _on_lines(f: Callable[..., Any], *lines: Any) -> Callable[[np.ndarray], Any]:
+    """``f(*line, i, t)`` for all ``lines`` i at all points t of ``f32[lines, points]``.
+
+    Only the slice is compiled, what is made of its values is left to NumPy: compilation is
+    nearly all that a test costs.
+    """
     options: Any = {"xla_backend_optimization_level": 0}
-    compiled = jax.jit(jax.vmap(f), compiler_options=options)
-    return jax.tree.map(np.asarray, compiled(*ends))
+    points = jax.vmap(f, in_axes=(*[None] * (len(lines) + 1), 0))
+    compiled = jax.jit(jax.vmap(points), compiler_options=options)
+    return lambda t: jax.tree.map(np.asarray, compiled(*lines, np.arange(len(t)), t))
 
 
-# --- the two tests ------------------------------------------------------------------------------
+# --- the tests ----------------------------------------------------------------------------------
 
 
 def _jumps(
@@ -250,38 +258,37 @@ def _jumps(
     """Whether each of ``places`` is continuous where the outcome of the equation changes."""
     fault = flat.ops[index]
     n = _lines(flat, index, ops)
-    begin, end, fixed = _ends(flat, ops, varied, n)
 
-    def line(begin: Any, end: Any, fixed: Any, i: jax.Array) -> Any:
-        along = functools.partial(_along, ops, begin, end, fixed)
+    def at(begin: Any, end: Any, fixed: Any, i: Any, t: Any) -> tuple[jax.Array, list[jax.Array]]:
+        env = _along(ops, begin, end, fixed, t)
+        outcome = _outcome(fault, env)
+        return outcome[i % max(outcome.size, 1)], [_flat(env[v]) for v in places]  # of one element
 
-        def at(t: jax.Array) -> tuple[jax.Array, list[Any]]:
-            env = along(t)
-            all_ = _outcome(fault, env)
-            return all_[i % max(all_.size, 1)], [env[v] for v in places]  # of one element
-
-        grid = jnp.linspace(0.0, 1.0, 17)
-        outcomes, values = jax.vmap(at)(grid)
-        changes = outcomes[1:] != outcomes[:-1]
-        first = jnp.argmax(changes * _weights(changes.size, i))
-        below = outcomes[first]
-
-        def halve(_: int, bounds: Any) -> Any:
-            low, high = bounds
-            middle = (low + high) / 2
-            same = at(middle)[0] == below
-            return jnp.where(same, middle, low), jnp.where(same, high, middle)
-
-        bounds = lax.fori_loop(0, 30, halve, (grid[first], grid[first + 1]))
-        sides = jax.vmap(lambda t: at(t)[1])(jnp.stack(bounds))
-        return jnp.any(changes), [_gap(s[0], s[1], w) for s, w in zip(sides, values, strict=True)]
-
-    crossed, gaps = _on_lines(line, begin, end, fixed, jnp.arange(n))
-    if not crossed.any() and fault.name in _UNREACHED:
-        return [True] * len(places)
+    points = _on_lines(at, *_ends(flat, ops, varied, n))
+    grid = np.broadcast_to(GRID, (n, GRID.size))
+    outcomes, along = points(grid)
+    crossed = (outcomes[:, 1:] != outcomes[:, :-1]).any(1)
+    if not crossed.any():
+        return [fault.name in _UNREACHED] * len(places)
+    each, values = np.arange(n), along
+    weights = np.asarray(_weights(GRID.size - 1, each[:, None]))
+    for i in range(CLOSER):
+        first = np.argmax((outcomes[:, 1:] != outcomes[:, :-1]) * weights, axis=1)
+        if i < CLOSER - 1:
+            low, high = grid[each, first, None], grid[each, first + 1, None]
+            grid = low * (1 - GRID) + high * GRID
+            outcomes, values = points(grid)
     table = fault.name in _ROUNDING and any(op.name in _LOOKUPS for op in ops)
     seams = SEAMS if table else 0.0
+    gaps = [
+        _gap(v[each, first], v[each, first + 1], line)
+        for v, line in zip(values, along, strict=True)
+    ]
     return [_agree(crossed & np.isfinite(g), g <= 1.0, seams) for g in gaps]
+
+
+def _flat(value: Any) -> jax.Array:
+    return jnp.ravel(jnp.asarray(value, float))
 
 
 def _outcome(op: Op, env: dict[int, Any]) -> jax.Array:
@@ -304,30 +311,30 @@ def _seam(
     """Whether each of ``places`` is the same for a draw of -π and of π."""
     n = _lines(flat, index, ops)
     angles = set(flat.ops[index].outs)
-    begin, end, fixed = _ends(flat, ops, varied, n)
+    begin, _, fixed = _ends(flat, ops, varied, n)
 
-    def sides(begin: Any, end: Any, fixed: Any) -> list[jax.Array]:
-        def at(angle: float) -> list[jax.Array]:
-            drawn = {v: jnp.full_like(a, angle) for v, a in begin.items() if v in angles}
-            env = _evaluate(ops, {**fixed, **begin, **drawn})
-            return [jnp.asarray(env[v], float) for v in places]
+    def at(begin: Any, fixed: Any, i: Any, angle: Any) -> list[jax.Array]:
+        drawn = {v: jnp.full_like(a, angle) for v, a in begin.items() if v in angles}
+        env = _evaluate(ops, {**fixed, **begin, **drawn})
+        return [_flat(env[v]) for v in places]
 
-        turn = [at(angle) for angle in np.linspace(-np.pi, np.pi, 9)]
-        return [_gap(a[0], a[-1], jnp.stack(a)) for a in zip(*turn, strict=True)]
-
-    gaps = _on_lines(sides, begin, end, fixed)
+    turn = np.linspace(-np.pi, np.pi, 9, dtype=np.float32)
+    gaps = [_gap(v[:, 0], v[:, -1], v) for v in _on_lines(at, begin, fixed)(np.tile(turn, (n, 1)))]
     return [_agree(np.isfinite(g), g <= 1.0) for g in gaps]
 
 
-def _gap(below: jax.Array, above: jax.Array, along: jax.Array) -> jax.Array:
-    """The largest difference of two sides of a jump, in units of what counts as one."""
-    below, above, along = (jnp.asarray(a, float) for a in (below, above, along))
-    finite = jnp.isfinite(along)
-    high = jnp.max(jnp.where(finite, along, -jnp.inf), axis=0)
-    low = jnp.min(jnp.where(finite, along, jnp.inf), axis=0)
-    size = jnp.maximum(jnp.abs(high), jnp.abs(low))
-    least = JUMP * (high - low) + 1e-5 * size + 1e-30
-    return jnp.max(jnp.abs(above - below) / least) if below.size else jnp.zeros(())
+def _gap(below: np.ndarray, above: np.ndarray, along: np.ndarray) -> np.ndarray:
+    """The largest difference of two sides of a jump, in units of what counts as one.
+
+    The sides are ``f32[lines, n]``, the values along the lines ``f32[lines, points, n]``.
+    """
+    finite = np.isfinite(along)
+    high = np.max(along, axis=1, where=finite, initial=-np.inf)
+    low = np.min(along, axis=1, where=finite, initial=np.inf)
+    with np.errstate(invalid="ignore", over="ignore"):
+        size = np.maximum(np.abs(high), np.abs(low))
+        least = JUMP * (high - low) + 1e-5 * size + 1e-30
+        return np.max(np.abs(above - below) / least, axis=1, initial=0.0)
 
 
 def _slopes(
@@ -336,39 +343,40 @@ def _slopes(
     """Whether the derivative of each of ``places`` is that of finite differences."""
     n = _lines(flat, index, ops)
     begin, end, fixed = _ends(flat, ops, varied, n)
+    lengths = [np.abs(end[v] - a).reshape(n, -1).max(1, initial=1e-6) for v, a in begin.items()]
+    end = {v: a + (end[v] - a) / max(1.0, len(begin)) for v, a in begin.items()}
+    step = (STEP / functools.reduce(np.maximum, lengths, np.ones(n)))[:, None].astype(np.float32)
 
-    def line(begin: Any, end: Any, fixed: Any, i: jax.Array) -> Any:
-        lengths = [jnp.max(jnp.abs(end[v] - a), initial=1e-6) for v, a in begin.items()]
-        end = {v: a + (end[v] - a) / max(1.0, len(begin)) for v, a in begin.items()}
-        step = STEP / functools.reduce(jnp.maximum, lengths, jnp.ones(()))
-
-        def projected(t: jax.Array) -> list[jax.Array]:
+    def at(begin: Any, end: Any, fixed: Any, i: Any, t: Any) -> tuple[Any, Any]:
+        def projected(t: Any) -> tuple[list[jax.Array], list[jax.Array]]:
             env = _along(ops, begin, end, fixed, t)
-            ws = [jnp.asarray(env[v], float) for v in places]
-            return [jnp.ravel(w) @ (_weights(w.size, i) - 1.2) for w in ws]
+            ws = [_flat(env[v]) for v in places]
+            sums = [w @ (_weights(w.size, i) - 1.2) for w in ws]
+            return sums, sums
 
-        def error(value: Any, slope: Any, wide: Any, narrow: Any) -> jax.Array:
-            size = jnp.maximum(jnp.abs(slope), jnp.abs(narrow))
-            noise = 1e-6 * jnp.abs(value) / step
-            smooth = jnp.abs(wide - narrow) <= SLOPE / 2 * size + noise
-            relative = jnp.abs((4 * narrow - wide) / 3 - slope) / (SLOPE * size + noise + 1e-30)
-            return jnp.where(smooth & (noise < SLOPE * size), relative, jnp.nan)
+        return jax.jacrev(projected, has_aux=True)(t)
 
-        def difference(h: jax.Array) -> list[jax.Array]:
-            pairs = zip(projected(at + h), projected(at - h), strict=True)
-            return [(a - b) / (2 * h) for a, b in pairs]
-
-        at = jnp.asarray(0.4)
-        slopes = jax.jacrev(projected)(at)
-        return [
-            error(*all_)
-            for all_ in zip(
-                projected(at), slopes, difference(step), difference(step / 2), strict=True
-            )
-        ]
-
-    errors = _on_lines(line, begin, end, fixed, jnp.arange(n))
+    t = np.float32(0.4) + step * np.array([0.0, -1.0, 1.0, -0.5, 0.5], np.float32)
+    slopes, values = _on_lines(at, begin, end, fixed)(t)
+    errors = [
+        _slope_error(v, slope[:, 0], step[:, 0]) for v, slope in zip(values, slopes, strict=True)
+    ]
     return [_agree(np.isfinite(e), e <= 1.0, KINKS) for e in errors]
+
+
+def _slope_error(values: np.ndarray, slope: np.ndarray, step: np.ndarray) -> np.ndarray:
+    """How far a derivative is from finite differences, in units of what is allowed, or NaN.
+
+    The values are those at t, t - step, t + step, t - step/2 and t + step/2.
+    """
+    at, before, after, shortly_before, shortly_after = values.T
+    with np.errstate(invalid="ignore", over="ignore"):
+        wide, narrow = (after - before) / (2 * step), (shortly_after - shortly_before) / step
+        size = np.maximum(np.abs(slope), np.abs(narrow))
+        noise = 1e-6 * np.abs(at) / step
+        smooth = np.abs(wide - narrow) <= SLOPE / 2 * size + noise
+        relative = np.abs((4 * narrow - wide) / 3 - slope) / (SLOPE * size + noise + 1e-30)
+    return np.where(smooth & (noise < SLOPE * size), relative, np.nan)
 
 
 def _agree(decisive: np.ndarray, passed: np.ndarray, exceptions: float = 0.0) -> bool:
