@@ -35,6 +35,7 @@ from transforms.site import factor as _factor
 from transforms.site import sample as _sample
 
 from .advice import bad_return, user_code
+from .corrected import corrected
 
 Choices = Mapping[str, Any]
 Select = Callable[[Address], bool]
@@ -414,7 +415,7 @@ def sample(
         return d.bind(address)
     if estimator is not None:
         _check_estimator((address,), estimator)
-    return _sample((address,), _off_zero(d), estimator)
+    return _sample((address,), corrected(d), estimator)
 
 
 def _check_address(address: Any) -> None:
@@ -472,24 +473,6 @@ def _parameters(d: Any) -> list[tuple[str, Any]]:
     return [(name, own[name]) for name in d.arg_constraints if name in own] if own else []
 
 
-def _off_zero(d: dist.Distribution) -> dist.Distribution:
-    """``d`` with logits next to 0 instead of at it, where numpyro's derivative is wrong.
-
-    It computes max(x, 0) + log(1 + exp(-|x|)), and JAX takes 1/2 and 1 for the slopes at 0, so that
-    d log p/dx of a Bernoulli or binomial is off by 1/2 there, as at logits that start at 0.
-    """
-
-    def moved(part: Any) -> Any:
-        if not isinstance(part, dist.BernoulliLogits | dist.BinomialLogits):
-            return part
-        tiny = jnp.finfo(jnp.result_type(part.logits, float)).tiny
-        leaves, tree = jax.tree.flatten(part)
-        return jax.tree.unflatten(tree, [v + tiny if v is part.logits else v for v in leaves])
-
-    is_leaf = lambda part: isinstance(part, dist.BernoulliLogits | dist.BinomialLogits)
-    return jax.tree.map(moved, d, is_leaf=is_leaf)
-
-
 def factor(address: str, log_weight: Any) -> None:
     """Add ``log_weight`` (all its elements) to the log density of the program."""
     _check_address(address)
@@ -507,7 +490,7 @@ def observe(address: str, d: dist.Distribution, value: Any) -> None:
     expected = jax.ShapeDtypeStruct(d.shape(), jnp.float32)
     check_shape((address,), value, expected, _jax.user_line())
     with marks.mark(marks.DENSITY):
-        log_density = _off_zero(d).log_prob(value)
+        log_density = corrected(d).log_prob(value)
     _factor((address,), log_density)
 
 

@@ -14,7 +14,7 @@ import time
 
 import jax
 import jax.numpy as jnp
-import vae_cost
+import vae
 
 import ppl
 from ppl import dist
@@ -97,7 +97,7 @@ def recurrent_params(key):
 CASES = {
     "cone, ELBO": (cone.elbo, (cone.FIELD,)),
     "cone, learned kernel": (cone.learned_hvi, ({**cone.RING, "log_kappa": 0.0},)),
-    "VAE, batch 64": (vae_cost.batched, (vae_cost.init(jax.random.key(1)), jnp.ones((64, 784)))),
+    "VAE, batch 64": (vae.batched, (vae.init(jax.random.key(1)), jnp.ones((64, 784)))),
     "recurrent, 3 steps": (
         recurrent,
         (recurrent_params(jax.random.key(2)), jnp.ones((16, OBSERVED))),

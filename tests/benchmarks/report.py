@@ -1,0 +1,263 @@
+"""The paper's tables and figures, measured beside hand-written JAX and every peer installed.
+
+    python tests/benchmarks/report.py table1 table2 table4 figure7 [--mnist FOLDER] [--out FOLDER]
+
+Each writes NAME.txt, NAME.json and NAME.png. ``table1``: the VAE. ``table2``: AIR, a step of every
+strategy. ``figure7``: AIR, count accuracy against training time (under an hour on 2 cores).
+``table4``: the cone. NumPyro comes with the library; Pyro (``pip install torch pyro-ppl``) and
+GenJAX (``pip install genjax``, Python 3.12) are skipped by name where they are missing. Without
+``--mnist`` the digits are those of scikit-learn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib
+import pathlib
+import sys
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import air
+import air_training
+import cone_by_hand
+import images
+import jax
+import jax.numpy as jnp
+import measure
+import numpy as np
+import vae
+from matplotlib.figure import Figure
+from measure import Contender, Row, compiled, gradient
+
+from ppl.demo import cone
+
+KEY = jax.random.key(0)
+
+
+def say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+@functools.cache
+def peer(name: str) -> ModuleType | None:
+    """The module ``peers.name``, or None, with a word, where its package is not installed."""
+    try:
+        return importlib.import_module(f"peers.{name}_peers")
+    except ModuleNotFoundError as error:
+        say(f"({name} is left out: {error.name} is not installed)")
+        return None
+
+
+# --- Table 1 --------------------------------------------------------------------------------------
+
+
+def table1(options: argparse.Namespace) -> Iterator[Row]:
+    """VAE: value and gradient by hand, by us, and by NumPyro."""
+    digits = images.digits(options.mnist).reshape(-1, vae.PIXELS)
+    params = vae.init(KEY)
+    for n in (8,) if options.small else (64, 128, 256, 512, 1024):
+        rows = np.random.default_rng(0).integers(len(digits), size=n)
+        x = jnp.asarray(digits[rows] > 0.5, jnp.float32)
+        batched = [
+            compiled("by hand", gradient(vae.batched_by_hand), KEY, params, x),
+            compiled("ours", gradient(vae.batched.surrogate), KEY, params, x),
+        ]
+        if numpyro := peer("numpyro"):
+            batched.append(compiled("NumPyro", numpyro.vae_gradient, KEY, params, x))
+        yield from measure.rows(batched, options.blocks, options.seconds, batch=n)
+        mapped = [
+            compiled("by hand, vmap", gradient(vae.mapped_by_hand), KEY, params, x),
+            compiled("ours, vmap", gradient(vae.mapped.surrogate), KEY, params, x),
+        ]
+        yield from measure.rows(mapped, options.blocks, options.seconds, batch=n)
+
+
+# --- Table 2 --------------------------------------------------------------------------------------
+
+
+def table2(options: argparse.Namespace) -> Iterator[Row]:
+    """AIR: value and gradient of a batch under every strategy; the first of each is 1."""
+    n, size, most = (2, 32, 1) if options.small else (64, air.CANVAS, 2)
+    x, _ = images.canvases(images.digits(options.mnist), n, size, most)
+    params, x = air.init(KEY, size), jnp.asarray(x)
+    others: dict[str, dict[str, Contender]] = {}
+    if numpyro := peer("numpyro"):
+        run = compiled("NumPyro", numpyro.air_gradient, KEY, params, x, repeats=1)
+        others["NumPyro"] = {"REINFORCE": run}
+    if genjax := peer("genjax"):
+        others["GenJAX"] = {
+            name: compiled("GenJAX", f, KEY, params, x, repeats=1)
+            for name, f in genjax.air().items()
+        }
+    if pyro := peer("pyro"):
+        runs = pyro.air(np.asarray(x)).items()
+        others["Pyro"] = {name: Contender("Pyro", run) for name, run in runs}
+    base = None
+    for name, strategy in air.STRATEGIES.items():
+        surrogate = strategy.expectation().surrogate
+        ours = compiled("ours", gradient(surrogate), KEY, params, x, repeats=1)
+        base = base or ours
+        contenders = [ours]
+        if name in air.BY_HAND:
+            by_hand = gradient(air.BY_HAND[name])
+            contenders.insert(0, compiled("by hand", by_hand, KEY, params, x, repeats=1))
+        contenders += [runs[name] for runs in others.values() if name in runs]
+        for row in measure.rows(contenders, options.blocks, options.seconds, estimator=name):
+            if "MFLOP" in row:
+                row["FLOPs / REINFORCE"] = row["MFLOP"] * 1e6 / base.flops
+            yield row
+
+
+# --- Figure 7 -------------------------------------------------------------------------------------
+
+PUBLISHED = {
+    "ENUM": 0.984,
+    "MVD": 0.984,
+    "IWAE + MVD": 0.984,
+    "hybrid": 0.950,
+    "REINFORCE": 0.275,
+    "IWAE + REINFORCE": 0.479,
+    "RWS": 0.666,
+}
+
+
+def figure7(options: argparse.Namespace) -> Iterator[Row]:
+    """AIR: accuracy of the counts, after training on 10,000 canvases, on 1,000 others."""
+    digits = images.digits(options.mnist)
+    n, held_out, size, epochs = (128, 32, 32, 2.0) if options.small else (10_000, 1_000, 50, 20.0)
+    cut = len(digits) * 4 // 5
+    most = 1 if options.small else 2
+    training, _ = images.canvases(digits[:cut], n, size, most)
+    others, counts = images.canvases(digits[cut:], held_out, size, most, seed=1)
+    strategies = ["ENUM"] if options.small else list(air.STRATEGIES)
+    for name in options.strategies or strategies:
+        curve = air_training.train(
+            air.STRATEGIES[name],
+            training,
+            others,
+            counts,
+            epochs=options.epochs or epochs,
+            rate=options.rate,
+            every=2 if options.small else 250,
+        )
+        for point in curve:
+            yield {"estimator": name, **point, "published": PUBLISHED[name]}
+
+
+# --- Table 4 --------------------------------------------------------------------------------------
+
+
+def table4(options: argparse.Namespace) -> Iterator[Row]:
+    """The cone: what each objective reaches, and the cost of a step, fused in a loop."""
+    steps, draws = (20, 100) if options.small else (1200, 200_000)
+    results = [cone.fit(case, steps, draws) for case in cone.CASES]
+    for r in results:
+        row = {"objective": r.case.label, "program": "ours", "reached": r.value, "±": r.error}
+        yield row | {"optimum": r.case.optimum, "published": r.case.published}
+    if not options.small:
+        options.out.mkdir(parents=True, exist_ok=True)
+        cone.draw(results, options.out / "figure2.png")
+    loop, samples = (10, 4) if options.small else (1000, 64)
+    contenders: dict[str, list[Contender]] = {}
+
+    def add(objective: str, program: str, f: Callable[..., Any]) -> None:
+        run = measure.looped(f, loop)
+        contenders.setdefault(objective, []).append(compiled(program, run, KEY, cone.FIELD))
+
+    for label, objective, by_hand in (
+        ("ELBO", cone.elbo, cone_by_hand.elbo),
+        ("IWELBO, n=5", cone.iwelbo, cone_by_hand.iwelbo),
+    ):
+        add(label, "by hand", gradient(functools.partial(by_hand, samples=samples)))
+        add(label, "ours", gradient(functools.partial(objective.surrogate, samples=samples)))
+    if numpyro := peer("numpyro"):
+        add("ELBO", "NumPyro", numpyro.cone_gradient("ELBO"))
+    for label, group in contenders.items():
+        yield from measure.rows(group, options.blocks, options.seconds, loop, objective=label)
+    if pyro := peer("pyro"):
+        for label, name, objective in (
+            ("ELBO", "ELBO", cone.elbo),
+            ("IWELBO, n=5", "IWELBO(5)", cone.iwelbo),
+        ):
+            program = pyro.cone(name, samples, steps, seed=0)
+            phi = program["fit"]()
+            keys = jax.random.split(jax.random.key(1), draws)
+            values = jax.vmap(lambda k, f=objective, phi=phi: f.value(k, phi))(keys)
+            row = {"objective": label, "program": "Pyro", "reached": float(values.mean())}
+            row["±"] = float(values.std() / draws**0.5)
+            (times,) = measure.interleaved(
+                [Contender("Pyro", program["step"])], options.blocks, options.seconds
+            ).values()
+            yield row | {"ms": 1e3 * times[0]}
+
+
+# --- pictures -------------------------------------------------------------------------------------
+
+
+def bars(rows: list[Row], file: pathlib.Path, title: str) -> None:
+    """A bar for each row: milliseconds."""
+    rows = [row for row in rows if "ms" in row]
+    labels = [" ".join(str(v) for v in list(row.values())[:2]) for row in rows]
+    figure = Figure(figsize=(8, 0.24 * len(rows) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    colours = {"ours": "tab:red", "by hand": "0.45"}
+    colour = [colours.get(row["program"].split(",")[0], "tab:blue") for row in rows]
+    axes.barh(labels, [row["ms"] for row in rows], color=colour)
+    axes.invert_yaxis()
+    axes.set(xscale="log", xlabel="ms for a value and gradient", title=title)
+    figure.savefig(file, dpi=130)
+
+
+def curves(rows: list[Row], file: pathlib.Path, title: str) -> None:
+    """Accuracy against seconds, a line for each estimator."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for name in dict.fromkeys(row["estimator"] for row in rows):
+        own = [row for row in rows if row["estimator"] == name]
+        axes.plot([r["seconds"] for r in own], [r["accuracy"] for r in own], label=name)
+    axes.set(xlabel="seconds of training", ylabel="count accuracy", ylim=(0, 1), title=title)
+    axes.legend()
+    figure.savefig(file, dpi=130)
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+REPORTS = {
+    "table1": (table1, bars, "Table 1: gradient of a VAE, 784-200-10-200-784"),
+    "table2": (table2, bars, "Table 2: gradient of Attend-Infer-Repeat"),
+    "figure7": (figure7, curves, "Figure 7: count accuracy of Attend-Infer-Repeat"),
+    "table4": (table4, bars, "Table 4: the cone"),
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("reports", nargs="+", choices=REPORTS)
+    parser.add_argument("--mnist", type=pathlib.Path, help="folder with IDX files of images")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out"))
+    parser.add_argument("--blocks", type=int, default=15, help="blocks that are interleaved")
+    parser.add_argument("--seconds", type=float, default=0.3, help="length of a block")
+    parser.add_argument("--small", action="store_true", help="tiny sizes, to see that it runs")
+    parser.add_argument("--strategies", nargs="+", choices=air.STRATEGIES, help="of figure7")
+    parser.add_argument("--epochs", type=float, help="of figure7")
+    parser.add_argument("--rate", type=float, default=1e-3, help="of figure7, Adam")
+    options = parser.parse_args(arguments)
+    for name in options.reports:
+        rows, picture, title = REPORTS[name]
+        found = []
+        for row in rows(options):
+            found.append(row)
+            say(measure.table([row]).splitlines()[1])
+        text = measure.save(options.out, name, title, found)
+        picture(found, options.out / f"{name}.png", title)
+        say("\n" + text)
+
+
+if __name__ == "__main__":
+    main()
