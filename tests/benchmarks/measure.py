@@ -37,7 +37,7 @@ class Contender:
     bytes: float | None = None
 
 
-def compiled(name: str, f: Callable[..., Any], *args: Any, repeats: int = 3) -> Contender:
+def compiled(name: str, f: Callable[..., Any], *args: Any, repeats: int = 5) -> Contender:
     """``f(*args)``, compiled; the least trace and compile times of several, in seconds."""
     traces, compiles = [], []
     for _ in range(repeats):
@@ -88,11 +88,10 @@ def interleaved(
     """For each contender: seconds for one run, and the ratio to the first contender."""
     repeats = {}
     for c in contenders:
-        for _ in range(2):
-            c.run()
+        c.run()
         start = time.perf_counter()
         c.run()
-        repeats[c.name] = max(3, int(seconds / (time.perf_counter() - start)))
+        repeats[c.name] = max(1, int(seconds / (time.perf_counter() - start)))
     medians: dict[str, list[float]] = {c.name: [] for c in contenders}
     for block in range(blocks):
         for c in contenders if block % 2 else contenders[::-1]:

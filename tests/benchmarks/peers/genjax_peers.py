@@ -80,8 +80,8 @@ def elbo(flips: Any) -> Expectation:
 
 
 def image_by_image(objective: Expectation) -> Callable[..., tuple[jax.Array, ours.Params]]:
-    @seed
-    def one(image: jax.Array, params: ours.Params) -> tuple[jax.Array, ours.Params]:
+    @seed  # GenJAX checks what this returns, and cannot resolve the name ours
+    def one(image: jax.Array, params: ours.Params) -> Any:
         return objective.prog.source.value(image, params), objective.grad_estimate(image, params)[1]
 
     def mean(key: jax.Array, params: ours.Params, images: jax.Array):
