@@ -137,3 +137,32 @@ def test_a_loop_of_no_steps():
 
     value, grad = f.value_and_grad(jax.random.key(0), 0.5)
     assert (float(value), float(grad)) == (1.5, 3.0)
+
+
+def test_alternatives_begin_at_their_choice():
+    """What comes before a measure-valued choice is computed once: also in programs that are
+    nested and jitted."""
+
+    @ppl.gen
+    def inner(t):
+        x = ppl.sample("x", dist.Normal(jnp.tanh(t), 1.0), ppl.reparam())
+        b = ppl.sample("b", dist.Bernoulli(jax.nn.sigmoid(jnp.tanh(x))), ppl.mvd())
+        return jnp.tanh(x * b)
+
+    @jax.jit
+    def outer(t):
+        return ppl.sample("inner", inner(jnp.tanh(t)))
+
+    @ppl.expectation
+    def f(t):
+        return jnp.tanh(outer(jnp.tanh(t)))
+
+    def tanhs(jaxpr):
+        subs = jax.extend.core.jaxprs_in_params
+        return sum(
+            (e.primitive.name == "tanh") + sum(tanhs(s) for s in subs(e.params))
+            for e in jaxpr.eqns
+        )
+
+    grad = jax.make_jaxpr(jax.grad(lambda t: f.surrogate(KEY, t)))(0.3)
+    assert tanhs(grad.jaxpr) == 6 + 2

@@ -24,6 +24,7 @@ import ppl
 from ppl import dist
 from transforms import surrogate
 from transforms.estimator import magic_box
+from transforms.interpret import State
 
 pytestmark = pytest.mark.usefixtures("x64")
 estimator = lambda cls: jax.tree_util.register_static(dataclasses.dataclass(frozen=True)(cls))
@@ -292,10 +293,10 @@ def test_reused_downstream_draws_are_rejected(monkeypatch: pytest.MonkeyPatch) -
 
     correction, run, made = surrogate._correction, surrogate._run, {}
 
-    def recording(*args: Any) -> Any:
-        out = run(*args)
+    def recording(*args: Any, **options: Any) -> Any:
+        out = run(*args, **options)
         if not made:
-            made.update(out[2])
+            made.update({p: v for p, v in out[2].items() if not isinstance(v, State)})
         return out
 
     def reusing(run: Any, s: Any, own: Any, rest: Any) -> Any:

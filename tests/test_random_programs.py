@@ -55,6 +55,7 @@ from test_mutants import Mean, Score
 import ppl
 from estimators.enumeration import Enum
 from transforms import surrogate
+from transforms.interpret import State
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -284,10 +285,10 @@ def reused_draws() -> Iterator[None]:
     """Alternatives of a choice keep the draws of the others that are replayed."""
     correction, run, made, correcting = surrogate._correction, surrogate._run, {}, set()
 
-    def recording(closed: Any, *args: Any) -> Any:
-        out = run(closed, *args)
+    def recording(closed: Any, *args: Any, **options: Any) -> Any:
+        out = run(closed, *args, **options)
         if id(closed) not in correcting:
-            made[id(closed)] = out[2]
+            made[id(closed)] = {p: v for p, v in out[2].items() if not isinstance(v, State)}
         return out
 
     def reusing(run: Any, s: Any, own: Any, rest: Any) -> Any:

@@ -10,6 +10,10 @@ program through its control flow:
 - ``acc``    a pytree that is threaded through (a log density, a score), as a carry in a ``scan``;
 - ``record`` values that choices emit, by path; a ``scan`` stacks them.
 
+A run that is ``resumable`` also records the :class:`State` in which it comes to each choice that
+records something (outside of loops and branches). A run that is *given* such a state begins
+there: what came before is not computed again.
+
 ``scan``, ``cond`` and ``checkpoint`` are rebuilt around the interpreted body, so compile time
 does not grow with the length of a loop (unless it is enumerated over); ``jit``, ``custom_jvp``
 and ``custom_vjp`` functions that hold choices are inlined; functions without choices are left
@@ -65,9 +69,10 @@ class Rule(Protocol):
 def entering(rule: Rule) -> Rule:
     """A rule that sees the choices inside generative functions, not the functions."""
 
-    def enter(choice: Any, operands: list[Any], **state: Any) -> Any:
+    def enter(choice: Any, operands: list[Any], *, resumable: bool = False, **state: Any) -> Any:
         if isinstance(choice, Call) and isinstance(choice.program, Body):
-            return interpret(choice.program.jaxpr, operands, enter, **state)
+            body = choice.program.jaxpr
+            return interpret(body, operands, enter, resumable=resumable, **state)
         return rule(choice, operands, **state)
 
     return enter
@@ -248,6 +253,30 @@ def _plan(jaxpr: _jax.Jaxpr) -> list[_Run | tuple[int, _jax.JaxprEqn]]:
     return plan[::-1]
 
 
+@jax.tree_util.register_pytree_node_class
+class State(tuple):
+    """What a run knows when it comes to a choice: the variables that are yet to be read, and
+    ``acc``. In a record it stands at :func:`before` the path of the choice."""
+
+    def tree_flatten(self) -> tuple[list[Any], None]:
+        return list(self), None
+
+    @classmethod
+    def tree_unflatten(cls, _: None, children: Any) -> State:
+        return cls(children)
+
+
+def before(path: Path) -> Path:
+    """The place of the state in which a run comes to a path."""
+    return (*path[:-1], -1 - path[-1])
+
+
+def states_before(record: Record, path: Path) -> Record:
+    """The states from which a run can resume that comes to a choice at ``path``."""
+    ways = {before(path[:n]) for n in range(1, len(path) + 1)}
+    return {p: v for p, v in record.items() if p in ways}
+
+
 def interpret(
     closed: _jax.ClosedJaxpr,
     args: Sequence[Any],
@@ -257,6 +286,7 @@ def interpret(
     given: Record | None = None,
     acc: Any = None,
     path: Path = (),
+    resumable: bool = False,
 ) -> tuple[list[Any], Any, Record]:
     """Evaluate a jaxpr, with ``rule`` at its random choices; see the module docstring."""
     jaxpr = closed.jaxpr
@@ -272,25 +302,53 @@ def interpret(
     plan = _plan(jaxpr)
     takers = sum(not isinstance(s, _Run) for s in plan)
     keys = [key] * takers if key is None or takers < 2 else list(jax.random.split(key, takers))
-    for step in plan:
+    start = 0
+    for n, step in enumerate(plan):
+        state = None if isinstance(step, _Run) else given.get(before((*path, step[0])))
+        if state is not None:
+            start, (variables, acc) = n, state
+            env.update(zip(_read_from(plan[n:], jaxpr), variables, strict=True))
+    for n, step in enumerate(plan):
         if isinstance(step, _Run):
-            outs = _jax.evaluate(step.jaxpr, *map(env.__getitem__, step.invars))
-            env.update(zip(step.outvars, outs, strict=True))
+            if n >= start:
+                outs = _jax.evaluate(step.jaxpr, *map(env.__getitem__, step.invars))
+                env.update(zip(step.outvars, outs, strict=True))
+            continue
+        own_key = keys.pop(0)
+        if n < start:
             continue
         i, eqn = step
         handler = _CONTROL.get(eqn.primitive, _choice)
-        outs, acc, made = handler(
+        more = {"resumable": True} if resumable and handler in _RESUMABLE else {}
+        outs, new_acc, made = handler(
             eqn,
             [read(v) for v in eqn.invars],
             rule,
-            key=keys.pop(0),
+            key=own_key,
             given=_below(given, (*path, i)),
             acc=acc,
             path=(*path, i),
+            **more,
         )
+        if resumable and made:
+            variables = [env[v] for v in _read_from(plan[n:], jaxpr)]
+            record[before((*path, i))] = State((variables, acc))
+        acc = new_acc
         record.update(made)
         env.update(zip(eqn.outvars, outs, strict=True))
     return [read(v) for v in jaxpr.outvars], acc, record
+
+
+def _read_from(steps: Sequence[Any], jaxpr: _jax.Jaxpr) -> list[_jax.Var]:
+    """The variables that steps read, and that are there before them."""
+    made: set[Any] = set()
+    found: dict[Any, None] = {}
+    for step in steps:
+        at = step if isinstance(step, _Run) else step[1]
+        found.update((v, None) for v in at.invars if isinstance(v, _jax.Var) and v not in made)
+        made.update(at.outvars)
+    found.update((v, None) for v in jaxpr.outvars if isinstance(v, _jax.Var) and v not in made)
+    return list(found)
 
 
 def _below(given: Record, path: Path) -> Record:
@@ -452,6 +510,8 @@ _CONTROL: dict[Any, Callable[..., Any]] = {
     _jax.remat_p: _remat,
     **dict.fromkeys(INLINED, _inline),
 }
+_RESUMABLE = {_inline, _choice}
+"""These run what they hold once, so that it can begin in the middle."""
 
 
 # --- rules that rewrite a program ---------------------------------------------------------------

@@ -13,9 +13,9 @@ choices of the scope partitioned by the kind of their estimator:
   repeated for it; w_g is the product of their probabilities;
 - *continued* (measure-valued, ...): a term of value 0, differentiated only. Its continuation
   is the program run again with the same key and one draw replaced: everything before the
-  choice is the same, everything after is drawn anew with common random numbers. It therefore
-  stands in loops and branches like any other choice, and costs nothing where only the value
-  is wanted.
+  choice is the same (outside of loops it is not computed again), everything after is drawn anew
+  with common random numbers. It therefore stands in loops and branches like any other choice,
+  and costs nothing where only the value is wanted.
 
 An expectation inside is a scope of its own, estimated where it stands.
 """
@@ -53,6 +53,7 @@ from .interpret import (
     abstract_distribution,
     entering,
     interpret,
+    states_before,
 )
 from .seed import draw, vectorised_draw
 from .site import (
@@ -120,11 +121,12 @@ def scope(
     def point(*indices: Any) -> Any:
         left = iter(indices)
         given = {s.choice.path: _by_step(s, left, s.choice.lengths) for s in enumerated}
-        outs, acc, made = run(args, key, given)
+        outs, acc, made = run(args, key, given, resumable=bool(continued))
         f, weight = outs[0], acc["weight"]
         correction = jnp.zeros_like(f)
         for s in continued:
-            rest = (list(args), key, given, lax.stop_gradient(_times(weight, f)))
+            known = {**given, **states_before(made, s.choice.path)}
+            rest = (list(args), key, known, lax.stop_gradient(_times(weight, f)))
             correction += _correction(run, s, made[s.choice.path], rest)
         return outs, acc, correction
 
@@ -158,6 +160,7 @@ def _run(
     args: Sequence[Any],
     key: jax.Array,
     given: Record,
+    resumable: bool = False,
 ) -> tuple[list[Any], dict[str, Any], Record]:
     """One run of a scope: its outputs, its weight and scores, and what continued sites record."""
     zero = jnp.zeros(())
@@ -203,7 +206,7 @@ def _run(
             acc = _add_score(acc, choice, estimator, operands, value)
         return [value], acc, {}
 
-    return interpret(closed, args, rule, key=key, given=given, acc=acc)
+    return interpret(closed, args, rule, key=key, given=given, acc=acc, resumable=resumable)
 
 
 def _add_score(

@@ -264,11 +264,12 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     for name in options.reports:
         rows, picture, title = REPORTS[name]
-        found = []
+        found: list[Row] = []
+        text = ""
         for row in rows(options):
             found.append(row)
             say(measure.table([row]).splitlines()[1])
-        text = measure.save(options.out, name, title, found, NOTES.get(name, ""))
+            text = measure.save(options.out, name, title, found, NOTES.get(name, ""))
         picture(found, options.out / f"{name}.png", title)
         say("\n" + text)
 
