@@ -160,8 +160,7 @@ def test_alternatives_begin_at_their_choice():
     def tanhs(jaxpr):
         subs = jax.extend.core.jaxprs_in_params
         return sum(
-            (e.primitive.name == "tanh") + sum(tanhs(s) for s in subs(e.params))
-            for e in jaxpr.eqns
+            (e.primitive.name == "tanh") + sum(tanhs(s) for s in subs(e.params)) for e in jaxpr.eqns
         )
 
     grad = jax.make_jaxpr(jax.grad(lambda t: f.surrogate(KEY, t)))(0.3)
