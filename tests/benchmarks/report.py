@@ -245,8 +245,8 @@ NOTES = {
     ),
     "figure7": (
         "10,000 canvases of 50 x 50, batches of 64, Adam at 1e-3; accuracy on 1,000 others.\n"
-        "Seconds leave out compilation and evaluation. Published: one run of the paper's artifact, on a\n"
-        "GPU, 41 epochs, Adam at 1e-4."
+        "Seconds leave out compilation and evaluation. Published: one run of the paper's\n"
+        "artifact, on a GPU, 41 epochs, Adam at 1e-4."
     ),
     "table4": "Steps of 64 estimates in a compiled loop; Pyro step by step, with Adam.",
 }
