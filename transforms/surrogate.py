@@ -55,8 +55,9 @@ from .interpret import (
     interpret,
     states_before,
 )
-from .seed import draw, vectorised_draw
+from .seed import vectorised_draw
 from .site import (
+    Axis,
     Call,
     Densities,
     Expect,
@@ -192,21 +193,82 @@ def _run(
             return [value], {**acc, "weight": acc["weight"] * weight}, {}
         if isinstance(estimator, Continued):
             own, other_draws = jax.random.split(key)  # alternatives are independent of the draw
-            value = lax.stop_gradient(draw(choice, lax.stop_gradient(operands), own))
+            fixed = lax.stop_gradient(operands)
+            value = lax.stop_gradient(_draw(choice, fixed, own, _sample, context))
             if path in given:
                 replace, other = given[path]
                 value = jnp.where(replace, other, value)
-            made = (jnp.ones((), bool), operands, value, _key_data(other_draws))
+            made = (jnp.ones((), bool), operands, value, _key_data(_own_key(other_draws, context)))
             return [value], acc, {path: made}
         assert isinstance(estimator, InPlace)
         parameters = lax.stop_gradient(operands) if estimator.score else operands
-        value = vectorised_draw(choice, parameters, key, estimator.draw)
+        value = _draw(choice, parameters, key, estimator.draw, context)
         if estimator.score:
             value = lax.stop_gradient(value)
             acc = _add_score(acc, choice, estimator, operands, value)
         return [value], acc, {}
 
     return interpret(closed, args, rule, key=key, given=given, acc=acc, resumable=resumable)
+
+
+# --- draws of all samples from one key ------------------------------------------------------------
+
+
+def _sample(d: Any, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return d.sample(key, shape)
+
+
+def _draw(
+    site: Site, operands: Sequence[Any], key: jax.Array, sample: Any, context: Context
+) -> jax.Array:
+    """A draw, independent for each of the samples.
+
+    They share the key: to the site they are one more ``vmap``, and where its parameters are the
+    same in all of them their draws are made by one call.
+    """
+    if context.samples == 1:
+        return vectorised_draw(site, operands, key, sample)
+    return _among_samples(site, sample, [])(lax.axis_index(SAMPLES), key, list(operands))
+
+
+def _own_key(key: jax.Array, context: Context) -> jax.Array:
+    """A key of its own for each of the samples."""
+    return key if context.samples == 1 else jax.random.fold_in(key, lax.axis_index(SAMPLES))
+
+
+def _among_samples(site: Site, sample: Any, shared: list[Any]) -> Callable[..., jax.Array]:
+    """A draw as a function of the number of the sample, the key and the operands.
+
+    ``shared`` are the ``vmap``\\ s met before that over the samples (of enumerated values and
+    alternatives), outermost first, each by what it maps: they do not make draws independent.
+    """
+
+    def evaluate(site: Site, key: Any, operands: list[Any], of_samples: Any = None) -> Any:
+        """``of_samples``: which operands have the axis of the samples in front."""
+        f = lambda key, operands: vectorised_draw(site, operands, key, sample)
+        places = [0] * len(operands) if of_samples is None else [int(m) for m in of_samples]
+        for mapped_key, mapped in reversed(shared):
+            axes = [n if m else None for n, m in zip(places, mapped, strict=True)]
+            in_axes = (0 if mapped_key else None, axes)
+            f = jax.vmap(f, in_axes=in_axes, out_axes=int(of_samples is not None))
+        return f(key, operands)
+
+    @jax.custom_batching.custom_vmap
+    def drawn(i: jax.Array, key: jax.Array, operands: list[Any]) -> jax.Array:
+        return evaluate(site, key, operands)
+
+    @drawn.def_vmap
+    def _(size: int, batched: Any, i: Any, key: Any, operands: list[Any]) -> Any:
+        over_samples, mapped_key, mapped = batched
+        if not over_samples:
+            return _among_samples(site, sample, [(mapped_key, mapped), *shared])(
+                i, key, operands
+            ), True
+        assert not mapped_key
+        wider = dataclasses.replace(site, axes=(Axis(size, tuple(mapped)), *site.axes))
+        return evaluate(wider, key, operands, mapped), True
+
+    return drawn
 
 
 def _add_score(
@@ -425,7 +487,7 @@ def surrogate(
     if samples == 1:
         outs = one(key)
     else:
-        outs = jax.vmap(one, axis_name=SAMPLES)(jax.random.split(key, samples))
+        outs = jax.vmap(lambda _: one(key), axis_name=SAMPLES)(jnp.arange(samples))
         outs = [jnp.mean(o, axis=0) for o in outs]
     return [outs[0] + _alarm(check, args, name, strict, report), *outs[1:]]
 
