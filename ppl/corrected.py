@@ -20,15 +20,16 @@ from numpyro.distributions.util import validate_sample
 class BernoulliLogits(dist.BernoulliLogits):
     @validate_sample
     def log_prob(self, value: Any) -> jax.Array:
-        return value * self.logits - jax.nn.softplus(self.logits)
+        logits = jnp.asarray(self.logits)
+        return value * logits - jax.nn.softplus(logits)
 
 
 class BinomialLogits(dist.BinomialLogits):
     @validate_sample
     def log_prob(self, value: Any) -> jax.Array:
-        n = jnp.asarray(self.total_count, float)
+        n, logits = jnp.asarray(self.total_count, float), jnp.asarray(self.logits)
         ways = gammaln(n + 1) - gammaln(value + 1) - gammaln(n - value + 1)
-        return ways + value * self.logits - n * jax.nn.softplus(self.logits)
+        return ways + value * logits - n * jax.nn.softplus(logits)
 
 
 _CORRECTED: dict[type, type] = {

@@ -447,7 +447,7 @@ def test_later_choices_are_drawn_anew(later: Any) -> None:
         return total
 
     t = jnp.array([0.3, 0.8, 0.6])
-    check(obj, t, value=exact(t), grad=derivative(exact, t), samples=600_000)
+    check(obj, t, value=exact(t), grad=derivative(exact, t), samples=800_000)
 
 
 def test_scan_of_three() -> None:

@@ -1,1 +1,3 @@
 """Program transformations over jaxprs; users import :mod:`ppl`."""
+
+from . import batching as batching  # registers what vmap does to control flow that holds choices

@@ -243,19 +243,21 @@ def _among_samples(site: Site, sample: Any, shared: list[Any]) -> Callable[..., 
     alternatives), outermost first, each by what it maps: they do not make draws independent.
     """
 
-    def evaluate(site: Site, key: Any, operands: list[Any], of_samples: Any = None) -> Any:
-        """``of_samples``: which operands have the axis of the samples in front."""
-        f = lambda key, operands: vectorised_draw(site, operands, key, sample)
+    def evaluate(draw: Any, key: Any, operands: list[Any], of_samples: Any = None) -> Any:
+        """``of_samples``: which operands have the axis of the samples in front, if there is one."""
         places = [0] * len(operands) if of_samples is None else [int(m) for m in of_samples]
         for mapped_key, mapped in reversed(shared):
             axes = [n if m else None for n, m in zip(places, mapped, strict=True)]
             in_axes = (0 if mapped_key else None, axes)
-            f = jax.vmap(f, in_axes=in_axes, out_axes=int(of_samples is not None))
-        return f(key, operands)
+            draw = jax.vmap(draw, in_axes=in_axes, out_axes=int(of_samples is not None))
+        return draw(key, operands)
+
+    def drawing(site: Site, own: Callable[[jax.Array], jax.Array] = lambda key: key) -> Any:
+        return lambda key, operands: vectorised_draw(site, operands, own(key), sample)
 
     @jax.custom_batching.custom_vmap
     def drawn(i: jax.Array, key: jax.Array, operands: list[Any]) -> jax.Array:
-        return evaluate(site, key, operands)
+        return evaluate(drawing(site), key, operands)
 
     @drawn.def_vmap
     def _(size: int, batched: Any, i: Any, key: Any, operands: list[Any]) -> Any:
@@ -264,9 +266,16 @@ def _among_samples(site: Site, sample: Any, shared: list[Any]) -> Callable[..., 
             return _among_samples(site, sample, [(mapped_key, mapped), *shared])(
                 i, key, operands
             ), True
-        assert not mapped_key
+        if mapped_key:  # to one value, maybe, by a branch with a mapped predicate
+
+            def one(i: jax.Array, key: jax.Array, operands: list[Any]) -> jax.Array:
+                own = lambda key: jax.random.fold_in(key, i)
+                return evaluate(drawing(site, own), key, operands)
+
+            in_axes = (0, 0, [0 if m else None for m in mapped])
+            return jax.vmap(one, in_axes=in_axes)(i, key, operands), True
         wider = dataclasses.replace(site, axes=(Axis(size, tuple(mapped)), *site.axes))
-        return evaluate(wider, key, operands, mapped), True
+        return evaluate(drawing(wider), key, operands, mapped), True
 
     return drawn
 
