@@ -37,7 +37,7 @@ class Contender:
     bytes: float | None = None
 
 
-def compiled(name: str, f: Callable[..., Any], *args: Any, repeats: int = 5) -> Contender:
+def compiled(name: str, f: Callable[..., Any], *args: Any, repeats: int = 3) -> Contender:
     """``f(*args)``, compiled; the least trace and compile times of several, in seconds."""
     traces, compiles = [], []
     for _ in range(repeats):
