@@ -952,5 +952,9 @@ def test_logits_of_zero(d, value, slope):
     def observing(u):
         ppl.observe("b", d(u), value)
 
+    for u in (-30.0, -0.7, 0.0, 2.0, 30.0):  # the density itself is numpyro's
+        exact = float(d(u).log_prob(value).sum())
+        assert g(u).log_density({"b": value}) == pytest.approx(exact, rel=1e-5, abs=1e-5)
+        assert observing(u).log_density({}) == pytest.approx(exact, rel=1e-5, abs=1e-5)
     assert jax.grad(lambda u: g(u).log_density({"b": value}))(0.0) == pytest.approx(slope)
     assert jax.grad(lambda u: observing(u).log_density({}))(0.0) == pytest.approx(slope)

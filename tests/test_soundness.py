@@ -1336,12 +1336,11 @@ def test_the_label_is_right(program: Program) -> None:
     sums = moments(program)
     first, *more = jax.random.split(jax.random.key(1), 1 + ztest.MORE)
     off, error, scale = bias(sums, program.n, [first])
-    assert np.all(np.isfinite(off + error))
     if program.kind is not None:
         assert np.any((off > 5 * error) & (off > 0.01 * scale)), (off, error, scale)
         return
     excess = lambda off, scale: np.maximum(off - 1e-3 * scale - 1e-9, 0.0)
-    if np.any(excess(off, scale) > ztest.FIRST * error):
+    if not np.all(excess(off, scale) <= ztest.FIRST * error):  # nor with NaN
         off, error, scale = bias(sums, program.n, more)
         assert np.all(excess(off, scale) <= ztest.SECOND * error), (off, error, scale)
 

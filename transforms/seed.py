@@ -14,7 +14,12 @@ from .site import Call, Densities, Expect, Factor, Site, _factor_outside, elemen
 
 def draw(site: Site, operands: Sequence[Any], key: jax.Array) -> jax.Array:
     """A draw of a site with all its ``vmap`` axes: ``[*sizes, *shape]``."""
-    return vectorised_draw(site, operands, key, lambda d, k, shape: d.sample(k, shape))
+    return vectorised_draw(site, operands, key, sampled)
+
+
+def sampled(d: Any, key: jax.Array, sample_shape: tuple[int, ...]) -> jax.Array:
+    """How distributions draw by themselves."""
+    return d.sample(key, sample_shape)
 
 
 def vectorised_draw(

@@ -55,7 +55,7 @@ from .interpret import (
     interpret,
     states_before,
 )
-from .seed import vectorised_draw
+from .seed import sampled, vectorised_draw
 from .site import (
     Axis,
     Call,
@@ -194,7 +194,7 @@ def _run(
         if isinstance(estimator, Continued):
             own, other_draws = jax.random.split(key)  # alternatives are independent of the draw
             fixed = lax.stop_gradient(operands)
-            value = lax.stop_gradient(_draw(choice, fixed, own, _sample, context))
+            value = lax.stop_gradient(_draw(choice, fixed, own, sampled, context))
             if path in given:
                 replace, other = given[path]
                 value = jnp.where(replace, other, value)
@@ -212,10 +212,6 @@ def _run(
 
 
 # --- draws of all samples from one key ------------------------------------------------------------
-
-
-def _sample(d: Any, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    return d.sample(key, shape)
 
 
 def _draw(
@@ -263,9 +259,8 @@ def _among_samples(site: Site, sample: Any, shared: list[Any]) -> Callable[..., 
     def _(size: int, batched: Any, i: Any, key: Any, operands: list[Any]) -> Any:
         over_samples, mapped_key, mapped = batched
         if not over_samples:
-            return _among_samples(site, sample, [(mapped_key, mapped), *shared])(
-                i, key, operands
-            ), True
+            more = [(mapped_key, mapped), *shared]
+            return _among_samples(site, sample, more)(i, key, operands), True
         if mapped_key:  # to one value, maybe, by a branch with a mapped predicate
 
             def one(i: jax.Array, key: jax.Array, operands: list[Any]) -> jax.Array:
