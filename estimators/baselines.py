@@ -23,11 +23,11 @@ from jax import lax
 from transforms import _jax
 from transforms.errors import describe
 from transforms.estimator import Baseline, magic_box
-from transforms.surrogate import Context
+from transforms.samples import Context
 
 
 def _subtract(b: Any, log_prob: jax.Array) -> jax.Array:
-    return -jnp.sum(lax.stop_gradient(b) * (magic_box(log_prob) - 1.0))
+    return -lax.stop_gradient(b) * (magic_box(log_prob) - 1.0)
 
 
 @final
@@ -37,7 +37,6 @@ class Constant(Baseline):
     """A baseline that is known before the draw: a number, or an array computed upstream."""
 
     value: Any
-    accumulators = ("term",)
     independent = True
 
     def accumulate(self, log_prob: jax.Array) -> dict[str, jax.Array]:
@@ -60,19 +59,14 @@ class Learned(Baseline):
 
     value: Any
     weight: float = dataclasses.field(default=1.0, metadata={"static": True})
-    accumulators = ("term", "linear", "square")
     independent = True
-
-    @property
-    def group(self) -> str:
-        return f"learned {self.weight}"
 
     def accumulate(self, log_prob: jax.Array) -> dict[str, jax.Array]:
         b = jnp.broadcast_to(jnp.asarray(self.value, log_prob.dtype), jnp.shape(log_prob))
         return {
             "term": _subtract(b, log_prob),
-            "linear": jnp.sum(b - lax.stop_gradient(b)),
-            "square": jnp.sum(b**2 - lax.stop_gradient(b**2)) / 2,
+            "linear": b - lax.stop_gradient(b),
+            "square": (b**2 - lax.stop_gradient(b**2)) / 2,
         }
 
     def finish(self, totals: Any, payoff: jax.Array, context: Context) -> jax.Array:
@@ -86,11 +80,10 @@ class Learned(Baseline):
 class LeaveOneOut(Baseline):
     """The mean payoff of the other samples; no baseline where there is only one sample."""
 
-    accumulators = ("log_prob",)
     independent = True
 
     def accumulate(self, log_prob: jax.Array) -> dict[str, jax.Array]:
-        return {"log_prob": jnp.sum(log_prob)}
+        return {"log_prob": log_prob}
 
     def finish(self, totals: Any, payoff: jax.Array, context: Context) -> jax.Array:
         return -context.others(payoff) * (magic_box(totals["log_prob"]) - 1.0)
@@ -103,15 +96,11 @@ class MovingAverage(Baseline):
     """The average of past payoffs; the state is kept by the fit (0 outside a fit)."""
 
     decay: float = dataclasses.field(default=0.9, metadata={"static": True})
-    accumulators = ("log_prob",)
+    whole = True
     independent = True
 
-    @property
-    def group(self) -> str:
-        return f"moving average {self.decay}"
-
     def accumulate(self, log_prob: jax.Array) -> dict[str, jax.Array]:
-        return {"log_prob": jnp.sum(log_prob)}
+        return {"log_prob": log_prob}
 
     def finish(self, totals: Any, payoff: jax.Array, context: Context) -> jax.Array:
         average = context.averages.get(self.decay, 0.0)

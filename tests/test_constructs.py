@@ -63,10 +63,9 @@ class Sites:
 class Reference:
     """Takes known draws (or known noise, for pathwise), keeps the score of each scope."""
 
-    def __init__(self, kind, values, pathwise=False, baselines=None):
-        self.kind, self.values, self.pathwise = kind, list(values), pathwise
-        self.baselines = baselines
-        self.scopes, self.payoffs, self.log_p = [], [], 0.0
+    def __init__(self, kind, values, pathwise=False, score=False):
+        self.kind, self.values, self.pathwise, self.score = kind, list(values), pathwise, score
+        self.scopes, self.log_p = [], 0.0
         self.noise = []
 
     def draw(self, u):
@@ -89,12 +88,7 @@ class Reference:
         self.scopes.append(0.0)
         payoff = f()
         score = self.scopes.pop()
-        i = len(self.payoffs)
-        self.payoffs.append(np.real(payoff))
-        if self.pathwise or self.baselines is None:
-            return payoff
-        box = 1j * np.imag(score)
-        return payoff + (np.real(payoff) - self.baselines[i]) * box
+        return payoff + np.real(payoff) * 1j * np.imag(score) if self.score else payoff
 
 
 def derivative(f):
@@ -816,14 +810,13 @@ def _exact(reference, n):
     return value, grad, seen["p"]
 
 
-def _score_estimate(reference, kind, draws, baselines):
+def _score_estimate(reference, kind, draws):
     """What the score estimator must return, given the draws [n, K]."""
     seen = {}
 
     def surrogate(th):
-        r = Reference(kind, draws, baselines=baselines)
+        r = Reference(kind, draws, score=True)
         f = r.scope(lambda: reference(th, r))
-        seen["payoffs"] = r.payoffs
         seen["noise"] = r.noise
         return f
 
@@ -856,25 +849,29 @@ def test_bernoulli(name):
     likely = p * N > 5
     tail = scipy.stats.chisquare(count[likely], p[likely] / p[likely].sum() * count[likely].sum())
     assert tail.pvalue > 1e-6, (count, p * N)
-    scopes = len(_score_estimate(reference, "bernoulli", draws.T, None)[2]["payoffs"])
-    expected = _score_estimate(reference, "bernoulli", draws.T, [0.7] * scopes)
-    np.testing.assert_allclose(f, expected[0], atol=1e-9)
-    np.testing.assert_allclose(g, expected[1], atol=1e-9)
+    naive = _score_estimate(reference, "bernoulli", draws.T)
+    np.testing.assert_allclose(f, naive[0], atol=1e-9)
+    _is_unbiased(g - naive[1], 0.0)
+    outcome, first, group = np.unique(draws, axis=0, return_index=True, return_inverse=True)
+    np.testing.assert_allclose(g, g[first][group.ravel()], atol=1e-9)  # a function of the draws
+    if len(outcome) == 2**n:  # whose expectation is known exactly
+        code = (outcome @ 2.0 ** np.arange(n)[::-1]).astype(int)
+        np.testing.assert_allclose(p[code] @ g[first], grad, atol=1e-9)
 
     f, g, aux = out["loo"]
-    pair = _pair(aux)
-    payoffs = [_score_estimate(reference, "bernoulli", x, None)[2]["payoffs"] for x in pair]
-    ones = [
-        _score_estimate(reference, "bernoulli", x, b)[:2]
-        for x, b in zip(pair, payoffs[::-1], strict=True)
-    ]
-    np.testing.assert_allclose(f, (ones[0][0] + ones[1][0]) / 2, atol=1e-9)
-    np.testing.assert_allclose(g, (ones[0][1] + ones[1][1]) / 2, atol=1e-9)
+    pair = [_score_estimate(reference, "bernoulli", x) for x in _pair(aux)]
+    np.testing.assert_allclose(f, (pair[0][0] + pair[1][0]) / 2, atol=1e-9)
+    _is_unbiased(g, grad)
 
     f, g, _ = out["mvd"]
-    for mean, exact in [(f[:, None], value), (g, grad)]:
-        error = np.std(mean, axis=0) / math.sqrt(N)
-        assert np.all(np.abs(mean.mean(axis=0) - exact) <= BOUND * error + 1e-9), (mean, exact)
+    _is_unbiased(f[:, None], value)
+    _is_unbiased(g, grad)
+
+
+def _is_unbiased(estimates, exact):
+    error = np.std(estimates, axis=0) / math.sqrt(len(estimates))
+    mean = estimates.mean(axis=0)
+    assert np.all(np.abs(mean - exact) <= BOUND * error + 1e-9), (mean, exact, error)
 
 
 @pytest.mark.filterwarnings("ignore::transforms.errors.SoundnessWarning")  # a cond on a draw
@@ -883,16 +880,15 @@ def test_normal(name):
     n, program, reference = CONSTRUCTS[name]
     out = _run(program, "normal", NORMAL, 1024, {})
     f, g, (draws, _) = out["reinforce"]
-    scopes = len(_score_estimate(reference, "normal", draws.T, None)[2]["payoffs"])
-    value, grad, seen = _score_estimate(reference, "normal", draws.T, [0.0] * scopes)
+    value, grad, seen = _score_estimate(reference, "normal", draws.T)
     np.testing.assert_allclose(f, value, rtol=1e-9, atol=1e-9)
-    np.testing.assert_allclose(g, grad, rtol=1e-9, atol=1e-8)
+    _is_unbiased(g - grad, 0.0)
     noise = np.array(seen["noise"])
     assert np.all(np.abs(noise.mean(axis=1)) * 32 < BOUND)
     assert np.all(np.abs(np.cov(noise).reshape(n, n) - np.eye(n)) * 32 < BOUND * math.sqrt(2))
 
     f, g, (draws, _) = out["reparam"]
-    noise = np.array(_score_estimate(reference, "normal", draws.T, None)[2]["noise"])
+    noise = np.array(_score_estimate(reference, "normal", draws.T)[2]["noise"])
     value, grad = derivative(lambda th: _pathwise(reference, noise, th))
     np.testing.assert_allclose(f, value, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(g, grad, rtol=1e-8, atol=1e-8)

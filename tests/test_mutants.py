@@ -24,7 +24,6 @@ import ppl
 from ppl import dist
 from transforms import surrogate
 from transforms.estimator import magic_box
-from transforms.interpret import State
 
 pytestmark = pytest.mark.usefixtures("x64")
 estimator = lambda cls: jax.tree_util.register_static(dataclasses.dataclass(frozen=True)(cls))
@@ -61,10 +60,9 @@ class Mean(ppl.Baseline):
     """The mean payoff of the other samples, or (wrongly) of all."""
 
     own: bool
-    accumulators = ("log_prob",)
 
     def accumulate(self, log_prob):
-        return {"log_prob": jnp.sum(log_prob)}
+        return {"log_prob": log_prob}
 
     def finish(self, totals, payoff, context):
         k, own = context.samples, 0.0 if self.own else payoff
@@ -77,10 +75,9 @@ class Moving(ppl.Baseline):
     """A moving average that stands at 0.3, used and then updated, or (wrongly) the reverse."""
 
     update_first: bool
-    accumulators = ("log_prob",)
 
     def accumulate(self, log_prob):
-        return {"log_prob": jnp.sum(log_prob)}
+        return {"log_prob": log_prob}
 
     def finish(self, totals, payoff, context):
         average = 0.9 * 0.3 + 0.1 * payoff if self.update_first else 0.3
@@ -291,24 +288,15 @@ def test_reused_downstream_draws_are_rejected(monkeypatch: pytest.MonkeyPatch) -
     mutant = Mutant(flips, ppl.mvd(), ppl.mvd(), {"t": t}, exact)
     check(mutant, mutant.honest)
 
-    correction, run, made = surrogate._correction, surrogate._run, {}
-
-    def recording(*args: Any, **options: Any) -> Any:
-        out = run(*args, **options)
-        if not made:
-            made.update({p: v for p, v in out[2].items() if not isinstance(v, State)})
-        return out
-
-    def reusing(run: Any, s: Any, own: Any, rest: Any) -> Any:
-        args, key, given, *others = rest
+    def reusing(layout, s, run, args, key, given, made, terms):
         kept = {
-            path: (jnp.ones((), bool), lax.stop_gradient(value))
-            for path, (_, _, value, _) in made.items()
-            if path != s.choice.path
+            path: (jnp.ones((), bool), lax.stop_gradient(made[path][2]))
+            for path in layout.sites
+            if path != s.path
         }
-        return correction(run, s, own, (args, key, {**given, **kept}, *others))
+        return correction(layout, s, run, args, key, {**given, **kept}, made, terms)
 
-    monkeypatch.setattr(surrogate, "_run", recording)
-    monkeypatch.setattr(surrogate, "_correction", reusing)
+    correction = surrogate.correction
+    monkeypatch.setattr(surrogate, "correction", reusing)
     with pytest.raises(AssertionError, match="biased"):
         check(mutant, mutant.mistaken)

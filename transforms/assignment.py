@@ -17,7 +17,7 @@ from .interpret import Choice, Path, abstract_distribution, abstractly, choices
 from .site import Site
 
 MAX_JOINT = 2**20
-"""Most joint values that one scope is enumerated over."""
+"""Most joint values that a term of a scope is enumerated over."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,7 @@ def assign(
     ``rough`` holds those sites whose use is not smooth.
 
     Raises:
-        UnsupportedError: an estimator does not fit its distribution, or enumeration is too large.
+        UnsupportedError: an estimator does not fit its distribution,
     """
     program = [c for c in choices(closed, densities=True) if isinstance(c.random, Site)]
     automatic = choose([c for c in program if c.site.estimator is None], samples, rough or {})
@@ -95,19 +95,6 @@ def assign(
             )
         values = joint_size(c, estimator) if isinstance(estimator, Enumerated) else 1
         out.append(Chosen(c, estimator, reason, values))
-    total = math.prod(s.joint for s in out)
-    if total > MAX_JOINT:
-        worst = ", ".join(
-            f"{show(s.choice.address)} ({s.joint} values, {s.choice.source})"
-            for s in out
-            if s.joint > 1
-        )
-        raise UnsupportedError(
-            f"enumeration would run the objective for {total} joint values, of {worst}. Use "
-            "ppl.reinforce() or ppl.mvd() for some of these sites; or put the part of the "
-            "objective that one element touches into an @ppl.expectation of its own and sum it "
-            "over the elements, jax.vmap(inner)(xs).sum(), which enumerates them one by one."
-        )
     return out
 
 

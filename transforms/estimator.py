@@ -81,6 +81,9 @@ class Continued(Estimator):
     unbiased for d/d(parameters) E[k(x)], for *every* function k.
     """
 
+    elementwise: bool = False
+    """Whether :meth:`surrogate` makes use of ``site.apart``."""
+
     @abc.abstractmethod
     def surrogate(
         self, site: LocalSite, key: jax.Array, k: Callable[[jax.Array], jax.Array]
@@ -104,6 +107,10 @@ class LocalSite:
     """The value that was drawn, ``[*sizes, *shape]``; ``sizes`` are the surrounding vmaps."""
     payoff: jax.Array
     """``k(value)``, already known."""
+    apart: tuple[bool, ...] = ()
+    """The axes of the value along which elements meet in no term, for ``elementwise`` estimators:
+    there ``k`` may be given other values for all elements at once, and what it returns (and
+    ``payoff``) has these axes, with the terms of each element."""
 
     def per_element(self, f: Callable[..., Any], *mapped: Any) -> Any:
         """``f(distribution, *mapped)`` for each element of the surrounding ``vmap``\\ s.
@@ -124,29 +131,24 @@ class LocalSite:
 class Baseline(abc.ABC):
     """What is subtracted from the payoff that a score multiplies.
 
-    The scores of a scope add up in accumulators, so that they may stand in loops. For every
-    group of baselines, :meth:`accumulate` gives the contribution of one choice and
-    :meth:`finish` turns the sums into a term of value 0 that is added to the payoff. A baseline
-    must not depend on the draw that it is for, or on anything that comes after it.
+    The payoff of an element of a choice is the sum of the terms that depend on it.
+    :meth:`accumulate` is called where the choice stands, :meth:`finish` when the payoffs are known:
+    it returns terms of value 0. A baseline must not depend on the draw that it is for, or on
+    anything that comes after it.
     """
 
-    accumulators: tuple[str, ...] = ()
-    """Names of what :meth:`accumulate` returns."""
     independent: bool = False
     """Whether it is known not to depend on its own draw; otherwise the checker tries it."""
-
-    @property
-    def group(self) -> str:
-        """Baselines of equal group share accumulators (and must be alike but for arrays)."""
-        return f"{type(self).__module__}.{type(self).__qualname__}"
+    whole: bool = False
+    """Whether all terms of the scope count for each element, not only those that depend on it."""
 
     @abc.abstractmethod
     def accumulate(self, log_prob: jax.Array) -> dict[str, jax.Array]:
-        """Scalars to add up, from the log density of each element of the choice."""
+        """What is kept of a choice: arrays like ``log_prob``, the log density of its elements."""
 
     @abc.abstractmethod
     def finish(self, totals: dict[str, jax.Array], payoff: jax.Array, context: Any) -> jax.Array:
-        """The term of value 0, from the sums and the (constant) payoff."""
+        """The term of value 0 of each element, from what was kept and the (constant) payoffs."""
 
 
 def constant(value: float, *like: Any) -> jax.Array:

@@ -1,21 +1,20 @@
 """*surrogate*: an objective becomes a plain differentiable JAX function.
 
 Its value is an unbiased estimate of the objective, its derivative an unbiased estimate of the
-objective's derivative. A *scope* is a program whose first output is the payoff f. With the
-choices of the scope partitioned by the kind of their estimator:
+objective's derivative. A *scope* is a program whose first output is the payoff f, which is a sum of
+terms (``terms.py``). With what each element of each term depends on (``layout.py``), and the
+choices of the scope partitioned by the kind of their estimator,
 
-    surrogate = sum_g w_g [ f_g box(score_g) + baselines_g ] + corrections
+    surrogate = sum_t sum_g w_g [ t_g box(score_t) ] + baselines + corrections
 
-- *in place*: pathwise draws differentiate by themselves; scores add up in ``score``, and
-  ``box`` is 1 with the derivative of exp (``estimator.magic_box``);
-- *enumerated*: g runs over all joint values, as one ``jax.vmap`` of the program for each site
-  (and step of a loop, which is unrolled), so that whatever does not depend on a site is not
-  repeated for it; w_g is the product of their probabilities;
-- *continued* (measure-valued, ...): a term of value 0, differentiated only. Its continuation
-  is the program run again with the same key and one draw replaced: everything before the
-  choice is the same (outside of loops it is not computed again), everything after is drawn anew
-  with common random numbers. It therefore stands in loops and branches like any other choice,
-  and costs nothing where only the value is wanted.
+- *in place*: pathwise draws differentiate by themselves; the score of a term is the sum of the log
+  densities of the draws that it depends on, and ``box`` is 1 with the derivative of exp
+  (``estimator.magic_box``): the Rao-Blackwellised score of Schulman et al. 2015;
+- *enumerated*: g runs over the joint values of those choices that the term depends on, as one
+  ``jax.vmap`` of the program for each of them, so that whatever does not depend on a choice is not
+  repeated for it; w_g is the product of their probabilities. Elements that meet in no term take
+  their values in step: N of them cost K runs, not K^N;
+- *continued* (measure-valued, ...): a term of value 0, differentiated only (``continued.py``).
 
 An expectation inside is a scope of its own, estimated where it stands.
 """
@@ -35,63 +34,16 @@ from jax import lax
 
 from . import _jax
 from .alarm import sound_the_alarm
-from .assignment import Choose, Chosen, assign, support_size
-from .errors import UnsupportedError, show
-from .estimator import (
-    Baseline,
-    Continued,
-    Enumerated,
-    InPlace,
-    LocalSite,
-    constant,
-    magic_box,
-)
-from .interpret import (
-    Path,
-    Record,
-    Steps,
-    abstract_distribution,
-    entering,
-    interpret,
-    states_before,
-)
-from .seed import sampled, vectorised_draw
-from .site import (
-    Axis,
-    Call,
-    Densities,
-    Expect,
-    Factor,
-    Site,
-    _factor_outside,
-    element_keys,
-    per_element,
-)
+from .assignment import Choose, assign
+from .continued import correction
+from .elements import apart, element_shape
+from .estimator import Continued, Enumerated, InPlace, magic_box
+from .interpret import Path, Record, Steps, entering, interpret
+from .layout import Elements, Layout, laws, lay_out, onto, times
+from .samples import SAMPLES, Context, draw, own_key
+from .seed import sampled
+from .site import Call, Densities, Expect, Factor, Site, _factor_outside, element_keys, per_element
 from .soundness import Soundness
-
-SAMPLES = "ppl.samples"
-AT_ONCE = 64
-"""Most instances of a continued site in a loop that are treated side by side."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Context:
-    """What the scopes of one objective share: the number of samples drawn side by side (they
-    are a named ``vmap`` axis), the running averages of payoffs that baselines asked for,
-    whether the surrogate is ascended (1) or descended (-1), for baselines that learn, and the
-    estimators of the scopes, by the identity of their jaxprs."""
-
-    samples: int = 1
-    averages: Mapping[float, Any] = dataclasses.field(default_factory=dict)
-    direction: int = 1
-    plans: Mapping[int, list[Chosen]] = dataclasses.field(default_factory=dict)
-
-    def others(self, payoff: jax.Array) -> jax.Array:
-        """The mean payoff of the other samples; 0 where there are none."""
-        if self.samples == 1:
-            return jnp.zeros_like(payoff)
-        return (lax.psum(payoff, SAMPLES) - payoff) / (self.samples - 1)
-
 
 # --- one scope ----------------------------------------------------------------------------------
 
@@ -104,73 +56,98 @@ def scope(
     context: Context,
 ) -> list[Any]:
     """Surrogate of a program whose first output is the payoff; see the module docstring."""
-    sites = context.plans.get(id(closed))
-    if sites is None:  # of no consequence for the payoff, or not checked
-        sites = assign(closed, choose, context.samples)
-    by_path = {s.choice.path: s for s in sites}
-    enumerated = [s for s in sites if isinstance(s.estimator, Enumerated) and s.joint > 1]
-    grid = [s.values for s in enumerated for _ in range(s.instances)]
-    continued = [s for s in sites if isinstance(s.estimator, Continued)]
-    baselines = {
-        s.estimator.baseline.group: s.estimator.baseline
-        for s in sites
-        if isinstance(s.estimator, InPlace) and s.estimator.baseline is not None
-    }
-    scored = any(isinstance(s.estimator, InPlace) and s.estimator.score for s in sites)
-    run = functools.partial(_run, closed, by_path, baselines, context)
+    chosen = context.plans.get(id(closed))
+    if chosen is None:  # of no consequence for the payoff, or not checked
+        chosen = assign(closed, choose, context.samples)
+    layout = lay_out(closed, chosen)
+    run = functools.partial(_run, layout, context)
+    continued = layout.of(Continued)
+    averaged = {i: layout.on_grid(d) for i, d in enumerate(layout.others) if layout.is_apart(d)}
+    grids = {layout.on_grid(d) for d in layout.terms}
+    zero = jnp.zeros((), closed.out_avals[0].dtype)
+    baselines = [s for s in layout.of(InPlace) if _baseline(s) is not None]
+    reach = {s.path: {layout.on_grid(d) for d in layout.terms if s.path in d} for s in baselines}
 
     def point(*indices: Any) -> Any:
-        left = iter(indices)
-        given = {s.choice.path: _by_step(s, left, s.choice.lengths) for s in enumerated}
-        outs, acc, made = run(args, key, given, resumable=bool(continued))
-        f, weight = outs[0], acc["weight"]
-        correction = jnp.zeros_like(f)
+        given = _given(layout, indices)
+        outs, made = run(args, key, given, resumable=bool(continued))
+        terms, others = outs[: len(layout.terms)], outs[len(layout.terms) :]
+        weights = laws(layout, made)
+        scores = {s.path: made[s.path]["score"] for s in layout.of(InPlace)}
+        values = dict.fromkeys(grids, zero)
+        payoffs = {s.path: dict.fromkeys(reach[s.path], zero) for s in baselines}
+        for t, d, grid in layout.grouped(terms):
+            weighted = times(layout.law(d, t.ndim, weights), t)
+            score = layout.score(d, t.ndim, scores)
+            value = weighted if score is None else weighted * magic_box(score)
+            values[grid] += jnp.sum(value)
+            for s in baselines:
+                if s.path in d:
+                    part = onto(lax.stop_gradient(weighted), d[s.path], [True] * len(s.shape))
+                    payoffs[s.path][grid] += part
+        parts = {}
+        for s in baselines:
+            law = layout.law(s.parameters, len(s.shape), weights)
+            parts[s.path] = made[s.path]["baseline"], jnp.ones(()) if law is None else law
+        means = []
+        for i in averaged:
+            law = layout.law(layout.others[i], others[i].ndim, weights)
+            means.append(times(law, others[i]))
+        extra = zero
         for s in continued:
-            known = {**given, **states_before(made, s.choice.path)}
-            rest = (list(args), key, known, lax.stop_gradient(_times(weight, f)))
-            correction += _correction(run, s, made[s.choice.path], rest)
-        return outs, acc, correction
+            extra += correction(layout, s, run, list(args), key, given, made, terms)
+        return values, payoffs, parts, means, extra
 
-    for i in reversed(range(len(grid))):
-        in_axes = tuple(0 if j == i else None for j in range(len(grid)))
-        point = jax.vmap(point, in_axes=in_axes, axis_size=grid[i])
-    outs, acc, correction = point(*map(jnp.arange, grid))
-    f, weight = outs[0], acc["weight"]
-    payoff = lax.stop_gradient(jnp.sum(_times(weight, f)))
-    value = f * magic_box(acc["score"]) if scored else f
-    for group, baseline in baselines.items():
-        value = value + baseline.finish(acc[group], payoff, context)
-    value = jnp.sum(_times(weight, value) + correction)
-    if grid:
-        outs = [jnp.tensordot(weight, o, axes=len(grid)) for o in outs]
-    return [value, *outs[1:]]
+    every = frozenset(s.path for s in layout.of(Enumerated))
+    spec = (
+        {g: g for g in grids},
+        {p: {g: g for g in reach[p]} for p in reach},
+        {s.path: layout.on_grid(s.parameters) for s in baselines},
+        list(averaged.values()),
+        every,
+    )
+    values, payoffs, parts, means, extra = layout.over_grid(point, spec)
+    value = sum((jnp.sum(v) for v in values.values()), jnp.sum(extra))
+    for s in baselines:
+        payoff = sum(
+            (jnp.sum(v, axis=tuple(range(layout.axes(g)))) for g, v in payoffs[s.path].items()),
+            jnp.zeros(s.shape, zero.dtype),
+        )
+        finish = lambda totals, s=s, p=payoff: _baseline(s).finish(totals, p, context)
+        totals, law = parts[s.path]
+        for _ in range(layout.axes(layout.on_grid(s.parameters))):
+            finish = jax.vmap(finish)
+        value += jnp.sum(law * finish(totals))
+    outs: list[Any] = [None] * len(layout.others)
+    for i, mean in zip(averaged, means, strict=True):
+        outs[i] = jnp.sum(mean, axis=tuple(range(layout.axes(averaged[i]))))
+    if len(averaged) < len(
+        outs
+    ):  # what would need joint values of elements that are apart is drawn
+        drawn = run(args, key, {}, enumerate=False)[0][len(layout.terms) :]
+        outs = [d if o is None else o for d, o in zip(drawn, outs, strict=True)]
+    return [value, *outs]
 
 
-def _times(weight: Any, f: jax.Array) -> jax.Array:
-    """``weight * f``, where a payoff that is not finite does not count if it has no weight."""
-    if weight is None:
-        return f
-    return weight * jnp.where((weight == 0) & ~jnp.isfinite(f), 0.0, f)
+def _baseline(s: Elements) -> Any:
+    estimator = s.chosen.estimator
+    return estimator.baseline if isinstance(estimator, InPlace) else None
 
 
 def _run(
-    closed: _jax.ClosedJaxpr,
-    by_path: Mapping[Path, Chosen],
-    baselines: Mapping[str, Baseline],
+    layout: Layout,
     context: Context,
     args: Sequence[Any],
     key: jax.Array,
     given: Record,
     resumable: bool = False,
-) -> tuple[list[Any], dict[str, Any], Record]:
-    """One run of a scope: its outputs, its weight and scores, and what continued sites record."""
-    zero = jnp.zeros(())
-    acc: dict[str, Any] = {"weight": None, "score": zero}
-    for group, baseline in baselines.items():
-        acc[group] = dict.fromkeys(baseline.accumulators, zero)
-    if any(isinstance(s.estimator, Enumerated) for s in by_path.values()):
-        absent = [s.joint for s in by_path.values() if s.choice.conditional]
-        acc["weight"] = jnp.ones(()) / math.prod(absent)  # a branch not taken has no other weight
+    enumerate: bool = True,
+) -> tuple[list[Any], Record]:
+    """One run of a scope: its outputs, and what its choices record of each of their elements.
+
+    Enumerated choices record how much more probable a value is than if all were the same: that is
+    0 in a branch that is not taken.
+    """
 
     @entering
     def rule(
@@ -186,263 +163,100 @@ def _run(
                 choice.program.simulate, operands, rule, key=key, given=given, acc=acc, path=path
             )
             return outs[: choice.program.n_retval], acc, made
-        chosen = by_path[path]
-        estimator = chosen.estimator
+        estimator = layout.chosen[path].estimator
+        if isinstance(estimator, Enumerated) and enumerate:
+            value, mass = _enumerated(layout, path, operands, given.get(path))
+            return [value], acc, {path: mass} if path in layout.sites else {}
         if isinstance(estimator, Enumerated):
-            value, weight = _enumerated(chosen, estimator, operands, given.get(path))
-            return [value], {**acc, "weight": acc["weight"] * weight}, {}
+            return [draw(choice, operands, key, sampled, context)], acc, {}
         if isinstance(estimator, Continued):
             own, other_draws = jax.random.split(key)  # alternatives are independent of the draw
             fixed = lax.stop_gradient(operands)
-            value = lax.stop_gradient(_draw(choice, fixed, own, sampled, context))
+            value = lax.stop_gradient(draw(choice, fixed, own, sampled, context))
             if path in given:
                 replace, other = given[path]
                 value = jnp.where(replace, other, value)
-            made = (jnp.ones((), bool), operands, value, _key_data(_own_key(other_draws, context)))
-            return [value], acc, {path: made}
+            data = jax.random.key_data(own_key(other_draws, context))
+            return [value], acc, {path: (jnp.ones((), bool), operands, value, data)}
         assert isinstance(estimator, InPlace)
         parameters = lax.stop_gradient(operands) if estimator.score else operands
-        value = _draw(choice, parameters, key, estimator.draw, context)
-        if estimator.score:
-            value = lax.stop_gradient(value)
-            acc = _add_score(acc, choice, estimator, operands, value)
-        return [value], acc, {}
+        value = draw(choice, parameters, key, estimator.draw, context)
+        if not estimator.score:
+            return [value], acc, {}
+        value = lax.stop_gradient(value)
+        return [value], acc, {path: _score(choice, estimator, operands, value)}
 
-    return interpret(closed, args, rule, key=key, given=given, acc=acc, resumable=resumable)
-
-
-# --- draws of all samples from one key ------------------------------------------------------------
+    outs, _, made = interpret(layout.program, args, rule, key=key, given=given, resumable=resumable)
+    return outs, made
 
 
-def _draw(
-    site: Site, operands: Sequence[Any], key: jax.Array, sample: Any, context: Context
-) -> jax.Array:
-    """A draw, independent for each of the samples.
-
-    They share the key: to the site they are one more ``vmap``, and where its parameters are the
-    same in all of them their draws are made by one call.
-    """
-    if context.samples == 1:
-        return vectorised_draw(site, operands, key, sample)
-    return _among_samples(site, sample, [])(lax.axis_index(SAMPLES), key, list(operands))
-
-
-def _own_key(key: jax.Array, context: Context) -> jax.Array:
-    """A key of its own for each of the samples."""
-    return key if context.samples == 1 else jax.random.fold_in(key, lax.axis_index(SAMPLES))
-
-
-def _among_samples(site: Site, sample: Any, shared: list[Any]) -> Callable[..., jax.Array]:
-    """A draw as a function of the number of the sample, the key and the operands.
-
-    ``shared`` are the ``vmap``\\ s met before that over the samples (of enumerated values and
-    alternatives), outermost first, each by what it maps: they do not make draws independent.
-    """
-
-    def evaluate(draw: Any, key: Any, operands: list[Any], of_samples: Any = None) -> Any:
-        """``of_samples``: which operands have the axis of the samples in front, if there is one."""
-        places = [0] * len(operands) if of_samples is None else [int(m) for m in of_samples]
-        for mapped_key, mapped in reversed(shared):
-            axes = [n if m else None for n, m in zip(places, mapped, strict=True)]
-            in_axes = (0 if mapped_key else None, axes)
-            draw = jax.vmap(draw, in_axes=in_axes, out_axes=int(of_samples is not None))
-        return draw(key, operands)
-
-    def drawing(site: Site, own: Callable[[jax.Array], jax.Array] = lambda key: key) -> Any:
-        return lambda key, operands: vectorised_draw(site, operands, own(key), sample)
-
-    @jax.custom_batching.custom_vmap
-    def drawn(i: jax.Array, key: jax.Array, operands: list[Any]) -> jax.Array:
-        return evaluate(drawing(site), key, operands)
-
-    @drawn.def_vmap
-    def _(size: int, batched: Any, i: Any, key: Any, operands: list[Any]) -> Any:
-        over_samples, mapped_key, mapped = batched
-        if not over_samples:
-            more = [(mapped_key, mapped), *shared]
-            return _among_samples(site, sample, more)(i, key, operands), True
-        if mapped_key:  # to one value, maybe, by a branch with a mapped predicate
-
-            def one(i: jax.Array, key: jax.Array, operands: list[Any]) -> jax.Array:
-                own = lambda key: jax.random.fold_in(key, i)
-                return evaluate(drawing(site, own), key, operands)
-
-            in_axes = (0, 0, [0 if m else None for m in mapped])
-            return jax.vmap(one, in_axes=in_axes)(i, key, operands), True
-        wider = dataclasses.replace(site, axes=(Axis(size, tuple(mapped)), *site.axes))
-        return evaluate(drawing(wider), key, operands, mapped), True
-
-    return drawn
-
-
-def _add_score(
-    acc: dict[str, Any], site: Site, estimator: InPlace, operands: list[Any], value: Any
-) -> dict[str, Any]:
+def _score(site: Site, estimator: InPlace, operands: list[Any], value: Any) -> dict[str, Any]:
+    """The log density of each element, and what its baseline makes of it."""
     chosen_outside = site.estimator is not None
 
     def one(operands: list[Any], value: Any) -> dict[str, Any]:
-        log_prob = estimator.log_prob(site.rebuild(site.live(operands)), value)
+        log_prob = estimator.log_prob(apart(site.rebuild(site.live(operands))), value)
         if site.masked:
             log_prob = jnp.where(site.mask(operands), log_prob, 0.0)
         own = site.rebuild_estimator(operands) if chosen_outside else estimator
-        sums: dict[str, Any] = {"score": jnp.sum(log_prob)}
-        if own.baseline is not None:
-            sums[own.baseline.group] = own.baseline.accumulate(log_prob)
-        return sums
+        parts = {} if own.baseline is None else own.baseline.accumulate(log_prob)
+        return {"score": log_prob, "baseline": parts}
 
-    sums = per_element(site.axes, one, 1)(operands, value)
-    sums = jax.tree.map(jnp.sum, sums)
-    old = {name: acc[name] for name in sums}
-    return {**acc, **jax.tree.map(lambda a, b: a + b.astype(a.dtype), old, sums)}
+    return per_element(site.axes, one, 1)(operands, value)
 
 
 # --- enumerated sites ---------------------------------------------------------------------------
 
 
-def _by_step(s: Chosen, indices: Iterator[jax.Array], lengths: Sequence[int]) -> Any:
-    """The joint values of a site in every step of the loops around it, from one index each."""
+def _given(layout: Layout, indices: Sequence[jax.Array]) -> Record:
+    """The values that enumerated choices take, from their indices on the grid."""
+    left = iter(indices)
+    given: Record = {}
+    for s in layout.of(Enumerated):
+        if s.stepwise:
+            given[s.path] = _by_step(s, left, s.shape[: s.loops])
+        else:
+            digits = jnp.broadcast_to(_digits(s, next(left)), s.shape[s.loops :])
+            given[s.path] = jnp.broadcast_to(digits, s.shape)
+    return given
+
+
+def _by_step(s: Elements, indices: Iterator[jax.Array], lengths: Sequence[int]) -> Any:
+    """The joint values of a choice in every step of the loops around it, from one index each."""
     if lengths:
         return Steps(_by_step(s, indices, lengths[1:]) for _ in range(lengths[0]))
-    return _digits(s, next(indices))
+    return jnp.broadcast_to(_digits(s, next(indices)), s.shape[s.loops :])
 
 
-def _digits(s: Chosen, index: jax.Array) -> jax.Array:
-    """The joint value number ``index`` as one index into the support for each element."""
-    site, d = s.choice.site, abstract_distribution(s.choice)
-    assert isinstance(s.estimator, Enumerated)
-    shape = (*site.sizes, *d.batch_shape)
-    n = support_size(s.choice, s.estimator)
-    places = np.array([n**i for i in range(math.prod(shape))][::-1], dtype=np.int32)
-    return (index // jnp.asarray(places) % n).reshape(shape)
+def _digits(s: Elements, index: jax.Array) -> jax.Array:
+    """The joint value number ``index`` as one index into the support for each element, the same
+    for elements that are apart."""
+    axes = zip(s.shape[s.loops :], s.apart[s.loops :], strict=True)
+    shape = [1 if apart else n for n, apart in axes]
+    places = np.array([s.support**i for i in range(math.prod(shape))][::-1], dtype=np.int32)
+    return (index // jnp.asarray(places) % s.support).reshape(shape)
 
 
-def _enumerated(s: Chosen, estimator: Enumerated, operands: list[Any], digits: Any) -> Any:
+def _enumerated(layout: Layout, path: Path, operands: list[Any], digits: Any) -> Any:
     """The value that the digits stand for, and its weight."""
-    site, d = s.choice.random, abstract_distribution(s.choice)
-    assert isinstance(site, Site)
+    chosen = layout.chosen[path]
+    site, estimator = chosen.choice.site, chosen.estimator
+    assert isinstance(estimator, Enumerated)
     if digits is None:  # a support of one value
-        digits = jnp.zeros((*site.sizes, *d.batch_shape), int)
+        shape = element_shape(site, operands)
+        digits = jnp.zeros((*site.sizes, *shape), int)
 
     def one(operands: list[Any], digits: jax.Array) -> tuple[jax.Array, jax.Array]:
-        d = site.rebuild(site.live(operands))
+        d = apart(site.rebuild(site.live(operands)))
         values = estimator.support(d)
         value = values[digits].astype(site.dtype)
-        mass = jnp.prod(estimator.mass(d, value))
+        mass = estimator.mass(d, value) - 1.0 / len(values)
         if site.masked:  # in a branch not taken all values weigh the same
-            mass = jnp.where(site.mask(operands), mass, float(len(values)) ** -digits.size)
+            mass = jnp.where(site.mask(operands), mass, 0.0)
         return value, mass
 
     value, mass = per_element(site.axes, one, 1)(operands, digits)
-    mass = jnp.prod(mass)
-    if s.choice.conditional:
-        mass = mass * s.values
     return lax.stop_gradient(value), mass.astype(jnp.zeros(()).dtype)
-
-
-# --- continued sites ----------------------------------------------------------------------------
-
-
-def _correction(run: Any, s: Chosen, made: Any, rest: Any) -> jax.Array:
-    """The sampling terms of all instances of a continued site: value 0."""
-    lengths = s.choice.lengths
-    n = math.prod(lengths)
-    visited, operands, value, key = jax.tree.map(
-        lambda a: a.reshape((n, *a.shape[len(lengths) :])), made
-    )
-
-    def harmless(a: jax.Array) -> jax.Array:  # in a branch not taken the operands are zeros
-        seen = visited.reshape((n, *[1] * (a.ndim - 1)))
-        return jnp.where(seen, a, jnp.asarray(0.5, a.dtype))
-
-    parameters = jax.tree.map(harmless, operands)
-
-    def instance(i: jax.Array, parameters: list[Any], value: Any, key: Any) -> jax.Array:
-        return _differentiated_only(
-            functools.partial(_sampling_term, run, s), s, parameters, (i, value, key, *rest)
-        )
-
-    xs = (jnp.arange(n), parameters, lax.stop_gradient(value), key)
-    if n <= AT_ONCE:
-        terms = jax.vmap(instance)(*xs)
-    else:
-        even = [b for b in range(AT_ONCE // 4, AT_ONCE + 1) if n % b == 0]  # no remainder
-        terms = lax.map(lambda x: instance(*x), xs, batch_size=max(even, default=AT_ONCE))
-    return jnp.sum(jnp.where(visited, terms, 0.0))
-
-
-def _sampling_term(run: Any, s: Chosen, parameters: list[Any], rest: Any) -> jax.Array:
-    i, value, key, args, program_key, given, payoff = rest
-    site, estimator = s.choice.random, s.estimator
-    assert isinstance(site, Site) and isinstance(estimator, Continued)
-    lengths, path = s.choice.lengths, s.choice.path
-
-    def continuation(x: jax.Array, rest: Any) -> jax.Array:
-        i, args, program_key, given = rest
-        replace = (jnp.arange(math.prod(lengths)) == i).reshape(lengths)
-        other = jnp.broadcast_to(x, (*lengths, *x.shape))
-        outs, acc, _ = run(args, program_key, {**given, path: (replace, other)})
-        return _times(acc["weight"], outs[0])
-
-    def k(x: jax.Array) -> jax.Array:
-        x = jnp.asarray(x).astype(value.dtype)
-        return _constant(continuation, x, (i, args, program_key, given))
-
-    if site.estimator is not None:
-        estimator = site.rebuild_estimator(parameters)
-    local = LocalSite(site, parameters, value, payoff)
-    return estimator.surrogate(local, _key_of(key, program_key), k)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _differentiated_only(f: Any, s: Chosen, x: Any, rest: Any) -> jax.Array:
-    """0, with the derivative of ``f(x, rest)`` in ``x``; not evaluated for the value."""
-    return constant(0.0, x, rest)
-
-
-@_differentiated_only.defjvp
-def _(f: Any, s: Chosen, primals: Any, tangents: Any) -> Any:
-    x, rest = _first_order(s, primals)
-    _, tangent = jax.jvp(lambda x: f(x, rest), (x,), (tangents[0],))
-    zero = constant(0.0, x, rest)
-    return zero, tangent.astype(zero.dtype)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _constant(f: Any, x: Any, rest: Any) -> jax.Array:
-    """``f(x, rest)`` as a number without derivative."""
-    return f(x, rest)
-
-
-@_constant.defjvp
-def _(f: Any, primals: Any, tangents: Any) -> Any:
-    out = f(*primals)
-    return out, jnp.zeros_like(out)
-
-
-def _first_order(s: Chosen, values: Any) -> Any:
-    """``values``, which must not be differentiated: the estimate holds to first order."""
-
-    @jax.custom_jvp
-    def identity(values: Any) -> Any:
-        return values
-
-    @identity.defjvp
-    def _(primals: Any, tangents: Any) -> Any:
-        raise UnsupportedError(
-            f"a second derivative is taken through {show(s.choice.address)} at "
-            f"{s.choice.source}, whose estimator {s.estimator.name} gives first derivatives only. "
-            "Use ppl.reparam(), ppl.reinforce() or ppl.enum() for this site."
-        )
-
-    return identity(values)
-
-
-def _key_data(key: jax.Array) -> jax.Array:
-    return jax.random.key_data(key)
-
-
-def _key_of(data: jax.Array, like: jax.Array) -> jax.Array:
-    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(like))
 
 
 # --- expectations inside, and the outermost one ---------------------------------------------------

@@ -1,0 +1,329 @@
+"""Which terms of a scope depend on which elements of which choices, and what follows from it.
+
+The *elements* of a choice are numbered by the axes (steps of the loops around it, ``vmap``\\ s
+around it, batch dimensions of its distribution). An axis along which no two elements of a choice
+meet in one element of a term is *apart*: there enumerated values are taken in step, and
+alternatives of measure-valued derivatives replaced all at once. Along the other axes elements are
+treated jointly.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from . import _jax
+from .assignment import MAX_JOINT, Chosen
+from .dependence import NONE, Along, Dependence, Dependences
+from .elements import apart, element_shape
+from .errors import UnsupportedError, show
+from .estimator import Enumerated, InPlace
+from .interpret import Path, Record, abstractly, choices
+from .site import Site
+from .terms import split
+
+Grid = frozenset[Path]
+"""The enumerated choices that something depends on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Elements:
+    """A choice whose elements are told apart: the shape of its elements, which of the axes are
+    apart, and what its distribution depends on (with axes of the elements)."""
+
+    chosen: Chosen
+    shape: tuple[int, ...]
+    apart: tuple[bool, ...]
+    parameters: Dependence = dataclasses.field(default_factory=dict)
+
+    @property
+    def path(self) -> Path:
+        return self.chosen.choice.path
+
+    @property
+    def loops(self) -> int:
+        """How many of the axes are steps of loops."""
+        return len(self.chosen.choice.lengths)
+
+    @property
+    def stepwise(self) -> bool:
+        """Whether the steps of the loops around it are enumerated one by one."""
+        return not all(self.apart[: self.loops])
+
+    @property
+    def support(self) -> int:
+        """How many values an element has."""
+        estimator = self.chosen.estimator
+        assert isinstance(estimator, Enumerated)
+        return abstractly(self.chosen.choice, lambda d: estimator.support(apart(d))).shape[0]
+
+    @property
+    def values(self) -> int:
+        """How many joint values are enumerated, in one step of a loop if ``stepwise``."""
+        axes = zip(self.shape[self.loops :], self.apart[self.loops :], strict=True)
+        return self.support ** math.prod(n for n, apart in axes if not apart)
+
+    @property
+    def instances(self) -> int:
+        """How many times that: once for each step if ``stepwise``."""
+        return math.prod(self.shape[: self.loops]) if self.stepwise else 1
+
+    def only_apart(self, along: Sequence[Along | None]) -> list[Along | None]:
+        """Where the axes that are apart run along."""
+        return [a if apart else None for a, apart in zip(along, self.apart, strict=True)]
+
+    def met(self, x: jax.Array, reduce: Callable[..., jax.Array]) -> jax.Array:
+        """``x``, of an element each, reduced over the axes that are not apart (they stay)."""
+        axes = tuple(i for i, a in enumerate(self.apart) if not a)
+        return reduce(x, axis=axes, keepdims=True) if axes else x
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A scope, rewritten to return its terms, and what they depend on."""
+
+    program: _jax.ClosedJaxpr
+    terms: tuple[Dependence, ...]
+    others: tuple[Dependence, ...]
+    """Of the other outputs, which are averaged."""
+    chosen: Mapping[Path, Chosen]
+    sites: Mapping[Path, Elements]
+    """The choices that terms are told apart by: enumerated, scored, or continued."""
+
+    def of(self, kind: type) -> list[Elements]:
+        """The choices with an estimator of a kind."""
+        return [s for s in self.sites.values() if isinstance(s.chosen.estimator, kind)]
+
+    @functools.cached_property
+    def grid(self) -> list[tuple[Path, int]]:
+        """The axes of the enumeration: the choice and how many values it takes."""
+        return [(s.path, s.values) for s in self.of(Enumerated) for _ in range(s.instances)]
+
+    def on_grid(self, dependence: Dependence) -> Grid:
+        return frozenset(s.path for s in self.of(Enumerated) if s.path in dependence)
+
+    @property
+    def everywhere(self) -> Grid:
+        return frozenset(s.path for s in self.of(Enumerated))
+
+    def is_apart(self, dependence: Dependence) -> bool:
+        """Whether elements of a choice that are apart do not meet in something."""
+        return all(
+            not apart or (along is not None and not along.lag)
+            for s in self.of(Enumerated)
+            if s.path in dependence
+            for apart, along in zip(s.apart, dependence[s.path], strict=True)
+        )
+
+    def points(self, grid: Grid) -> int:
+        """How many joint values that is."""
+        return math.prod(n for path, n in self.grid if path in grid)
+
+    def over_grid(self, f: Callable[..., Any], spec: Any) -> Any:
+        """``f(*indices)`` for all joint values, one ``vmap`` for each axis of the grid.
+
+        ``spec`` says on which choices the parts of the result depend: those have an axis for each
+        of their axes in the grid in front, and no others.
+        """
+        is_leaf = lambda x: isinstance(x, frozenset)
+        for i, (path, n) in reversed(list(enumerate(self.grid))):
+            in_axes = tuple(0 if j == i else None for j in range(len(self.grid)))
+            out_axes = jax.tree.map(
+                lambda g, path=path: 0 if path in g else None, spec, is_leaf=is_leaf
+            )
+            f = jax.vmap(f, in_axes=in_axes, out_axes=out_axes, axis_size=n)
+        return f(*(jnp.arange(n) for _, n in self.grid))
+
+    def axes(self, grid: Grid) -> int:
+        """How many axes of the grid belong to the choices."""
+        return sum(path in grid for path, _ in self.grid)
+
+    def grouped(self, terms: Sequence[jax.Array]) -> list[tuple[jax.Array, Dependence, Grid]]:
+        """The terms, added up where they depend on the same, without axes that do not matter."""
+        groups: dict[Any, tuple[jax.Array, Dependence]] = {}
+        for t, d in zip(terms, self.terms, strict=True):
+            used = sorted({a.axis for along in d.values() for a in along if a is not None})
+            t = jnp.sum(t, axis=tuple(a for a in range(t.ndim) if a not in used))
+            d = {p: tuple(a and Along(used.index(a.axis), a.lag) for a in e) for p, e in d.items()}
+            name = t.shape, tuple(sorted(d.items()))
+            groups[name] = (groups[name][0] + t, d) if name in groups else (t, d)
+        return [(t, d, self.on_grid(d)) for t, d in groups.values()]
+
+    def law(self, dependence: Dependence, ndim: int, factors: Mapping[Path, Any]) -> Any:
+        """The probability of the enumerated values that something of ``ndim`` axes depends on, None
+        if it depends on none. ``factors`` has axes of size 1 for elements that are joint."""
+        parts = [
+            aligned(f, self.sites[p].only_apart(dependence[p]), ndim)
+            for p, f in factors.items()
+            if p in dependence
+        ]
+        return functools.reduce(jnp.multiply, parts) if parts else None
+
+    def score(self, dependence: Dependence, ndim: int, scores: Mapping[Path, Any]) -> Any:
+        """The sum of the scores that something of ``ndim`` axes depends on, None if on none."""
+        parts = []
+        for path, score in scores.items():
+            if path in dependence:
+                for axis, along in enumerate(dependence[path]):
+                    if along is None:
+                        score = jnp.sum(score, axis=axis, keepdims=True)
+                    elif along.lag:
+                        score = jnp.cumsum(score, axis=axis)
+                parts.append(aligned(score, dependence[path], ndim))
+        return functools.reduce(jnp.add, parts) if parts else None
+
+
+def laws(layout: Layout, made: Record) -> dict[Path, jax.Array]:
+    """The probability of the values of each enumerated choice, from what a run has recorded."""
+    return {s.path: s.met(made[s.path] + 1.0 / s.support, jnp.prod) for s in layout.of(Enumerated)}
+
+
+def times(weight: Any, f: jax.Array) -> jax.Array:
+    """``weight * f``, where an f that is not finite does not count if it has no weight."""
+    if weight is None:
+        return f
+    return weight * jnp.where((weight == 0) & ~jnp.isfinite(f), 0.0, f)
+
+
+def aligned(x: jax.Array, along: Sequence[Along | None], ndim: int) -> jax.Array:
+    """``x`` with its axes where they run along, among ``ndim`` axes; the others have size 1."""
+    places = [-1 if a is None else a.axis for a in along]
+    kept = sorted((i for i, a in enumerate(places) if a >= 0), key=lambda i: places[i])
+    out = lax.squeeze(x, [i for i, a in enumerate(places) if a < 0])
+    ranks = sorted(kept)
+    out = jnp.transpose(out, [ranks.index(i) for i in kept])
+    shape = [1] * ndim
+    for i in kept:
+        shape[places[i]] = x.shape[i]
+    return out.reshape(shape)
+
+
+def onto(x: jax.Array, along: Sequence[Along | None], keep: Sequence[bool]) -> jax.Array:
+    """``x`` summed up for each element that it depends on: the axes that are kept, others 1."""
+    kept = [(a.axis, a.lag) for a, k in zip(along, keep, strict=True) if a is not None and k]
+    for axis, lag in kept:
+        if lag:
+            x = jnp.flip(jnp.cumsum(jnp.flip(x, axis), axis), axis)
+    axes = [a for a, _ in kept]
+    x = jnp.sum(x, axis=tuple(a for a in range(x.ndim) if a not in axes))
+    ranks = sorted(axes)
+    x = jnp.transpose(x, [ranks.index(a) for a in axes])
+    sizes = iter(x.shape)
+    return x.reshape(
+        [next(sizes) if a is not None and k else 1 for a, k in zip(along, keep, strict=True)]
+    )
+
+
+# --- the layout of a scope ------------------------------------------------------------------------
+
+
+def is_told_apart(s: Chosen) -> bool:
+    """Whether an estimator asks which terms depend on its choice."""
+    if isinstance(s.estimator, Enumerated):
+        return s.joint > 1
+    return not isinstance(s.estimator, InPlace) or s.estimator.score
+
+
+def lay_out(closed: _jax.ClosedJaxpr, chosen: Sequence[Chosen]) -> Layout:
+    """The layout of a scope.
+
+    Raises:
+        UnsupportedError: too many joint values would be enumerated.
+    """
+    if not any(map(is_told_apart, chosen)):
+        rest = tuple(NONE for _ in closed.jaxpr.outvars[1:])
+        return Layout(closed, (NONE,), rest, {s.choice.path: s for s in chosen}, {})
+    told = {s.choice.path for s in chosen if is_told_apart(s)}
+    program, n = split(closed, told.__contains__)
+    new = [c for c in choices(program, densities=True) if isinstance(c.random, Site)]
+    moved = [
+        dataclasses.replace(s, choice=dataclasses.replace(s.choice, path=c.path))
+        for s, c in zip(chosen, new, strict=True)
+    ]
+    paths = {s.choice.path for s in moved if is_told_apart(s)}
+    analysis = Dependences(paths.__contains__)
+    outs = [_distinct(d) for d in analysis.run(program, [NONE] * len(program.in_avals))]
+    sites = {}
+    whole = {s.choice.path for s in moved if _is_compared_with_all(s)}
+    for s in moved:
+        path, loops = s.choice.path, len(s.choice.lengths)
+        if path not in paths:
+            continue
+        shape = (
+            *s.choice.lengths,
+            *s.choice.site.sizes,
+            *element_shape(s.choice.site, s.choice.avals),
+        )
+        if path in whole:
+            outs[:n] = [{**d, path: (None,) * len(shape)} for d in outs[:n]]
+        meets = [d[path] for d in outs[:n] if path in d]
+        no_meeting = tuple(
+            all(d[i] is not None and not d[i].lag for d in meets)  # type: ignore[union-attr]
+            for i in range(len(shape))
+        )
+        if not all(no_meeting[:loops]):
+            no_meeting = (*[False] * loops, *no_meeting[loops:])
+        sites[path] = Elements(s, shape, no_meeting, _of_elements(analysis.parameters[path], loops))
+    every = {s.choice.path: s for s in moved}
+    layout = Layout(program, tuple(outs[:n]), tuple(outs[n:]), every, sites)
+    for d in outs[:n]:
+        _check_size(layout, d)
+    return layout
+
+
+def _is_compared_with_all(s: Chosen) -> bool:
+    estimator = s.estimator
+    baseline = estimator.baseline if isinstance(estimator, InPlace) else None
+    return baseline is not None and baseline.whole
+
+
+def _distinct(d: Dependence) -> Dependence:
+    """No axis of a value runs along two axes of one choice (a diagonal)."""
+    out = {}
+    for path, along in d.items():
+        seen: set[int] = set()
+        new: list[Along | None] = []
+        for a in along:
+            new.append(None if a is None or a.axis in seen else a)
+            seen |= set() if a is None else {a.axis}
+        out[path] = tuple(new)
+    return out
+
+
+def _of_elements(d: Dependence, loops: int) -> Dependence:
+    """What parameters depend on, by the axes of the elements: steps of loops come first."""
+
+    def move(a: Along | None) -> Along | None:
+        if a is None:
+            return None
+        return Along(-1 - a.axis if a.axis < 0 else a.axis + loops, a.lag)
+
+    return _distinct({path: tuple(map(move, along)) for path, along in d.items()})
+
+
+def _check_size(layout: Layout, d: Dependence) -> None:
+    grid = layout.on_grid(d)
+    total = layout.points(grid)
+    if total <= MAX_JOINT:
+        return
+    parts = []
+    for s in layout.of(Enumerated):
+        if s.path not in d:
+            continue
+        c = s.chosen.choice
+        met = [n for n, a in zip(s.shape, s.apart, strict=True) if not a]
+        joint = f"{s.support}**{math.prod(met)}" if met else str(s.support)
+        parts.append(f"{show(c.address)} ({joint} values, {c.source})")
+    raise UnsupportedError(
+        f"enumeration would run a term of the objective for {total} joint values, since these meet "
+        f"in it: {', '.join(parts)}. Use ppl.reinforce() or ppl.mvd() for some of them; or let the "
+        "elements meet in no term: a sum over the elements of what each of them touches, or an "
+        "@ppl.expectation of its own for each, jax.vmap(inner)(xs).sum()."
+    )

@@ -1,0 +1,408 @@
+"""The payoff of a program as a sum of terms.
+
+:func:`split` rewrites a program whose first output is a scalar f, so that it returns arrays
+t_1, ..., t_n with f = sum of all their elements instead. What depends on what can then be told for
+each element of each term.
+
+From the output backwards, equations that are linear in what the choices reach (sums, reshapes,
+products with constants, ...) are the *tail* of the program; what enters it, the *leaves*, are the
+terms, each times its coefficient: the derivative of the tail, which is the same everywhere. The
+tail goes into ``jit``, and into a ``scan`` where it adds up in the carry or stacks its outputs: the
+leaves of all steps are stacked then, and what only adds up is no carry any more.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from . import _jax
+from .interpret import INLINED, Path, is_random
+from .site import Body, Call, Site
+
+Signed = list[tuple[float, Any]]
+"""A sum of variables (or literals), each with its sign."""
+
+
+def split(closed: _jax.ClosedJaxpr, is_source: Callable[[Path], bool]) -> tuple[Any, int]:
+    """The program that returns terms in place of its first output, and how many they are.
+
+    ``is_source`` says at which paths the draws are that terms are to be told apart by. The choices
+    of the new program are those of the old one, in the same order (their paths may differ).
+    """
+    tainted = _tainted(closed, [False] * len(closed.in_avals), is_source, ())
+    level = _level(closed, [[(1.0, closed.jaxpr.outvars[0])]], tainted, is_source, ())
+    counts: list[int] = []
+
+    def terms(*args: Any) -> list[Any]:
+        env = _run(level, args, closed.jaxpr.outvars[1:])
+        leaves, constants = _collect(level, env)
+        constant, slopes = _coefficients(level, leaves, constants)
+        flat = [] if isinstance(constant, np.ndarray) and constant == 0 else [jnp.asarray(constant)]
+        for c, leaf in zip(slopes, jax.tree.leaves(leaves), strict=True):
+            if c is None:
+                flat.append(leaf)
+            elif isinstance(c, np.generic):
+                flat += [c * leaf] if c else []
+            else:
+                flat.append(jnp.where(c == 0, 0.0, c * leaf))  # the leaf may be infinite there
+        counts.append(len(flat))
+        return [*flat, *(_read(env, v) for v in closed.jaxpr.outvars[1:])]
+
+    avals = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in closed.in_avals]
+    new, consts, _ = _jax.trace(terms, *avals)
+    assert not consts or all(isinstance(c, np.ndarray | jax.Array) for c in consts)
+    jaxpr = new.jaxpr.replace(
+        constvars=new.jaxpr.invars[: len(consts)], invars=new.jaxpr.invars[len(consts) :]
+    )
+    return _without_dead_code(_jax.ClosedJaxpr(jaxpr, consts)), counts[0]
+
+
+@dataclasses.dataclass
+class _Level:
+    """The tail of one jaxpr, and of those in it."""
+
+    closed: _jax.ClosedJaxpr
+    wanted: list[Signed]
+    leaves: list[Any] = dataclasses.field(default_factory=list)
+    constants: list[_jax.Var] = dataclasses.field(default_factory=list)
+    tail: set[int] = dataclasses.field(default_factory=set)
+    inner: dict[int, _Level] = dataclasses.field(default_factory=dict)
+    outs: dict[int, list[int]] = dataclasses.field(default_factory=dict)
+    """Which outputs of an equation with an inner level are wanted."""
+
+
+def _level(
+    closed: _jax.ClosedJaxpr,
+    wanted: list[Signed],
+    tainted: set[Any],
+    is_source: Callable[[Path], bool],
+    path: Path,
+) -> _Level:
+    level, jaxpr = _Level(closed, wanted), closed.jaxpr
+    active: dict[Any, None] = {v: None for sum_ in wanted for _, v in sum_ if _is_var(v)}
+    for i in reversed(range(len(jaxpr.eqns))):
+        eqn = jaxpr.eqns[i]
+        outs = [n for n, v in enumerate(eqn.outvars) if v in active and v in tainted]
+        if not outs:
+            continue
+        inner = _inner(eqn, outs, tainted, is_source, (*path, i))
+        if inner is not None:
+            level.inner[i], level.outs[i], linear = inner
+        else:
+            linear = _linear_operands(eqn, tainted)
+        if linear is None:
+            continue
+        level.tail.add(i)
+        for n in level.outs.get(i, outs):
+            del active[eqn.outvars[n]]
+        for n, v in enumerate(eqn.invars):
+            if n in linear and _is_var(v):
+                active[v] = None
+            elif (
+                n not in linear and _is_var(v) and i not in level.inner and v not in level.constants
+            ):
+                level.constants.append(v)
+    level.leaves += list(active)
+    return level
+
+
+def _is_var(v: Any) -> bool:
+    return isinstance(v, _jax.Var)
+
+
+_LINEAR = (  # in all operands together
+    "add add_any broadcast_in_dim concatenate convert_element_type copy cumsum name neg pad "
+    "reduce_sum reshape rev slice squeeze sub transpose"
+)
+_JOINTLY = frozenset(_LINEAR.split())
+
+
+def _linear_operands(eqn: _jax.JaxprEqn, tainted: set[Any]) -> set[int] | None:
+    """The operands in which an equation is linear, all others being constant; None if it is not."""
+    found = _linear(eqn, tainted)
+    dtypes = [eqn.invars[n].aval.dtype for n in found or ()]  # type: ignore[attr-defined]
+    return found if all(jnp.issubdtype(t, jnp.floating) for t in dtypes) else None
+
+
+def _linear(eqn: _jax.JaxprEqn, tainted: set[Any]) -> set[int] | None:
+    hit = {n for n, v in enumerate(eqn.invars) if _is_var(v) and v in tainted}
+    name, every = eqn.primitive.name, set(range(len(eqn.invars)))
+    if name in _JOINTLY:
+        return every
+    if name in ("mul", "dot_general"):
+        return hit if len(hit) == 1 else None
+    if name in ("div", "dynamic_slice", "gather"):
+        return {0} if hit == {0} else None
+    if name == "select_n":
+        return every - {0} if 0 not in hit else None
+    if name == "dynamic_update_slice":
+        return {0, 1} if hit <= {0, 1} else None
+    return None
+
+
+def _inner(
+    eqn: _jax.JaxprEqn,
+    outs: list[int],
+    tainted: set[Any],
+    is_source: Callable[[Path], bool],
+    path: Path,
+) -> tuple[_Level, list[int], set[int]] | None:
+    """The level inside an equation, which of its outputs are linear there, and in which operands
+    besides."""
+    sub = _as_is(eqn)
+    hit = [_is_var(v) and v in tainted for v in eqn.invars]
+    if sub is not None:
+        inside = _tainted(sub, hit, is_source, path)
+        wanted: list[Signed] = [[(1.0, sub.jaxpr.outvars[n])] for n in outs]
+        return _level(sub, wanted, inside, is_source, path), outs, set()
+    if eqn.primitive is not _jax.scan_p:
+        return None
+    body = eqn.params["jaxpr"]
+    n_consts, n_carry = _jax.scan_layout(eqn)
+    inside = _tainted_body(eqn, hit, is_source, path)
+    wanted, kept, linear = [], [], set()
+    for n in outs:
+        if n >= n_carry:
+            wanted.append([(1.0, body.jaxpr.outvars[n])])
+        else:
+            added = _added(body.jaxpr, body.jaxpr.invars[n_consts + n], body.jaxpr.outvars[n])
+            if added is None:
+                continue
+            wanted.append(added)
+            linear.add(n_consts + n)
+        kept.append(n)
+    if not kept:
+        return None
+    return _level(body, wanted, inside, is_source, path), kept, linear
+
+
+def _as_is(eqn: _jax.JaxprEqn) -> _jax.ClosedJaxpr | None:
+    """The program that an equation runs on its own operands, if it may be taken apart."""
+    if eqn.primitive is _jax.jit_p:
+        return eqn.params[INLINED[eqn.primitive]]
+    call = eqn.params.get("call")
+    if isinstance(call, Call) and isinstance(call.program, Body):
+        return call.program.jaxpr
+    return None
+
+
+def _added(jaxpr: _jax.Jaxpr, before: _jax.Var, after: Any) -> Signed | None:
+    """What is added to ``before`` to get ``after``, if ``before`` is used for nothing else."""
+    uses: dict[Any, int] = {}
+    for v in [*(v for eqn in jaxpr.eqns for v in eqn.invars), *jaxpr.outvars]:
+        if _is_var(v):
+            uses[v] = uses.get(v, 0) + 1
+    users: dict[Any, Any] = {v: eqn for eqn in jaxpr.eqns for v in eqn.invars if _is_var(v)}
+    found: Signed = []
+    at: Any = before
+    while at is not after:
+        eqn = users.get(at)
+        if uses.get(at) != 1 or eqn is None:
+            return None
+        name, operands = eqn.primitive.name, eqn.invars
+        if name in ("add", "add_any"):
+            found.append((1.0, operands[0] if operands[1] is at else operands[1]))
+        elif name == "sub" and operands[0] is at:
+            found.append((-1.0, operands[1]))
+        elif name not in ("copy", "name"):
+            return None
+        at = eqn.outvars[0]
+    return found if found and uses.get(after) == 1 else None
+
+
+# --- which variables the draws reach --------------------------------------------------------------
+
+
+def _tainted(
+    closed: _jax.ClosedJaxpr, ins: Sequence[bool], is_source: Callable[[Path], bool], path: Path
+) -> set[Any]:
+    jaxpr = closed.jaxpr
+    out = {v for v, t in zip(jaxpr.invars, ins, strict=True) if t}
+    for i, eqn in enumerate(jaxpr.eqns):
+        at = (*path, i)
+        hit = [_is_var(v) and v in out for v in eqn.invars]
+        if isinstance(eqn.params.get("site"), Site):
+            reached = [any(hit) or is_source(at)] * len(eqn.outvars)
+        elif (sub := _as_is(eqn)) is not None:
+            inside = _tainted(sub, hit, is_source, at)
+            reached = [_is_var(v) and v in inside for v in sub.jaxpr.outvars]
+        elif eqn.primitive is _jax.scan_p:
+            inside = _tainted_body(eqn, hit, is_source, at)
+            reached = [_is_var(v) and v in inside for v in eqn.params["jaxpr"].jaxpr.outvars]
+        else:
+            reached = [any(hit) or is_random(eqn)] * len(eqn.outvars)
+        out |= {v for v, r in zip(eqn.outvars, reached, strict=True) if r}
+    return out
+
+
+def _tainted_body(
+    eqn: _jax.JaxprEqn, ins: list[bool], is_source: Callable[[Path], bool], path: Path
+) -> set[Any]:
+    body = eqn.params["jaxpr"]
+    n_consts, n_carry = _jax.scan_layout(eqn)
+    while True:
+        inside = _tainted(body, ins, is_source, path)
+        carry = [_is_var(v) and v in inside for v in body.jaxpr.outvars[:n_carry]]
+        new = list(ins)
+        for n, t in enumerate(carry):
+            new[n_consts + n] |= t
+        if new == ins:
+            return inside
+        ins = new
+
+
+# --- the program without its tail --------------------------------------------------------------
+
+
+def _read(env: dict[Any, Any], v: Any) -> Any:
+    if _is_var(v):
+        return env[v]
+    return jnp.asarray(v.val, v.aval.dtype)
+
+
+def _run(level: _Level, args: Sequence[Any], outs: Sequence[Any]) -> dict[Any, Any]:
+    """The variables of a program, up to its leaves and ``outs``.
+
+    What an inner level has collected stands under the number of its equation.
+    """
+    jaxpr = level.closed.jaxpr
+    env: dict[Any, Any] = dict(zip(jaxpr.constvars, level.closed.consts, strict=True))
+    env.update(zip(jaxpr.invars, args, strict=True))
+    needed = {v for v in (*outs, *level.leaves, *level.constants) if _is_var(v)}
+    whole = set()
+    for i in reversed(range(len(jaxpr.eqns))):
+        eqn = jaxpr.eqns[i]
+        if i not in level.tail or needed.intersection(eqn.outvars):
+            whole.add(i)
+        if i in whole or i in level.inner:
+            needed.update(v for v in eqn.invars if _is_var(v))
+    for i, eqn in enumerate(jaxpr.eqns):
+        if i not in whole and i not in level.inner:
+            continue
+        operands = [_read(env, v) for v in eqn.invars]
+        if i not in level.inner:
+            values = _jax.evaluate_equation(eqn, operands)
+        elif eqn.primitive is _jax.scan_p:
+            values, env[i] = _run_scan(level, i, operands, [v in needed for v in eqn.outvars])
+        else:
+            inner = level.inner[i]
+            wanted = inner.closed.jaxpr.outvars if i in whole else []
+            inside = _run(inner, operands, wanted)
+            env[i] = _collect(inner, inside)
+            values = [_read(inside, v) for v in wanted]
+        env.update(zip(eqn.outvars, values, strict=False))
+    return env
+
+
+def _run_scan(
+    level: _Level, i: int, operands: list[Any], needed: list[bool]
+) -> tuple[list[Any], Any]:
+    """A scan that also stacks what its level collects; sums that are not needed are no carry."""
+    eqn, inner = level.closed.jaxpr.eqns[i], level.inner[i]
+    p, results = eqn.params, inner.closed.jaxpr.outvars
+    n_consts, n_carry = _jax.scan_layout(eqn)
+    consts, init = operands[:n_consts], operands[n_consts : n_consts + n_carry]
+    kept = [n for n in range(n_carry) if needed[n] or n not in level.outs[i]]
+    ys = [n for n in range(n_carry, len(results)) if needed[n]]
+
+    def step(carry: list[Any], xs: list[Any]) -> Any:
+        before = [jnp.zeros_like(c) for c in init]
+        for n, c in zip(kept, carry, strict=True):
+            before[n] = c
+        inside = _run(inner, [*consts, *before, *xs], [results[n] for n in (*kept, *ys)])
+        made = [_read(inside, results[n]) for n in (*kept, *ys)]
+        return made[: len(kept)], (made[len(kept) :], _collect(inner, inside))
+
+    carry, (stacked, collected) = lax.scan(
+        step,
+        [init[n] for n in kept],
+        operands[n_consts + n_carry :],
+        length=p["length"],
+        reverse=p["reverse"],
+        unroll=p["unroll"],
+    )
+    made = dict(zip((*kept, *ys), (*carry, *stacked), strict=True))
+    return [made.get(n) for n in range(len(results))], collected
+
+
+def _collect(level: _Level, env: dict[Any, Any]) -> tuple[Any, Any]:
+    """The leaves, and the constants of the tail, with those of inner levels."""
+    leaves = [_read(env, v) for v in level.leaves]
+    constants = [_read(env, v) for v in level.constants]
+    inside = [env[i] for i in sorted(level.inner)]
+    return [leaves, *(leaf for leaf, _ in inside)], [constants, *(c for _, c in inside)]
+
+
+# --- the tail -----------------------------------------------------------------------------------
+
+
+def _tail(level: _Level, leaves: Any, constants: Any) -> list[Any]:
+    """What is wanted of a level, from its leaves and constants."""
+    env: dict[Any, Any] = {}
+    own, *inside = leaves
+    own_constants, *inside_constants = constants
+    env.update(zip(level.leaves, own, strict=True))
+    env.update(zip(level.constants, own_constants, strict=True))
+    number = {i: n for n, i in enumerate(sorted(level.inner))}
+
+    for i in sorted(level.tail):
+        eqn = level.closed.jaxpr.eqns[i]
+        if i not in level.inner:
+            if eqn.primitive.name in ("name", "copy"):
+                outs = [_read(env, eqn.invars[0])]
+            else:
+                outs = _jax.evaluate_equation(eqn, [_read(env, v) for v in eqn.invars])
+            env.update(zip(eqn.outvars, outs, strict=True))
+            continue
+        inner = level.inner[i]
+        args = inside[number[i]], inside_constants[number[i]]
+        if eqn.primitive is _jax.scan_p:
+            n_consts, n_carry = _jax.scan_layout(eqn)
+            found = jax.vmap(lambda *a, inner=inner: _tail(inner, *a))(*args)
+            for n, v in zip(level.outs[i], found, strict=True):
+                if n < n_carry:
+                    v = _read(env, eqn.invars[n_consts + n]) + jnp.sum(v, axis=0)
+                env[eqn.outvars[n]] = v
+        else:
+            found = _tail(inner, *args)
+            env.update({eqn.outvars[n]: v for n, v in zip(level.outs[i], found, strict=True)})
+    return [functools.reduce(operator.add, (s * _read(env, v) for s, v in w)) for w in level.wanted]
+
+
+def _coefficients(level: _Level, leaves: Any, constants: Any) -> tuple[Any, list[Any]]:
+    """The value of the tail at 0, and its derivative in each leaf (None stands for ones)."""
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), leaves)
+
+    def affine(constants: Any) -> Any:
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        out, back = jax.vjp(lambda leaves: _tail(level, leaves, constants)[0], zeros)
+        return out, jax.tree.leaves(back(jnp.ones_like(out))[0])
+
+    if jax.tree.leaves(constants):
+        return affine(constants)
+    with jax.ensure_compile_time_eval():
+        out, slopes = jax.tree.map(np.asarray, affine(constants))
+    return out, [
+        None if np.all(c == 1) else c.flat[0] if c.size and np.all(c == c.flat[0]) else c
+        for c in slopes
+    ]
+
+
+def _without_dead_code(closed: _jax.ClosedJaxpr) -> _jax.ClosedJaxpr:
+    jaxpr = closed.jaxpr
+    needed = {v for v in jaxpr.outvars if _is_var(v)}
+    kept = []
+    for eqn in reversed(jaxpr.eqns):
+        if needed.intersection(eqn.outvars) or is_random(eqn) or eqn.effects:
+            kept.append(eqn)
+            needed.update(v for v in eqn.invars if _is_var(v))
+    return _jax.with_equations(closed, kept[::-1])
