@@ -30,8 +30,10 @@ from jax.scipy.special import logsumexp
 
 from estimators.enumeration import Enum
 from transforms import _jax
-from transforms.addresses import Entry, flatten, match_shapes, nest
+from transforms.addresses import flatten, match_shapes, nest
 from transforms.assignment import MAX_JOINT
+from transforms.elements import apart
+from transforms.elimination import Variable, log_sum
 from transforms.errors import Address, AddressError, UnsupportedError, describe, nearest, show
 from transforms.execute import Execution
 from transforms.interpret import abstract_distribution
@@ -181,69 +183,93 @@ def importance(
 @final
 @dataclasses.dataclass(frozen=True)
 class Enumeration(Algorithm):
-    """All joint values of the free choices, which must have finite supports: exact."""
+    """All values of the free choices, which must have finite supports: exact.
+
+    They are summed out one by one (``transforms/elimination.py``); a draw takes all joint values.
+    """
 
     def sample(self, target: Target) -> tuple[Execution, jax.Array]:
-        runs, size = self._all(target)
+        free = self._free(target)
+        size = math.prod(f.joint for f in free.values())
+        if size > MAX_JOINT:
+            many = ", ".join(f"{show(a)} ({f.count})" for a, f in free.items())
+            raise UnsupportedError(
+                f"a draw from normalize({target.program.name}, by=enumeration()) needs all joint "
+                f"values of {many}. Use ppl.importance(n, proposal)."
+            )
+
+        def run(*values: Any) -> Execution:
+            return target.score(nest(zip(free, values, strict=True)))
+
+        for i in reversed(range(len(free))):
+            run = jax.vmap(run, in_axes=tuple(0 if j == i else None for j in range(len(free))))
+        runs = run(*(f.all() for f in free.values()))
         weights = runs.log_density.reshape(-1)
         index = _sample(("index",), dist.Categorical(logits=weights), drawn=True)
         flat = jax.tree.map(lambda a: a.reshape(size, *a.shape[runs.log_density.ndim :]), runs)
         return jax.tree.map(lambda a: a[index], flat), logsumexp(weights)
 
     def estimate(self, target: Target, retained: Execution | None = None) -> jax.Array:
-        return logsumexp(self._all(target)[0].log_density)
+        free = self._free(target)
 
-    def _all(self, target: Target) -> tuple[Execution, int]:
+        def log_density(*digits: jax.Array) -> jax.Array:
+            values = [f.values[d] for f, d in zip(free.values(), digits, strict=True)]
+            return target.score(nest(zip(free, values, strict=True))).log_density
+
+        variables = [
+            Variable(f.shape, len(f.values), f"{show(a)} at {f.source}") for a, f in free.items()
+        ]
+        return log_sum(log_density, variables)
+
+    def _free(self, target: Target) -> dict[Address, _Free]:
         program = target.program
         if not isinstance(program, Program):
             raise UnsupportedError(
                 f"enumeration() at {_jax.user_line()} needs a @ppl.gen program, and {program.name} "
                 "is none. Use ppl.importance(n, proposal)."
             )
-        supports: dict[Address, jax.Array] = {}
+        free: dict[Address, _Free] = {}
         for e in program.entries:
             if target.covers(e.address):
                 continue
             single = isinstance(e.choice.random, Site) and len(e.parts) == 1
-            d = abstract_distribution(e.choice) if single else None
+            d = apart(abstract_distribution(e.choice)) if single else None
             problem = "it is no single choice." if d is None else Enum().unsuitable(d)
-            if problem is not None:
+            if d is None or problem is not None:
                 raise UnsupportedError(
                     f"enumeration() cannot enumerate {show(e.address)} at {e.source}: {problem}"
                 )
-            supports[e.address] = _joint_support(e, d)
-        size = math.prod(s.shape[0] for s in supports.values())
-        if size > MAX_JOINT:
-            raise UnsupportedError(
-                f"enumeration() of {program.name} needs {size} joint values of "
-                f"{', '.join(map(show, supports))}. Take the marginal of one element at a time, "
-                "under jax.vmap."
-            )
-
-        def run(*values: Any) -> Execution:
-            return target.score(nest(zip(supports, values, strict=True)))
-
-        for i in reversed(range(len(supports))):
-            run = jax.vmap(run, in_axes=tuple(0 if j == i else None for j in range(len(supports))))
-        return run(*supports.values()), size
+            choice = e.choice
+            zeros = [jnp.zeros(a.shape, a.dtype) for a in choice.own_avals]
+            values = Enum().support(apart(choice.site.rebuild(zeros))).astype(choice.site.dtype)
+            shape = e.like.shape[: e.like.ndim - len(d.event_shape)]
+            free[e.address] = _Free(values, shape, e.source)
+        return free
 
 
-def _joint_support(entry: Entry, d: Any) -> jax.Array:
-    """All joint values of the elements of a site: ``[K**D, *shape]``."""
-    choice, site = entry.choice, entry.choice.site
-    zeros = [jnp.zeros(a.shape, a.dtype) for a in choice.own_avals]
-    values = Enum().support(site.rebuild(zeros))
-    shape = (*choice.lengths, *site.sizes, *d.batch_shape)
-    n, elements = values.shape[0], math.prod(shape)
-    if n**elements > MAX_JOINT:
-        raise UnsupportedError(
-            f"enumeration() of {show(choice.address)} at {choice.source} needs {n}**{elements} "
-            "joint values. Take the marginal of one element at a time, under jax.vmap."
-        )
-    places = jnp.asarray([n**i for i in range(elements)][::-1], int)
-    digits = (jnp.arange(n**elements)[:, None] // places % n).reshape(-1, *shape)
-    joint = values[digits].astype(site.dtype)
-    return jax.vmap(lambda v: entry.join({choice.path: v}))(joint)
+@dataclasses.dataclass(frozen=True)
+class _Free:
+    """A choice to enumerate: the values of an element, ``[K, *event_shape]``, its elements, and
+    where it stands."""
+
+    values: jax.Array
+    shape: tuple[int, ...]
+    source: str
+
+    @property
+    def joint(self) -> int:
+        return len(self.values) ** math.prod(self.shape)
+
+    @property
+    def count(self) -> str:
+        return f"{len(self.values)}**{math.prod(self.shape)} values, {self.source}"
+
+    def all(self) -> jax.Array:
+        """All joint values: ``[joint, *shape, *event_shape]``."""
+        n = math.prod(self.shape)
+        places = jnp.asarray([len(self.values) ** i for i in range(n)][::-1], int)
+        digits = jnp.arange(self.joint)[:, None] // places % len(self.values)
+        return self.values[digits.reshape(-1, *self.shape)]
 
 
 def enumeration() -> Enumeration:

@@ -90,6 +90,17 @@ class Dependences:
         loops: int = 0,
     ) -> list[Dependence]:
         """What the outputs depend on, given what the inputs do."""
+        env = self.variables(closed, args, path, loops)
+        return [NONE if isinstance(v, _jax.Literal) else env[v] for v in closed.jaxpr.outvars]
+
+    def variables(
+        self,
+        closed: _jax.ClosedJaxpr,
+        args: Sequence[Dependence],
+        path: Path = (),
+        loops: int = 0,
+    ) -> dict[Any, Dependence]:
+        """What each variable depends on, given what the inputs do."""
         jaxpr = closed.jaxpr
         env: dict[Any, Dependence] = dict.fromkeys(jaxpr.constvars, NONE)
         env.update(zip(jaxpr.invars, args, strict=True))
@@ -100,7 +111,7 @@ class Dependences:
         for i, eqn in enumerate(jaxpr.eqns):
             outs = self._equation(eqn, [read(v) for v in eqn.invars], (*path, i), loops)
             env.update(zip(eqn.outvars, outs, strict=True))
-        return [read(v) for v in jaxpr.outvars]
+        return env
 
     def _equation(
         self, eqn: _jax.JaxprEqn, ins: list[Dependence], path: Path, loops: int
@@ -126,6 +137,9 @@ class Dependences:
                 self.run(b, rest, (*path, n), loops) for n, b in enumerate(eqn.params["branches"])
             ]
             index = _moved(index, lambda a: None)
+            for at, d in self.parameters.items():
+                if at[: len(path)] == path:  # whether it is made at all
+                    self.parameters[at] = join([d, index])
             return [join([index, *outs]) for outs in zip(*cases, strict=True)]
         inner = _called(eqn)
         if inner is not None:

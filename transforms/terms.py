@@ -32,13 +32,18 @@ Signed = list[tuple[float, Any]]
 """A sum of variables (or literals), each with its sign."""
 
 
-def split(closed: _jax.ClosedJaxpr, is_source: Callable[[Path], bool]) -> tuple[Any, int]:
+def split(
+    closed: _jax.ClosedJaxpr,
+    is_source: Callable[[Path], bool],
+    inputs: Sequence[bool] | None = None,
+) -> tuple[Any, int]:
     """The program that returns terms in place of its first output, and how many they are.
 
-    ``is_source`` says at which paths the draws are that terms are to be told apart by. The choices
+    ``is_source`` says at which paths the draws are, and ``inputs`` which inputs they are, that
+    terms are to be told apart by. The choices
     of the new program are those of the old one, in the same order (their paths may differ).
     """
-    tainted = _tainted(closed, [False] * len(closed.in_avals), is_source, ())
+    tainted = _tainted(closed, inputs or [False] * len(closed.in_avals), is_source, ())
     level = _level(closed, [[(1.0, closed.jaxpr.outvars[0])]], tainted, is_source, ())
     counts: list[int] = []
 
