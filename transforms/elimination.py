@@ -32,6 +32,7 @@ from .dependence import NONE, Along, Dependence, Dependences
 from .errors import UnsupportedError
 from .interpret import is_random
 from .terms import split
+from .uniform import NO, Axes, Uniform, compress
 
 Digit = tuple[int, int]
 """A variable, by its number, here (0) or one step before in its chain (1)."""
@@ -76,11 +77,11 @@ def log_sum(f: Callable[..., jax.Array], variables: Sequence[Variable]) -> jax.A
     inputs = [False] * len(consts) + [True] * len(variables)
     program, n = split(closed, lambda _: False, inputs)
     own = [{i: tuple(map(Along, range(len(v.shape))))} for i, v in enumerate(variables)]
-    analysis = Dependences(lambda _: False)
-    env = analysis.variables(program, [*[NONE] * len(consts), *own])
+    env = Dependences(lambda _: False).variables(program, [*[NONE] * len(consts), *own])
     outs = [NONE if isinstance(v, _jax.Literal) else env[v] for v in program.jaxpr.outvars[:n]]
     plan = _plan(variables, outs)
-    values = _evaluate(program, consts, plan, env)
+    in_step = [frozenset(e for e, c in enumerate(cs) if c is not None) for cs in plan.classes]
+    values = _evaluate(compress(program, [*[NO] * len(consts), *in_step]), consts, plan, outs)
     tables = [_table(plan, d, v) for d, v in zip(outs, values, strict=True)]
     return _eliminate(plan, tables)
 
@@ -236,7 +237,7 @@ def _table(plan: _Plan, d: Dependence, value: jax.Array) -> _Table:
 
 
 def _evaluate(
-    program: _jax.ClosedJaxpr, consts: Sequence[Any], plan: _Plan, env: dict[Any, Dependence]
+    program: _jax.ClosedJaxpr, consts: Sequence[Any], plan: _Plan, outs: Sequence[Dependence]
 ) -> list[jax.Array]:
     """The terms for all values of the digits that they depend on, which are axes in front."""
     m = len(plan.variables)
@@ -249,9 +250,14 @@ def _evaluate(
         here = [_digits(plan, i, at[i, 0]) for i in range(m)]
         before = [_digits(plan, i, at.get((i, 1), at[i, 0])) for i in range(m)]
         worlds = [*consts, *here], [*consts, *before]
-        return _Worlds(plan, env, set(chained)).run(program, *worlds)
+        return worlds_of.run(program, *worlds)
 
-    outs = [NONE if isinstance(v, _jax.Literal) else env[v] for v in program.jaxpr.outvars]
+    anything = [{i: ()} if i in chained else NONE for i in range(m)]
+    in_step = [frozenset(e for e, c in enumerate(cs) if c is not None) for cs in plan.classes]
+    worlds_of = _Worlds(
+        Dependences(lambda _: False).variables(program, [*[NONE] * len(consts), *anything]),
+        Uniform().variables(program, [*[NO] * len(consts), *in_step]),
+    )
     on = [plan.signature(d)[0] for d in outs]
     for j, digit in reversed(list(enumerate(digits))):
         in_axes = tuple(0 if k == j else None for k in range(len(digits)))
@@ -275,9 +281,10 @@ class _Worlds:
     A ``scan`` over a chain needs both: its carry comes from the step before.
     """
 
-    plan: _Plan
-    env: dict[Any, Dependence]
-    chained: set[int]
+    chained: dict[Any, Dependence]
+    """Whether variables of the program depend on digits of a chain (if there is anything)."""
+    same: dict[Any, Axes]
+    """The axes along which they are the same."""
 
     def run(
         self, closed: _jax.ClosedJaxpr, here: Sequence[Any], before: Sequence[Any]
@@ -290,7 +297,7 @@ class _Worlds:
             worlds.append(world)
         for eqn in jaxpr.eqns:
             operands = [[_read(w, v) for v in eqn.invars] for w in worlds]
-            touched = any(self.chained & set(self._on(v)) for v in eqn.outvars)
+            touched = any(map(self._is_chained, eqn.outvars))
             if eqn.primitive is _jax.scan_p and touched:
                 outs = self._scan(eqn, *operands)
                 both = outs, outs
@@ -301,8 +308,8 @@ class _Worlds:
                 world.update(zip(eqn.outvars, values, strict=True))
         return [_read(worlds[0], v) for v in jaxpr.outvars]
 
-    def _on(self, v: Any) -> Dependence:
-        return self.env.get(v, NONE)
+    def _is_chained(self, v: Any) -> bool:
+        return isinstance(v, _jax.Var) and bool(self.chained.get(v))
 
     def _scan(self, eqn: _jax.JaxprEqn, here: list[Any], before: list[Any]) -> list[Any]:
         """All steps side by side. What comes through the carry is a function of the digits one
@@ -316,7 +323,7 @@ class _Worlds:
         n_consts, n_carry = _jax.scan_layout(eqn)
         consts, init = here[:n_consts], here[n_consts : n_consts + n_carry]
         length = p["length"]
-        drawn = [bool(self.chained & set(self._on(v))) for v in eqn.outvars[:n_carry]]
+        drawn = list(map(self._is_chained, eqn.outvars[:n_carry]))
 
         def step(carry: Sequence[Any], x: Sequence[Any]) -> list[Any]:
             return _jax.evaluate(body, *consts, *carry, *x)
@@ -334,8 +341,13 @@ class _Worlds:
         last, entering = lax.scan(
             alone, [init[n] for n in plain], xs, length=length, reverse=p["reverse"]
         )
+        rows = eqn.invars[n_consts + n_carry :]
+        mapped = [0 not in self.same.get(v, NO) for v in rows]
+        at = lambda xs, of: [of(x) if m else x[0] for x, m in zip(xs, mapped, strict=True)]
+        in_axes = [0 if m else None for m in mapped]
         if not any(drawn):  # no carry touches a chain
-            ys = jax.vmap(lambda c, x: step(c, x)[n_carry:])(entering, xs)
+            f = lambda c, x: step(c, x)[n_carry:]
+            ys = jax.vmap(f, in_axes=(0, in_axes), axis_size=length)(entering, at(xs, lambda x: x))
             return [*last, *ys]
         assert not p["reverse"]
 
@@ -343,21 +355,45 @@ class _Worlds:
             given, rest = iter(carry), iter(others)
             return [next(rest) if d else next(given) for d in drawn]
 
+        unknown = [i for i, d in zip(init, drawn, strict=True) if d]
+
         def made(carry: Sequence[Any], x: Sequence[Any]) -> list[Any]:
-            outs = step(full(carry, [i for i, d in zip(init, drawn, strict=True) if d]), x)
+            outs = step(full(carry, unknown), x)
             return [o for o, d in zip(outs[:n_carry], drawn, strict=True) if d]
 
         first = step(init, [x[0] for x in xs])[n_carry:]
-        head = lambda a: a[: length - 1]
-        tail = lambda a: a[1:]
-        late = jax.vmap(made)(list(map(head, entering)), list(map(head, xs_before)))
-        rest = jax.vmap(lambda c, o, x: step(full(c, o), x)[n_carry:])(
-            list(map(tail, entering)), late, list(map(tail, xs))
+        head, tail = (lambda a: a[: length - 1]), (lambda a: a[1:])
+        read = _inputs(
+            body.jaxpr, [v for v, d in zip(body.jaxpr.outvars, drawn, strict=False) if d]
         )
+        varying = {body.jaxpr.invars[n_consts + n] for n in plain}
+        varying |= {
+            v for v, m in zip(body.jaxpr.invars[n_consts + n_carry :], mapped, strict=True) if m
+        }
+        if read & varying:
+            late = jax.vmap(made, in_axes=(0, in_axes), axis_size=length - 1)(
+                list(map(head, entering)), at(xs_before, head)
+            )
+        else:  # the same at all steps
+            late = made([init[n] for n in plain], [x[0] for x in xs_before])
+        rest = jax.vmap(
+            lambda c, o, x: step(full(c, o), x)[n_carry:],
+            in_axes=(0, 0 if read & varying else None, in_axes),
+            axis_size=length - 1,
+        )(list(map(tail, entering)), late, at(xs, tail))
         ys = [jnp.concatenate([f[None], r]) for f, r in zip(first, rest, strict=True)]
         finals = iter(last)
         carry = [jnp.zeros_like(i) if d else next(finals) for i, d in zip(init, drawn, strict=True)]
         return [*carry, *ys]
+
+
+def _inputs(jaxpr: _jax.Jaxpr, outs: Sequence[Any]) -> set[Any]:
+    """The inputs that outputs are computed from."""
+    needed = {v for v in outs if isinstance(v, _jax.Var)}
+    for eqn in reversed(jaxpr.eqns):
+        if needed.intersection(eqn.outvars):
+            needed.update(v for v in eqn.invars if isinstance(v, _jax.Var))
+    return needed.intersection(jaxpr.invars)
 
 
 def _read(env: dict[Any, Any], v: Any) -> Any:

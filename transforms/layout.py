@@ -28,6 +28,7 @@ from .estimator import Enumerated, InPlace
 from .interpret import Path, Record, abstractly, choices
 from .site import Site
 from .terms import split
+from .uniform import NO, compress
 
 Grid = frozenset[Path]
 """The enumerated choices that something depends on."""
@@ -275,7 +276,51 @@ def lay_out(closed: _jax.ClosedJaxpr, chosen: Sequence[Chosen]) -> Layout:
     layout = Layout(program, tuple(outs[:n]), tuple(outs[n:]), every, sites)
     for d in outs[:n]:
         _check_size(layout, d)
-    return layout
+    return _compressed(layout) if all(map(layout.is_apart, layout.others)) else layout
+
+
+def _compressed(layout: Layout) -> Layout:
+    """The layout with what is the same for all elements of enumerated choices computed once."""
+    same = {
+        s.path: frozenset(i for i, apart in enumerate(s.apart) if apart)
+        for s in layout.of(Enumerated)
+        if not s.loops and not s.chosen.choice.conditional and _has_fixed_support(s.chosen)
+    }
+    if not any(same.values()):
+        return layout
+    program = compress(
+        layout.program, [NO] * len(layout.program.in_avals), lambda path: same.get(path, NO)
+    )
+    new = [c.path for c in choices(program, densities=True) if isinstance(c.random, Site)]
+    to = dict(zip(layout.chosen, new, strict=True))
+    renamed = lambda d: {to[p]: along for p, along in d.items()}
+
+    def moved(s: Chosen) -> Chosen:
+        return dataclasses.replace(s, choice=dataclasses.replace(s.choice, path=to[s.choice.path]))
+
+    sites = {
+        to[p]: dataclasses.replace(e, chosen=moved(e.chosen), parameters=renamed(e.parameters))
+        for p, e in layout.sites.items()
+    }
+    return Layout(
+        program,
+        tuple(map(renamed, layout.terms)),
+        tuple(map(renamed, layout.others)),
+        {to[p]: moved(s) for p, s in layout.chosen.items()},
+        sites,
+    )
+
+
+def _has_fixed_support(s: Chosen) -> bool:
+    """Whether the values of an enumerated choice do not depend on its parameters."""
+    site, estimator = s.choice.site, s.estimator
+    assert isinstance(estimator, Enumerated)
+    closed, consts, _ = _jax.trace(
+        lambda *ops: estimator.support(apart(site.rebuild(ops))), *s.choice.own_avals
+    )
+    read = {v for eqn in closed.jaxpr.eqns for v in eqn.invars if isinstance(v, _jax.Var)}
+    read.update(v for v in closed.jaxpr.outvars if isinstance(v, _jax.Var))
+    return not read.intersection(closed.jaxpr.invars[len(consts) :])
 
 
 def _is_compared_with_all(s: Chosen) -> bool:

@@ -1,0 +1,148 @@
+"""Values that are the same along an axis are computed once.
+
+Enumerated values are taken in step by all the elements of a plate: what is computed from them alone
+is the same for every element, and :func:`compress` computes it for one and broadcasts it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from . import _jax
+from .dependence import ELEMENTWISE, REDUCING, _axes, _called
+from .interpret import Path
+from .site import Site
+
+Axes = frozenset[int]
+"""The axes along which a value is the same."""
+NO: Axes = frozenset()
+
+
+class Uniform:
+    """The analysis: along which axes values are the same. ``site(path)`` says so of draws."""
+
+    def __init__(self, site: Callable[[Path], Axes] = lambda _: NO):
+        self._site = site
+
+    def variables(
+        self, closed: _jax.ClosedJaxpr, ins: Sequence[Axes], path: Path = ()
+    ) -> dict[Any, Axes]:
+        """The axes of each variable, given those of the inputs."""
+        jaxpr = closed.jaxpr
+        env: dict[Any, Axes] = dict.fromkeys(jaxpr.constvars, NO)
+        env.update(zip(jaxpr.invars, ins, strict=True))
+        for i, eqn in enumerate(jaxpr.eqns):
+            given = [env[v] if isinstance(v, _jax.Var) else NO for v in eqn.invars]
+            env.update(zip(eqn.outvars, self._equation(eqn, given, (*path, i)), strict=True))
+        return env
+
+    def _equation(self, eqn: _jax.JaxprEqn, ins: list[Axes], path: Path) -> Sequence[Axes]:
+        if isinstance(eqn.params.get("site"), Site):
+            return [self._site(path)]
+        inner = _called(eqn)
+        if inner is not None:
+            env = self.variables(inner, ins, path)
+            return [env[v] if isinstance(v, _jax.Var) else NO for v in inner.jaxpr.outvars]
+        return [_of_result(eqn, ins)] * len(eqn.outvars)
+
+
+def _of_result(eqn: _jax.JaxprEqn, ins: list[Axes]) -> Axes:
+    name = eqn.primitive.name
+    shapes = [v.aval.shape for v in eqn.invars]  # type: ignore[attr-defined]
+    out = eqn.outvars[0].aval.shape  # type: ignore[attr-defined]
+    every = range(len(out))
+    if name in ELEMENTWISE:
+        same = lambda axis: all(
+            not s or axis in axes or s[axis] == 1 for s, axes in zip(shapes, ins, strict=True)
+        )
+        return frozenset(filter(same, every))
+    if name == "broadcast_in_dim":
+        dims = dict(zip(eqn.params["broadcast_dimensions"], range(len(shapes[0])), strict=True))
+        return frozenset(
+            b for b in every if b not in dims or dims[b] in ins[0] or shapes[0][dims[b]] == 1
+        )
+    if name == "iota":
+        return frozenset(every) - {eqn.params["dimension"]}
+    if name in _FOLLOWING or name in REDUCING:
+        tos = _axes(eqn)
+        return frozenset(
+            b
+            for b in every
+            if (
+                at := [
+                    (j, a) for j, s in enumerate(shapes) for a in range(len(s)) if tos[j](a) == b
+                ]
+            )
+            and all(a in ins[j] for j, a in at)
+        )
+    return NO
+
+
+_FOLLOWING = frozenset(
+    {"squeeze", "transpose", "reshape", "gather", "dot_general", "concatenate", "pad", "slice"}
+)
+
+
+def compress(
+    closed: _jax.ClosedJaxpr, ins: Sequence[Axes], site: Callable[[Path], Axes] = lambda _: NO
+) -> _jax.ClosedJaxpr:
+    """The program with what is the same along an axis computed once."""
+    avals = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in closed.in_avals]
+    new, consts, _ = _jax.trace(lambda *args: _compressed(closed, args, ins, Uniform(site)), *avals)
+    jaxpr = new.jaxpr.replace(
+        constvars=new.jaxpr.invars[: len(consts)], invars=new.jaxpr.invars[len(consts) :]
+    )
+    return _jax.ClosedJaxpr(jaxpr, consts)
+
+
+def _compressed(
+    closed: _jax.ClosedJaxpr, args: Sequence[Any], ins: Sequence[Axes], analysis: Uniform
+) -> list[Any]:
+    env = analysis.variables(closed, ins)
+    jaxpr = closed.jaxpr
+    values: dict[Any, Any] = dict(zip(jaxpr.constvars, closed.consts, strict=True))
+    values.update(zip(jaxpr.invars, args, strict=True))
+
+    def read(v: Any) -> Any:
+        return values[v] if isinstance(v, _jax.Var) else jnp.asarray(v.val, v.aval.dtype)
+
+    for eqn in jaxpr.eqns:
+        operands = [read(v) for v in eqn.invars]
+        axes = env[eqn.outvars[0]]
+        name = eqn.primitive.name
+        if axes and (name in ELEMENTWISE or name == "gather"):
+            outs = [_once(eqn, operands, axes)]
+        elif eqn.primitive is _jax.jit_p:
+            inner = [env.get(v, NO) if isinstance(v, _jax.Var) else NO for v in eqn.invars]
+            outs = _compressed(eqn.params["jaxpr"], operands, inner, analysis)
+        else:
+            outs = _jax.evaluate_equation(eqn, operands)
+        values.update(zip(eqn.outvars, outs, strict=True))
+    return [read(v) for v in jaxpr.outvars]
+
+
+def _once(eqn: _jax.JaxprEqn, operands: list[Any], axes: Axes) -> jax.Array:
+    """The result for one place along the axes, broadcast."""
+    shape = eqn.outvars[0].aval.shape  # type: ignore[attr-defined]
+    if eqn.primitive.name in ELEMENTWISE:
+        tos: list[Any] = [lambda a: a] * len(operands)
+    else:
+        tos = _axes(eqn)
+        offset = set(eqn.params["dimension_numbers"].offset_dims)
+        axes = frozenset(a for a in axes if a not in offset)
+    small = []
+    for x, to in zip(operands, tos, strict=True):
+        for a in range(jnp.ndim(x)):
+            if to(a) in axes:
+                x = lax.slice_in_dim(x, 0, 1, axis=a)
+        small.append(x)
+    (out,) = _jax.evaluate_equation(eqn, small)
+    return jnp.broadcast_to(out, shape)
+
+
+__all__ = ["Axes", "Uniform", "compress"]
