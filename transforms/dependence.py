@@ -14,7 +14,7 @@ this step and ``lag`` steps before it (``EVER``: on all of them).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -36,13 +36,13 @@ class Along(NamedTuple):
     lag: int = 0
 
 
-Dependence = Mapping[Hashable, tuple[Along | None, ...]]
+Dependence = Mapping[Any, tuple[Along | None, ...]]
 NONE: Dependence = {}
 
 
 def join(dependences: Sequence[Dependence]) -> Dependence:
     """The dependence of a value on all that its parts depend on."""
-    out: dict[Hashable, tuple[Along | None, ...]] = {}
+    out: dict[Any, tuple[Along | None, ...]] = {}
     for d in dependences:
         for source, axes in d.items():
             old = out.get(source)

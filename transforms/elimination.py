@@ -75,8 +75,10 @@ def log_sum(f: Callable[..., jax.Array], variables: Sequence[Variable]) -> jax.A
     avals = [jax.ShapeDtypeStruct(v.shape, jnp.result_type(int)) for v in variables]
     closed, consts, _ = _jax.trace(f, *avals)
     inputs = [False] * len(consts) + [True] * len(variables)
-    program, n = split(closed, lambda _: False, inputs)
-    own = [{i: tuple(map(Along, range(len(v.shape))))} for i, v in enumerate(variables)]
+    program, n, _ = split(closed, lambda _: False, inputs)
+    own: list[Dependence] = [
+        {i: tuple(map(Along, range(len(v.shape))))} for i, v in enumerate(variables)
+    ]
     env = Dependences(lambda _: False).variables(program, [*[NONE] * len(consts), *own])
     outs = [NONE if isinstance(v, _jax.Literal) else env[v] for v in program.jaxpr.outvars[:n]]
     plan = _plan(variables, outs)
@@ -113,7 +115,6 @@ class _Plan:
         digits = set()
         classes = set()
         for i, along in d.items():
-            assert isinstance(i, int)
             digits.add((i, 0))
             for a, c in zip(along, self.classes[i], strict=True):
                 if a is not None and c is not None:
@@ -154,8 +155,8 @@ def _too_many(plan: _Plan, which: set[int]) -> str:
         parts.append(f"{v.name} ({count} values)")
     return (
         f"enumeration() needs too many joint values, since these meet: {', '.join(parts)}. Let "
-        "each element touch only itself (a plate, jax.vmap) or the one before it (a chain, jax.lax.scan "
-        "whose carry is the last choice), or use ppl.importance(n, proposal)."
+        "each element touch only itself (a plate, jax.vmap) or the one before it (a chain, "
+        "jax.lax.scan whose carry is the last choice), or use ppl.importance(n, proposal)."
     )
 
 
@@ -204,7 +205,8 @@ def _classes(
 
 def _try(plan: _Plan, terms: Sequence[Dependence]) -> set[tuple[int, int]]:
     """Axes that must be joint for the elimination to work; none if it works as planned."""
-    tables = [_Table(*map(tuple, map(sorted, plan.signature(d)))) for d in terms]
+    signatures = [plan.signature(d) for d in terms]
+    tables = [_Table(tuple(sorted(on)), tuple(sorted(classes))) for on, classes in signatures]
     try:
         _eliminate(plan, tables, dry=True)
     except _Clash as clash:
@@ -226,7 +228,6 @@ def _table(plan: _Plan, d: Dependence, value: jax.Array) -> _Table:
     n = len(digits)
     axis_of: dict[Class, int] = {}
     for i, along in d.items():
-        assert isinstance(i, int)
         for a, c in zip(along, plan.classes[i], strict=True):
             if a is not None and c is not None:
                 axis_of[c] = a.axis
@@ -252,7 +253,7 @@ def _evaluate(
         worlds = [*consts, *here], [*consts, *before]
         return worlds_of.run(program, *worlds)
 
-    anything = [{i: ()} if i in chained else NONE for i in range(m)]
+    anything: list[Dependence] = [{i: ()} if i in chained else NONE for i in range(m)]
     in_step = [frozenset(e for e, c in enumerate(cs) if c is not None) for cs in plan.classes]
     worlds_of = _Worlds(
         Dependences(lambda _: False).variables(program, [*[NONE] * len(consts), *anything]),

@@ -16,12 +16,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from . import _jax, marks
 from .addresses import Choices, entries, match, nest
+from .elements import apart
 from .errors import Address, UnsupportedError
 from .interpret import Path, Record, entering, interpret
-from .site import Call, Densities, Factor, Site, per_element, sample_p
+from .site import Call, Densities, Factor, Site, own_density, per_element, sample_p
 
 LOG_DENSITY = "ppl.log_density"  # marks densities, for the checks and for the checker
 
@@ -40,12 +42,19 @@ class Execution:
 # --- the transformation ------------------------------------------------------------------------
 
 
-def log_density_of(site: Site, operands: Sequence[Any], value: Any) -> jax.Array:
-    """Log density of all elements of a site at ``value``: a scalar."""
+def log_density_of(
+    site: Site, operands: Sequence[Any], value: Any, *, own: bool = False
+) -> jax.Array:
+    """Log density of all elements of a site at ``value``: a scalar.
+
+    ``own`` says that the value is the draw of the site; the density of each element has a name
+    then, by which it is found among the terms of an objective.
+    """
 
     def one(operands: list[Any], value: Any) -> jax.Array:
         d = site.rebuild(site.live(operands))
-        log_density = jnp.sum(d.log_prob(value))
+        log_prob = apart(d).log_prob(value) if own else d.log_prob(value)
+        log_density = jnp.sum(checkpoint_name(log_prob, own_density(site)) if own else log_prob)
         return jnp.where(site.mask(operands), log_density, 0.0) if site.masked else log_density
 
     with marks.mark(marks.DENSITY):
@@ -78,7 +87,7 @@ def execute(
         if isinstance(choice, Site):
             site = dataclasses.replace(choice, address=address, drawn=True)
             value = given[path] if path in given else sample_p.bind(*operands, site=site)[0]
-            outs, lp = [value], log_density_of(site, operands, value)
+            outs, lp = [value], log_density_of(site, operands, value, own=path not in given)
             outs = [value.astype(choice.dtype)]
         else:
             value, outs, lp = _call(choice, operands, given.get(path))

@@ -26,7 +26,7 @@ from .elements import apart, element_shape
 from .errors import UnsupportedError, show
 from .estimator import Enumerated, InPlace
 from .interpret import Path, Record, abstractly, choices
-from .site import Site
+from .site import Site, own_density
 from .terms import split
 from .uniform import NO, compress
 
@@ -43,6 +43,8 @@ class Elements:
     shape: tuple[int, ...]
     apart: tuple[bool, ...]
     parameters: Dependence = dataclasses.field(default_factory=dict)
+    own: float = 0.0
+    """How often the log density of the draw is a term: the derivative of that alone has mean 0."""
 
     @property
     def path(self) -> Path:
@@ -242,7 +244,7 @@ def lay_out(closed: _jax.ClosedJaxpr, chosen: Sequence[Chosen]) -> Layout:
         rest = tuple(NONE for _ in closed.jaxpr.outvars[1:])
         return Layout(closed, (NONE,), rest, {s.choice.path: s for s in chosen}, {})
     told = {s.choice.path for s in chosen if is_told_apart(s)}
-    program, n = split(closed, told.__contains__)
+    program, n, own = split(closed, told.__contains__)
     new = [c for c in choices(program, densities=True) if isinstance(c.random, Site)]
     moved = [
         dataclasses.replace(s, choice=dataclasses.replace(s.choice, path=c.path))
@@ -252,6 +254,7 @@ def lay_out(closed: _jax.ClosedJaxpr, chosen: Sequence[Chosen]) -> Layout:
     analysis = Dependences(paths.__contains__)
     outs = [_distinct(d) for d in analysis.run(program, [NONE] * len(program.in_avals))]
     sites = {}
+    names = [own_density(s.choice.site) for s in moved]
     whole = {s.choice.path for s in moved if _is_compared_with_all(s)}
     for s in moved:
         path, loops = s.choice.path, len(s.choice.lengths)
@@ -271,7 +274,10 @@ def lay_out(closed: _jax.ClosedJaxpr, chosen: Sequence[Chosen]) -> Layout:
         )
         if not all(no_meeting[:loops]):
             no_meeting = (*[False] * loops, *no_meeting[loops:])
-        sites[path] = Elements(s, shape, no_meeting, _of_elements(analysis.parameters[path], loops))
+        parameters = _of_elements(analysis.parameters[path], loops)
+        name = own_density(s.choice.site)
+        times = own.get(name, 0.0) if names.count(name) == 1 else 0.0
+        sites[path] = Elements(s, shape, no_meeting, parameters, times)
     every = {s.choice.path: s for s in moved}
     layout = Layout(program, tuple(outs[:n]), tuple(outs[n:]), every, sites)
     for d in outs[:n]:
@@ -293,7 +299,9 @@ def _compressed(layout: Layout) -> Layout:
     )
     new = [c.path for c in choices(program, densities=True) if isinstance(c.random, Site)]
     to = dict(zip(layout.chosen, new, strict=True))
-    renamed = lambda d: {to[p]: along for p, along in d.items()}
+
+    def renamed(d: Dependence) -> Dependence:
+        return {to[p]: along for p, along in d.items()}
 
     def moved(s: Chosen) -> Chosen:
         return dataclasses.replace(s, choice=dataclasses.replace(s.choice, path=to[s.choice.path]))

@@ -116,6 +116,14 @@ class Site:
         return operands[-1] if self.masked else True
 
 
+def own_density(site: Site) -> str:
+    """The name of the log density of a choice at its own draw."""
+    return f"{OWN_DENSITY}{show(site.address)} {site.source}"
+
+
+OWN_DENSITY = "ppl.own_density "
+
+
 def per_element(axes: Sequence[Axis], f: Callable[..., Any], n_mapped: int) -> Callable[..., Any]:
     """``f(operands, *mapped)`` for each element of the surrounding ``vmap``\\ s.
 

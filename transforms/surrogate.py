@@ -63,7 +63,8 @@ def scope(
     run = functools.partial(_run, layout, context)
     continued = layout.of(Continued)
     averaged = {i: layout.on_grid(d) for i, d in enumerate(layout.others) if layout.is_apart(d)}
-    grids = {layout.on_grid(d) for d in layout.terms}
+    entropic = [s for s in layout.of(InPlace) if s.own]
+    grids = {layout.on_grid(d) for d in (*layout.terms, *(s.parameters for s in entropic))}
     zero = jnp.zeros((), closed.out_avals[0].dtype)
     baselines = [s for s in layout.of(InPlace) if _baseline(s) is not None]
     reach = {s.path: {layout.on_grid(d) for d in layout.terms if s.path in d} for s in baselines}
@@ -85,6 +86,10 @@ def scope(
                 if s.path in d:
                     part = onto(lax.stop_gradient(weighted), d[s.path], [True] * len(s.shape))
                     payoffs[s.path][grid] += part
+        for s in entropic:  # a baseline that cancels the derivative of its own log density
+            law = layout.law(s.parameters, len(s.shape), weights)
+            cancelled = times(law, 1.0 - magic_box(scores[s.path]))
+            values[layout.on_grid(s.parameters)] += s.own * jnp.sum(cancelled)
         parts = {}
         for s in baselines:
             law = layout.law(s.parameters, len(s.shape), weights)

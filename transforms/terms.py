@@ -26,7 +26,7 @@ from jax import lax
 
 from . import _jax
 from .interpret import INLINED, Path, is_random
-from .site import Body, Call, Site
+from .site import OWN_DENSITY, Body, Call, Site
 
 Signed = list[tuple[float, Any]]
 """A sum of variables (or literals), each with its sign."""
@@ -36,8 +36,9 @@ def split(
     closed: _jax.ClosedJaxpr,
     is_source: Callable[[Path], bool],
     inputs: Sequence[bool] | None = None,
-) -> tuple[Any, int]:
-    """The program that returns terms in place of its first output, and how many they are.
+) -> tuple[_jax.ClosedJaxpr, int, dict[str, float]]:
+    """The program that returns terms in place of its first output, how many they are, and how
+    often the log densities of choices at their own draws are among them, by name.
 
     ``is_source`` says at which paths the draws are, and ``inputs`` which inputs they are, that
     terms are to be told apart by. The choices
@@ -46,12 +47,16 @@ def split(
     tainted = _tainted(closed, inputs or [False] * len(closed.in_avals), is_source, ())
     level = _level(closed, [[(1.0, closed.jaxpr.outvars[0])]], tainted, is_source, ())
     counts: list[int] = []
+    own: dict[str, float] = {}
 
     def terms(*args: Any) -> list[Any]:
         env = _run(level, args, closed.jaxpr.outvars[1:])
         leaves, constants = _collect(level, env)
         constant, slopes = _coefficients(level, leaves, constants)
         flat = [] if isinstance(constant, np.ndarray) and constant == 0 else [jnp.asarray(constant)]
+        for name, c in zip(_own_densities(level), slopes, strict=True):
+            if name and (c is None or isinstance(c, np.generic)):
+                own[name] = own.get(name, 0.0) + (1.0 if c is None else float(c))
         for c, leaf in zip(slopes, jax.tree.leaves(leaves), strict=True):
             if c is None:
                 flat.append(leaf)
@@ -68,7 +73,7 @@ def split(
     jaxpr = new.jaxpr.replace(
         constvars=new.jaxpr.invars[: len(consts)], invars=new.jaxpr.invars[len(consts) :]
     )
-    return _without_dead_code(_jax.ClosedJaxpr(jaxpr, consts)), counts[0]
+    return _without_dead_code(_jax.ClosedJaxpr(jaxpr, consts)), counts[0], own
 
 
 @dataclasses.dataclass
@@ -139,6 +144,8 @@ def _linear_operands(eqn: _jax.JaxprEqn, tainted: set[Any]) -> set[int] | None:
 
 
 def _linear(eqn: _jax.JaxprEqn, tainted: set[Any]) -> set[int] | None:
+    if _own_density(eqn):
+        return None
     hit = {n for n, v in enumerate(eqn.invars) if _is_var(v) and v in tainted}
     name, every = eqn.primitive.name, set(range(len(eqn.invars)))
     if name in _JOINTLY:
@@ -152,6 +159,21 @@ def _linear(eqn: _jax.JaxprEqn, tainted: set[Any]) -> set[int] | None:
     if name == "dynamic_update_slice":
         return {0, 1} if hit <= {0, 1} else None
     return None
+
+
+def _own_density(eqn: _jax.JaxprEqn) -> str | None:
+    """The name, if this is the log density of a choice at its own draw."""
+    name = eqn.params.get("name") if eqn.primitive.name == "name" else None
+    return name if isinstance(name, str) and name.startswith(OWN_DENSITY) else None
+
+
+def _own_densities(level: _Level) -> list[str | None]:
+    """For each leaf, whether it is the log density of a choice at its own draw."""
+    maker = {v: eqn for eqn in level.closed.jaxpr.eqns for v in eqn.outvars}
+    names = [_own_density(maker[v]) if v in maker else None for v in level.leaves]
+    for i in sorted(level.inner):
+        names += _own_densities(level.inner[i])
+    return names
 
 
 def _inner(
