@@ -33,13 +33,14 @@ from transforms import _jax
 from transforms.addresses import flatten, match_shapes, nest
 from transforms.assignment import MAX_JOINT
 from transforms.elements import apart
-from transforms.elimination import Variable, log_sum
+from transforms.elimination import log_sum
 from transforms.errors import Address, AddressError, UnsupportedError, describe, nearest, show
 from transforms.execute import Execution
 from transforms.interpret import abstract_distribution
 from transforms.marks import hold
 from transforms.site import Site
 from transforms.site import sample as _sample
+from transforms.tables import Variable
 
 from .generative import Choices, Generative, Program, Select, as_count, check_generative, merge
 

@@ -1,19 +1,14 @@
 """Sums over discrete variables, by variable elimination.
 
 :func:`log_sum` is the log of the sum of exp(f) over all values of arrays of discrete variables. f
-is a sum of terms (``terms.py``), each a *table* over the variables that it depends on:
-
-- along a *plate*, elements meet in no term: each is summed out by itself, and what remains is
-  multiplied over the plate (tensor variable elimination, Obermeyer et al. 2019);
-- along a *chain*, a term touches an element and the one before it: the forward recursion,
-  T K^2 in place of K^T. A ``scan`` whose carry holds the variable is such a chain; its steps are
-  evaluated side by side, for all pairs of values;
-- along any other axis elements are treated jointly.
+is a sum of terms (``terms.py``), each a table over what it depends on (``tables.py``). Elements of
+a plate are summed out by themselves, and what remains is multiplied over the plate (tensor variable
+elimination, Obermeyer et al. 2019); a chain is summed out by the forward recursion, T K^2 in place
+of K^T.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 import math
@@ -22,48 +17,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.scipy.special import logsumexp
 
 from . import _jax
-from .assignment import MAX_JOINT
 from .dependence import NONE, Along, Dependence, Dependences
-from .errors import UnsupportedError
-from .interpret import is_random
+from .tables import Class, Digit, Plan, Table, Variable, class_size, evaluate, plan_of, table
 from .terms import split
-from .uniform import NO, Axes, Uniform, compress
-
-Digit = tuple[int, int]
-"""A variable, by its number, here (0) or one step before in its chain (1)."""
-Class = int
-"""Axes of variables that run along each other, by the number of one of them."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Variable:
-    """An array of discrete variables with ``n`` values each; ``name`` is for messages."""
-
-    shape: tuple[int, ...]
-    n: int
-    name: str
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Table:
-    """An array with an axis for each digit, and then for each class."""
-
-    digits: tuple[Digit, ...]
-    classes: tuple[Class, ...]
-    value: Any = None
-
-    def laid_out(self, digits: Sequence[Digit], classes: Sequence[Class]) -> jax.Array:
-        """The array with these axes, of size 1 where it has none."""
-        have = [("digit", d) for d in self.digits] + [("class", c) for c in self.classes]
-        want = [("digit", d) for d in digits] + [("class", c) for c in classes]
-        x = jnp.transpose(self.value, [have.index(a) for a in want if a in have])
-        sizes = iter(x.shape)
-        return x.reshape([next(sizes) if a in have else 1 for a in want])
 
 
 def log_sum(f: Callable[..., jax.Array], variables: Sequence[Variable]) -> jax.Array:
@@ -81,132 +41,16 @@ def log_sum(f: Callable[..., jax.Array], variables: Sequence[Variable]) -> jax.A
     ]
     env = Dependences(lambda _: False).variables(program, [*[NONE] * len(consts), *own])
     outs = [NONE if isinstance(v, _jax.Literal) else env[v] for v in program.jaxpr.outvars[:n]]
-    plan = _plan(variables, outs)
-    in_step = [frozenset(e for e, c in enumerate(cs) if c is not None) for cs in plan.classes]
-    values = _evaluate(compress(program, [*[NO] * len(consts), *in_step]), consts, plan, outs)
-    tables = [_table(plan, d, v) for d, v in zip(outs, values, strict=True)]
+    plan = plan_of(variables, outs, lambda plan: _try(plan, outs))
+    values = evaluate(program, consts, plan, outs)
+    tables = [table(plan, d, v) for d, v in zip(outs, values, strict=True)]
     return _eliminate(plan, tables)
 
 
-# --- the plan: which axes are plates, which are chains --------------------------------------------
-
-
-@dataclasses.dataclass
-class _Plan:
-    variables: Sequence[Variable]
-    classes: list[list[Class | None]]
-    """For each axis of each variable; None where elements are joint."""
-    chains: set[Class]
-
-    def of(self, i: int) -> frozenset[Class]:
-        return frozenset(c for c in self.classes[i] if c is not None)
-
-    def in_chain(self, i: int) -> bool:
-        return bool(self.of(i) & self.chains)
-
-    def values(self, i: int) -> int:
-        """How many joint values a variable takes."""
-        v = self.variables[i]
-        met = (m for m, c in zip(v.shape, self.classes[i], strict=True) if c is None)
-        return v.n ** math.prod(met)
-
-    def signature(self, d: Dependence) -> tuple[frozenset[Digit], frozenset[Class]]:
-        """The digits and classes of the table of a term."""
-        digits = set()
-        classes = set()
-        for i, along in d.items():
-            digits.add((i, 0))
-            for a, c in zip(along, self.classes[i], strict=True):
-                if a is not None and c is not None:
-                    classes.add(c)
-                    if a.lag:
-                        digits.add((i, 1))
-        return frozenset(digits), frozenset(classes)
-
-
-def _plan(variables: Sequence[Variable], terms: Sequence[Dependence]) -> _Plan:
-    joint = {
-        (i, e)
-        for d in terms
-        for i, along in d.items()
-        for e, a in enumerate(along)
-        if a is None or a.lag > 1
-    }
-    while True:
-        plan, clash = _classes(variables, terms, joint)
-        clash = clash or _try(plan, terms)
-        if not clash:
-            break
-        joint |= clash
-    for d in terms:
-        digits, _ = plan.signature(d)
-        total = math.prod(plan.values(i) for i, _ in digits)
-        if total > MAX_JOINT:
-            raise UnsupportedError(_too_many(plan, {i for i, _ in digits}))
-    return plan
-
-
-def _too_many(plan: _Plan, which: set[int]) -> str:
-    parts = []
-    for i in sorted(which):
-        v = plan.variables[i]
-        met = [n for n, c in zip(v.shape, plan.classes[i], strict=True) if c is None]
-        count = f"{v.n}**{math.prod(met)}" if met else str(v.n)
-        parts.append(f"{v.name} ({count} values)")
-    return (
-        f"enumeration() needs too many joint values, since these meet: {', '.join(parts)}. Let "
-        "each element touch only itself (a plate, jax.vmap) or the one before it (a chain, "
-        "jax.lax.scan whose carry is the last choice), or use ppl.importance(n, proposal)."
-    )
-
-
-def _classes(
-    variables: Sequence[Variable], terms: Sequence[Dependence], joint: set[tuple[int, int]]
-) -> tuple[_Plan, set[tuple[int, int]]]:
-    """The classes of axes that run along each other; axes that run along in two ways."""
-    axes = [(i, e) for i, v in enumerate(variables) for e in range(len(v.shape))]
-    parent = {a: a for a in axes if a not in joint}
-
-    def root(a: tuple[int, int]) -> tuple[int, int]:
-        while parent[a] != a:
-            a = parent[a]
-        return a
-
-    for d in terms:
-        first: dict[int, tuple[int, int]] = {}
-        for i, along in d.items():
-            for e, a in enumerate(along):
-                if a is not None and (i, e) in parent:
-                    at = first.setdefault(a.axis, (i, e))
-                    parent[root((i, e))] = root(at)
-    clash: set[tuple[int, int]] = set()
-    chains = set()
-    for d in terms:
-        at_axis: dict[tuple[int, int], int] = {}
-        for i, along in d.items():
-            mine: set[tuple[int, int]] = set()
-            for e, a in enumerate(along):
-                if a is None or (i, e) not in parent:
-                    continue
-                if root((i, e)) in mine:  # a diagonal
-                    clash.add((i, e))
-                mine.add(root((i, e)))
-                if at_axis.setdefault(root((i, e)), a.axis) != a.axis:
-                    clash |= {x for x in parent if root(x) == root((i, e))}
-                if a.lag:
-                    chains.add(root((i, e)))
-    number = {r: n for n, r in enumerate(sorted({root(a) for a in parent}))}
-    classes: list[list[Class | None]] = [
-        [number[root((i, e))] if (i, e) in parent else None for e in range(len(v.shape))]
-        for i, v in enumerate(variables)
-    ]
-    return _Plan(variables, classes, {number[r] for r in chains}), clash
-
-
-def _try(plan: _Plan, terms: Sequence[Dependence]) -> set[tuple[int, int]]:
+def _try(plan: Plan, terms: Sequence[Dependence]) -> set[tuple[int, int]]:
     """Axes that must be joint for the elimination to work; none if it works as planned."""
     signatures = [plan.signature(d) for d in terms]
-    tables = [_Table(tuple(sorted(on)), tuple(sorted(classes))) for on, classes in signatures]
+    tables = [Table(tuple(sorted(on)), tuple(sorted(classes))) for on, classes in signatures]
     try:
         _eliminate(plan, tables, dry=True)
     except _Clash as clash:
@@ -219,192 +63,10 @@ class _Clash(Exception):
     """A variable and those of its classes that keep it from being summed out."""
 
 
-# --- the tables ----------------------------------------------------------------------------------
-
-
-def _table(plan: _Plan, d: Dependence, value: jax.Array) -> _Table:
-    """A term as a table: the digits are in front already, other axes are classes or add up."""
-    digits = tuple(sorted(plan.signature(d)[0]))
-    n = len(digits)
-    axis_of: dict[Class, int] = {}
-    for i, along in d.items():
-        for a, c in zip(along, plan.classes[i], strict=True):
-            if a is not None and c is not None:
-                axis_of[c] = a.axis
-    kept = sorted(axis_of.items(), key=lambda item: item[1])
-    others = [a for a in range(value.ndim - n) if a not in axis_of.values()]
-    value = jnp.sum(value, axis=tuple(n + a for a in others))
-    return _Table(digits, tuple(c for c, _ in kept), value)
-
-
-def _evaluate(
-    program: _jax.ClosedJaxpr, consts: Sequence[Any], plan: _Plan, outs: Sequence[Dependence]
-) -> list[jax.Array]:
-    """The terms for all values of the digits that they depend on, which are axes in front."""
-    m = len(plan.variables)
-    chained = [i for i in range(m) if plan.in_chain(i)]
-    digits: list[Digit] = [(i, 0) for i in range(m)] + [(i, 1) for i in chained]
-    digits.sort()
-
-    def point(*indices: jax.Array) -> list[jax.Array]:
-        at = dict(zip(digits, indices, strict=True))
-        here = [_digits(plan, i, at[i, 0]) for i in range(m)]
-        before = [_digits(plan, i, at.get((i, 1), at[i, 0])) for i in range(m)]
-        worlds = [*consts, *here], [*consts, *before]
-        return worlds_of.run(program, *worlds)
-
-    anything: list[Dependence] = [{i: ()} if i in chained else NONE for i in range(m)]
-    in_step = [frozenset(e for e, c in enumerate(cs) if c is not None) for cs in plan.classes]
-    worlds_of = _Worlds(
-        Dependences(lambda _: False).variables(program, [*[NONE] * len(consts), *anything]),
-        Uniform().variables(program, [*[NO] * len(consts), *in_step]),
-    )
-    on = [plan.signature(d)[0] for d in outs]
-    for j, digit in reversed(list(enumerate(digits))):
-        in_axes = tuple(0 if k == j else None for k in range(len(digits)))
-        out_axes = [0 if digit in o else None for o in on]
-        point = jax.vmap(point, in_axes=in_axes, out_axes=out_axes, axis_size=plan.values(digit[0]))
-    return point(*(jnp.arange(plan.values(i)) for i, _ in digits))
-
-
-def _digits(plan: _Plan, i: int, index: jax.Array) -> jax.Array:
-    """The joint value number ``index``: one digit for each element, the same along classes."""
-    v = plan.variables[i]
-    shape = [1 if c is not None else n for n, c in zip(v.shape, plan.classes[i], strict=True)]
-    places = np.array([v.n**k for k in range(math.prod(shape))][::-1], dtype=np.int32)
-    return jnp.broadcast_to((index // jnp.asarray(places) % v.n).reshape(shape), v.shape)
-
-
-@dataclasses.dataclass
-class _Worlds:
-    """A program with its variables at their digits, and (the other world) one step before.
-
-    A ``scan`` over a chain needs both: its carry comes from the step before.
-    """
-
-    chained: dict[Any, Dependence]
-    """Whether variables of the program depend on digits of a chain (if there is anything)."""
-    same: dict[Any, Axes]
-    """The axes along which they are the same."""
-
-    def run(
-        self, closed: _jax.ClosedJaxpr, here: Sequence[Any], before: Sequence[Any]
-    ) -> list[jax.Array]:
-        jaxpr = closed.jaxpr
-        worlds: list[dict[Any, Any]] = []
-        for args in (here, before):
-            world = dict(zip(jaxpr.constvars, closed.consts, strict=True))
-            world.update(zip(jaxpr.invars, args, strict=True))
-            worlds.append(world)
-        for eqn in jaxpr.eqns:
-            operands = [[_read(w, v) for v in eqn.invars] for w in worlds]
-            touched = any(map(self._is_chained, eqn.outvars))
-            if eqn.primitive is _jax.scan_p and touched:
-                outs = self._scan(eqn, *operands)
-                both = outs, outs
-            else:
-                outs = _jax.evaluate_equation(eqn, operands[0])
-                both = outs, _jax.evaluate_equation(eqn, operands[1]) if touched else outs
-            for world, values in zip(worlds, both, strict=True):
-                world.update(zip(eqn.outvars, values, strict=True))
-        return [_read(worlds[0], v) for v in jaxpr.outvars]
-
-    def _is_chained(self, v: Any) -> bool:
-        return isinstance(v, _jax.Var) and bool(self.chained.get(v))
-
-    def _scan(self, eqn: _jax.JaxprEqn, here: list[Any], before: list[Any]) -> list[Any]:
-        """All steps side by side. What comes through the carry is a function of the digits one
-        step before, or of no digit of a chain: that part is run step by step."""
-        if is_random(eqn):
-            raise UnsupportedError(
-                f"the loop at {_jax.line_of(eqn)} makes random choices of its own, beside those "
-                "that enumeration() sums out. Use ppl.importance(n, proposal)."
-            )
-        p, body = eqn.params, eqn.params["jaxpr"]
-        n_consts, n_carry = _jax.scan_layout(eqn)
-        consts, init = here[:n_consts], here[n_consts : n_consts + n_carry]
-        length = p["length"]
-        drawn = list(map(self._is_chained, eqn.outvars[:n_carry]))
-
-        def step(carry: Sequence[Any], x: Sequence[Any]) -> list[Any]:
-            return _jax.evaluate(body, *consts, *carry, *x)
-
-        xs, xs_before = here[n_consts + n_carry :], before[n_consts + n_carry :]
-        plain = [n for n in range(n_carry) if not drawn[n]]
-
-        def alone(carry: list[Any], x: Sequence[Any]) -> Any:
-            full = list(init)
-            for n, c in zip(plain, carry, strict=True):
-                full[n] = c
-            outs = step(full, x)
-            return [outs[n] for n in plain], carry
-
-        last, entering = lax.scan(
-            alone, [init[n] for n in plain], xs, length=length, reverse=p["reverse"]
-        )
-        rows = eqn.invars[n_consts + n_carry :]
-        mapped = [0 not in self.same.get(v, NO) for v in rows]
-        at = lambda xs, of: [of(x) if m else x[0] for x, m in zip(xs, mapped, strict=True)]
-        in_axes = [0 if m else None for m in mapped]
-        if not any(drawn):  # no carry touches a chain
-            f = lambda c, x: step(c, x)[n_carry:]
-            ys = jax.vmap(f, in_axes=(0, in_axes), axis_size=length)(entering, at(xs, lambda x: x))
-            return [*last, *ys]
-        assert not p["reverse"]
-
-        def full(carry: Sequence[Any], others: Sequence[Any]) -> list[Any]:
-            given, rest = iter(carry), iter(others)
-            return [next(rest) if d else next(given) for d in drawn]
-
-        unknown = [i for i, d in zip(init, drawn, strict=True) if d]
-
-        def made(carry: Sequence[Any], x: Sequence[Any]) -> list[Any]:
-            outs = step(full(carry, unknown), x)
-            return [o for o, d in zip(outs[:n_carry], drawn, strict=True) if d]
-
-        first = step(init, [x[0] for x in xs])[n_carry:]
-        head, tail = (lambda a: a[: length - 1]), (lambda a: a[1:])
-        read = _inputs(
-            body.jaxpr, [v for v, d in zip(body.jaxpr.outvars, drawn, strict=False) if d]
-        )
-        varying = {body.jaxpr.invars[n_consts + n] for n in plain}
-        varying |= {
-            v for v, m in zip(body.jaxpr.invars[n_consts + n_carry :], mapped, strict=True) if m
-        }
-        if read & varying:
-            late = jax.vmap(made, in_axes=(0, in_axes), axis_size=length - 1)(
-                list(map(head, entering)), at(xs_before, head)
-            )
-        else:  # the same at all steps
-            late = made([init[n] for n in plain], [x[0] for x in xs_before])
-        rest = jax.vmap(
-            lambda c, o, x: step(full(c, o), x)[n_carry:],
-            in_axes=(0, 0 if read & varying else None, in_axes),
-            axis_size=length - 1,
-        )(list(map(tail, entering)), late, at(xs, tail))
-        ys = [jnp.concatenate([f[None], r]) for f, r in zip(first, rest, strict=True)]
-        finals = iter(last)
-        carry = [jnp.zeros_like(i) if d else next(finals) for i, d in zip(init, drawn, strict=True)]
-        return [*carry, *ys]
-
-
-def _inputs(jaxpr: _jax.Jaxpr, outs: Sequence[Any]) -> set[Any]:
-    """The inputs that outputs are computed from."""
-    needed = {v for v in outs if isinstance(v, _jax.Var)}
-    for eqn in reversed(jaxpr.eqns):
-        if needed.intersection(eqn.outvars):
-            needed.update(v for v in eqn.invars if isinstance(v, _jax.Var))
-    return needed.intersection(jaxpr.invars)
-
-
-def _read(env: dict[Any, Any], v: Any) -> Any:
-    return env[v] if isinstance(v, _jax.Var) else jnp.asarray(v.val, v.aval.dtype)
-
-
 # --- the elimination -----------------------------------------------------------------------------
 
 
-def _eliminate(plan: _Plan, tables: Sequence[_Table], dry: bool = False) -> Any:
+def _eliminate(plan: Plan, tables: Sequence[Table], dry: bool = False) -> Any:
     """The variables summed out one by one, those in most classes first."""
     left = [_reduced(plan, t, dry) for t in tables]
     remaining = set(range(len(plan.variables)))
@@ -432,59 +94,59 @@ def _eliminate(plan: _Plan, tables: Sequence[_Table], dry: bool = False) -> Any:
     return None if dry else functools.reduce(jnp.add, [t.value for t in left], jnp.zeros(()))
 
 
-def _reduced(plan: _Plan, t: _Table, dry: bool) -> _Table:
+def _reduced(plan: Plan, t: Table, dry: bool) -> Table:
     """The product over the plates in which no digit of a table is."""
     inside = frozenset[Class]().union(*(plan.of(i) for i, _ in t.digits))
     kept = tuple(c for c in t.classes if c in inside)
     if dry:
-        return _Table(t.digits, kept)
+        return Table(t.digits, kept)
     n = len(t.digits)
     axes = tuple(n + k for k, c in enumerate(t.classes) if c not in inside)
-    return _Table(t.digits, kept, jnp.sum(t.value, axis=axes))
+    return Table(t.digits, kept, jnp.sum(t.value, axis=axes))
 
 
-def _axes(tables: Sequence[_Table]) -> tuple[list[Digit], list[Class]]:
+def _axes(tables: Sequence[Table]) -> tuple[list[Digit], list[Class]]:
     digits = sorted(set(itertools.chain.from_iterable(t.digits for t in tables)))
     classes = sorted(set(itertools.chain.from_iterable(t.classes for t in tables)))
     return digits, classes
 
 
-def _sum(tables: Sequence[_Table], digits: Sequence[Digit], classes: Sequence[Class]) -> jax.Array:
+def _sum(tables: Sequence[Table], digits: Sequence[Digit], classes: Sequence[Class]) -> jax.Array:
     return functools.reduce(jnp.add, [t.laid_out(digits, classes) for t in tables])
 
 
-def _summed_out(plan: _Plan, tables: Sequence[_Table], i: int, dry: bool) -> _Table:
+def _summed_out(plan: Plan, tables: Sequence[Table], i: int, dry: bool) -> Table:
     digits, _ = _axes(tables)
     classes = sorted(plan.of(i))
     rest = [d for d in digits if d[0] != i]
     if dry:
-        return _Table(tuple(rest), tuple(classes))
-    shape = [_class_size(plan, i, c) for c in classes]
+        return Table(tuple(rest), tuple(classes))
+    shape = [class_size(plan, i, c) for c in classes]
     if not tables:  # it is in no term
         value = jnp.full(shape, math.log(plan.values(i)))
     else:
         value = logsumexp(_sum(tables, [(i, 0), *rest], classes), axis=0)
         value = jnp.broadcast_to(value, (*value.shape[: len(rest)], *shape))
-    return _Table(tuple(rest), tuple(classes), value)
+    return Table(tuple(rest), tuple(classes), value)
 
 
 def _along_chain(
-    plan: _Plan, tables: Sequence[_Table], group: set[int], chain: Class, dry: bool
-) -> _Table:
+    plan: Plan, tables: Sequence[Table], group: set[int], chain: Class, dry: bool
+) -> Table:
     """The forward recursion."""
     digits, _ = _axes(tables)
     i = min(group)
     classes = sorted(plan.of(i) - {chain})
     rest = [d for d in digits if d[0] not in group]
     if dry:
-        return _Table(tuple(rest), tuple(classes))
+        return Table(tuple(rest), tuple(classes))
     now, late = [(j, 0) for j in sorted(group)], [(j, 1) for j in sorted(group)]
-    n, length = len(group), _class_size(plan, i, chain)
+    n, length = len(group), class_size(plan, i, chain)
     pairs = [t for t in tables if set(t.digits) & set(late)]
     single = [t for t in tables if t not in pairs]
     order = [*late, *now, *rest]
 
-    def along(some: Sequence[_Table]) -> jax.Array:
+    def along(some: Sequence[Table]) -> jax.Array:
         """With the steps in front, then the digits before and now, and the rest."""
         if not some:
             return jnp.zeros([1] * (1 + len(order) + len(classes)))
@@ -510,8 +172,4 @@ def _along_chain(
 
     alpha, _ = lax.scan(step, start, (of_pairs[1:], of_single[(slice(1, None), *drop)]))
     value = logsumexp(alpha, axis=tuple(range(n)))
-    return _Table(tuple(rest), tuple(classes), value)
-
-
-def _class_size(plan: _Plan, i: int, c: Class) -> int:
-    return plan.variables[i].shape[plan.classes[i].index(c)]
+    return Table(tuple(rest), tuple(classes), value)
