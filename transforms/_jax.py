@@ -66,6 +66,7 @@ __all__ = [
     "scan_p",
     "sub_jaxprs",
     "trace",
+    "traced",
     "user_line",
     "while_p",
     "with_equations",
@@ -151,6 +152,11 @@ def trace(f: Callable[..., Any], *args: Any) -> tuple[ClosedJaxpr, list[Any], An
 
     closed, out = jax.make_jaxpr(fresh, return_shape=True)(*args)
     return *close(closed), out
+
+
+def traced(f: Callable[..., Any], *args: Any) -> ClosedJaxpr:
+    """Trace ``f(*args)``, which closes over constants only."""
+    return jax.make_jaxpr(lambda *xs: f(*xs))(*args)
 
 
 def close(closed: ClosedJaxpr) -> tuple[ClosedJaxpr, list[Any]]:

@@ -21,6 +21,7 @@ from jax import lax
 
 from . import _jax
 from .assignment import MAX_JOINT, Chosen
+from .chains import sum_out
 from .dependence import NONE, Along, Dependence, Dependences
 from .elements import apart, element_shape
 from .errors import UnsupportedError, show
@@ -278,6 +279,15 @@ def lay_out(closed: _jax.ClosedJaxpr, chosen: Sequence[Chosen]) -> Layout:
         name = own_density(s.choice.site)
         times = own.get(name, 0.0) if names.count(name) == 1 else 0.0
         sites[path] = Elements(s, shape, no_meeting, parameters, times)
+    stepwise = [
+        s.choice.path
+        for s, m in zip(chosen, moved, strict=True)
+        if isinstance(s.estimator, Enumerated)
+        and m.choice.path in sites
+        and sites[m.choice.path].stepwise
+    ]
+    if stepwise and (rest := sum_out(closed, chosen, stepwise)):
+        return lay_out(*rest)
     every = {s.choice.path: s for s in moved}
     layout = Layout(program, tuple(outs[:n]), tuple(outs[n:]), every, sites)
     for d in outs[:n]:

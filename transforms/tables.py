@@ -305,8 +305,8 @@ class _Worlds:
             operands = [[_read(w, v) for v in eqn.invars] for w in worlds]
             chained = any(map(self._is_chained, eqn.outvars))
             if eqn.primitive is _jax.scan_p and chained:
-                outs = self._scan(eqn, *operands)
-                both = outs, outs
+                # before, what lags behind would need two steps back: nothing asks for it
+                both = self._scan(eqn, *operands), self._scan(eqn, operands[1], operands[1])
             else:
                 outs = _jax.evaluate_equation(eqn, operands[0])
                 both = outs, _jax.evaluate_equation(eqn, operands[1]) if chained else outs

@@ -68,12 +68,8 @@ def split(
         return [*flat, *(_read(env, v) for v in closed.jaxpr.outvars[1:])]
 
     avals = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in closed.in_avals]
-    new, consts, _ = _jax.trace(terms, *avals)
-    assert not consts or all(isinstance(c, np.ndarray | jax.Array) for c in consts)
-    jaxpr = new.jaxpr.replace(
-        constvars=new.jaxpr.invars[: len(consts)], invars=new.jaxpr.invars[len(consts) :]
-    )
-    return _without_dead_code(_jax.ClosedJaxpr(jaxpr, consts)), counts[0], own
+    new = _jax.traced(terms, *avals)
+    return _without_dead_code(new), counts[0], own
 
 
 @dataclasses.dataclass

@@ -93,11 +93,7 @@ def compress(
 ) -> _jax.ClosedJaxpr:
     """The program with what is the same along an axis computed once."""
     avals = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in closed.in_avals]
-    new, consts, _ = _jax.trace(lambda *args: _compressed(closed, args, ins, Uniform(site)), *avals)
-    jaxpr = new.jaxpr.replace(
-        constvars=new.jaxpr.invars[: len(consts)], invars=new.jaxpr.invars[len(consts) :]
-    )
-    return _jax.ClosedJaxpr(jaxpr, consts)
+    return _jax.traced(lambda *args: _compressed(closed, args, ins, Uniform(site)), *avals)
 
 
 def _compressed(
