@@ -1,17 +1,17 @@
 """The estimator of a site where the user chose none.
 
-Pathwise where the distribution allows and what follows is smooth; enumeration where the joint
-support is small; else REINFORCE, with a leave-one-out baseline where there are several samples
+Pathwise where the distribution allows and what follows is smooth; enumeration where few joint
+values meet in a term; else REINFORCE, with a leave-one-out baseline where there are several samples
 (measure-valued where the support depends on a parameter).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
-from transforms.assignment import Choose, Rough, joint_size
+from transforms.assignment import Choose, Rough, joint_size, support_size
 from transforms.estimator import Estimator
 from transforms.interpret import Choice, Path, abstract_distribution
 from transforms.site import FreshKey
@@ -23,7 +23,7 @@ from .pathwise import Reparam
 from .reinforce import Reinforce
 
 SMALL = 64
-"""Largest joint support, over all sites of a scope, that is enumerated unasked."""
+"""Most joint values, in one term of a scope, that are enumerated unasked."""
 
 
 @final
@@ -31,10 +31,14 @@ class Automatic(Choose):
     """See the module docstring."""
 
     def __call__(
-        self, sites: Sequence[Choice], samples: int, rough: Mapping[Path, Rough]
+        self,
+        sites: Sequence[Choice],
+        samples: int,
+        rough: Mapping[Path, Rough],
+        sizes: Callable[[Mapping[Path, Estimator]], Mapping[Path, int]],
     ) -> dict[Path, tuple[Estimator, str]]:
         out: dict[Path, tuple[Estimator, str]] = {}
-        joint = 1
+        joint, large = 1, []
         score = Reinforce(LeaveOneOut() if samples > 1 else None)
         for c in sites:
             d = abstract_distribution(c)
@@ -50,7 +54,14 @@ class Automatic(Choose):
                     joint *= here
                     out[c.path] = Enum(), f"automatic: a support of {here}"
                     continue
+                if support_size(c, Enum()) <= SMALL:
+                    large.append(c.path)
             out[c.path] = score, "automatic: neither reparameterised nor of small support"
+        if large:  # unless few of its values meet in a term
+            found = sizes({p: Enum() if p in large else e for p, (e, _) in out.items()})
+            for p in large:
+                if found[p] <= SMALL:
+                    out[p] = Enum(), f"automatic: {found[p]} joint values in a term"
         return out
 
     def _continuous(self, d: Any, score: Reinforce, rough: Rough | None) -> tuple[Estimator, str]:

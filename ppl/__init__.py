@@ -73,6 +73,7 @@ from .objectives import (
     wake_theta,
 )
 from .statements import continuous
+from .tune import Tuned, tune
 
 __all__ = [
     "AddressError",
@@ -97,6 +98,7 @@ __all__ = [
     "SoundnessWarning",
     "Target",
     "Trace",
+    "Tuned",
     "UnsupportedError",
     "chi2",
     "continuous",
@@ -130,6 +132,7 @@ __all__ = [
     "seed",
     "stl",
     "strict",
+    "tune",
     "wake_phi",
     "wake_theta",
     "with_estimators",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import html
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any, final
 
@@ -14,6 +13,7 @@ from transforms.assignment import Chosen
 from transforms.estimator import Continued, Enumerated
 from transforms.findings import ALMOST, Finding
 from transforms.interpret import abstract_distribution
+from transforms.plan import Use, plan
 from transforms.site import FreshKey
 from transforms.soundness import Soundness
 
@@ -24,6 +24,7 @@ COLUMNS = (
     "estimator",
     "why",
     "evaluations",
+    "terms",
     "source",
     "findings",
 )
@@ -34,7 +35,8 @@ COLUMNS = (
 class SiteRow:
     """One random choice, as ``explain`` shows it.
 
-    ``evaluations`` is how often what follows the choice is run for one gradient.
+    ``evaluations`` is how often what follows the choice is run for one gradient, ``terms`` how many
+    of the terms of the payoff depend on it: those that its score multiplies, or that are run again.
     """
 
     address: str
@@ -43,6 +45,7 @@ class SiteRow:
     estimator: str
     why: str
     evaluations: str
+    terms: str
     source: str
     findings: tuple[Finding, ...]
 
@@ -51,7 +54,7 @@ class SiteRow:
         """The row as text, by column."""
         kinds = ", ".join(dict.fromkeys(f.kind for f in self.findings)) or "none"
         row = (self.address, self.distribution, str(self.shape), self.estimator, self.why)
-        return (*row, self.evaluations, self.source, kinds)
+        return (*row, self.evaluations, self.terms, self.source, kinds)
 
 
 @final
@@ -63,6 +66,7 @@ class Explanation:
         name: of the objective.
         sites: a row for each random choice.
         findings: what the soundness checker found.
+        groups: enumerated choices that meet in a term, and the number of their joint values.
         stated: reasons that were given to ``ppl.continuous``, with their lines.
         equations: of the gradient's program (a loop's body counts once).
         loops: whether a choice stands in a ``scan``.
@@ -72,6 +76,7 @@ class Explanation:
     name: str
     sites: tuple[SiteRow, ...]
     findings: tuple[Finding, ...]
+    groups: tuple[tuple[tuple[str, ...], int], ...]
     stated: tuple[tuple[str, str], ...]
     equations: int
     loops: bool
@@ -103,12 +108,21 @@ class Explanation:
             return "Findings: none. The gradient is unbiased."
         return f"Findings: {len(wrong)}. The gradient must not be trusted."
 
+    @property
+    def _notes(self) -> list[str]:
+        notes = [str(f) for f in self.findings]
+        notes += [
+            f"enumerated jointly, since they meet in a term: {', '.join(names)} ({n:,} values)"
+            for names, n in self.groups
+        ]
+        notes += [f"stated to be continuous ({line}): {reason}" for reason, line in self.stated]
+        return notes
+
     def __str__(self) -> str:
         table = [COLUMNS, *self.rows]
         widths = [max(len(row[i]) for row in table) for i in range(len(COLUMNS))]
         lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in table]
-        notes = [f"- {f}" for f in self.findings]
-        notes += [f"- stated to be continuous ({line}): {reason}" for reason, line in self.stated]
+        notes = [f"- {note}" for note in self._notes]
         body = (line.rstrip() for line in lines)
         return "\n".join([f"objective {self.name}", *body, self.summary, self.verdict, *notes])
 
@@ -118,9 +132,7 @@ class Explanation:
         cell = lambda text, tag="td": f"<{tag} style='text-align:left'>{html.escape(text)}</{tag}>"
         head = "".join(cell(c, "th") for c in COLUMNS)
         rows = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in self.rows)
-        notes = [str(f) for f in self.findings]
-        notes += [f"stated to be continuous ({line}): {reason}" for reason, line in self.stated]
-        items = "".join(f"<li>{html.escape(n)}</li>" for n in notes)
+        items = "".join(f"<li>{html.escape(note)}</li>" for note in self._notes)
         return (
             f"<b>objective {html.escape(self.name)}</b>"
             f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
@@ -135,19 +147,25 @@ def explain(
     findings: dict[Finding, None] = {}
     sites: list[SiteRow] = []
     stated: dict[tuple[str, str], None] = {}
+    groups: dict[tuple[tuple[str, ...], int], None] = {}
     loops = False
     for check, inputs in seen:
         found = check.findings(inputs, kinks=kinks)
         findings.update(dict.fromkeys(found))
         stated.update(dict.fromkeys(check.stated))
-        for scope, s in check.sites:
-            if not isinstance(abstract_distribution(s.choice), FreshKey):
-                sites.append(_row(scope, s, found))
-                loops |= bool(s.choice.lengths)
+        for scope, closed, chosen in check.scopes:
+            found_plan = plan(closed, chosen)
+            for addresses, n in found_plan.groups:
+                groups[tuple(scope + "/".join(a) for a in addresses), n] = None
+            for s in chosen:
+                if not isinstance(abstract_distribution(s.choice), FreshKey):
+                    sites.append(_row(scope, s, found_plan.uses.get(s.choice.path), found))
+                    loops |= bool(s.choice.lengths)
     return Explanation(
         name,
         tuple(dict.fromkeys(sites)),
         tuple(findings),
+        tuple(groups),
         tuple(stated),
         sum(1 for _ in _equations(traced.jaxpr)),
         loops,
@@ -155,16 +173,17 @@ def explain(
     )
 
 
-def _row(scope: str, s: Chosen, findings: Sequence[Finding]) -> SiteRow:
+def _row(scope: str, s: Chosen, use: Use | None, findings: Sequence[Finding]) -> SiteRow:
     c, d = s.choice, abstract_distribution(s.choice)
     site: Any = c.random
-    runs = math.prod(c.lengths)
-    if isinstance(s.estimator, Enumerated):
-        evaluations = str(s.joint)
-    elif isinstance(s.estimator, Continued):
-        evaluations = "1 + alternatives" + (f" x {runs}" if runs > 1 else "")
+    if use is not None and use.chain:
+        evaluations = f"{use.values} a step"
+    elif isinstance(s.estimator, Enumerated):
+        evaluations = "1" if use is None else str(use.values)
     else:
-        evaluations = "1"
+        evaluations = "1 + alternatives" if isinstance(s.estimator, Continued) else "1"
+    told = use is not None and not use.chain
+    terms = f"{len(use.terms)} of {use.total}" if use is not None and told else "all"
     return SiteRow(
         scope + "/".join(c.address),
         type(d).__name__,
@@ -172,6 +191,7 @@ def _row(scope: str, s: Chosen, findings: Sequence[Finding]) -> SiteRow:
         s.estimator.name,
         s.reason,
         evaluations,
+        terms,
         c.source,
         tuple(f for f in findings if c.address in f.addresses),
     )

@@ -4,14 +4,20 @@ import gzip
 import json
 
 import air
+import growth
 import images
 import jax
 import jax.numpy as jnp
 import measure
+import mixtures
 import numpy as np
 import pytest
 import report
+import variance
 import ztest
+from peers import numpyro_variance_peers
+
+import ppl
 
 KEY = jax.random.key(0)
 
@@ -107,3 +113,189 @@ def test_a_missing_peer_is_named(capsys, monkeypatch):
     assert report.peer("pyro") is None
     assert "pyro is left out: pyro" in capsys.readouterr().out
     report.peer.cache_clear()
+
+
+# --- discrete choices summed out ------------------------------------------------------------------
+
+SUMMED_OUT = {
+    "GMM": lambda: mixtures.gmm(3, 2),
+    "GMM, guide": lambda: mixtures.gmm_guided(3, 2),
+    "HMM": lambda: mixtures.hmm(3, 3),
+    "HMM, guide": lambda: mixtures.hmm_guided(3, 3),
+}
+
+
+@pytest.mark.parametrize("name", SUMMED_OUT)
+def test_sums_are_those_by_hand(name):
+    """Given the global choices, to rounding: value, and gradient in them and in the parameters."""
+    problem = SUMMED_OUT[name]()
+    with jax.enable_x64(True):
+        wide = mixtures.doubled(problem)
+        found = {n: mixtures.value_and_slopes(f, wide) for n, f in wide.forms.items()}
+    value, slopes = found.pop("by hand")
+    assert found
+    for own, own_slopes in found.values():
+        np.testing.assert_allclose(own, value, rtol=1e-9)
+        assert mixtures.error(own_slopes, slopes) < 1e-9
+
+
+@pytest.mark.parametrize("name", ["GMM", "HMM"])
+def test_sums_by_hand_are_over_all_assignments(name):
+    """Of the models' log densities, one assignment after the other."""
+    problem = SUMMED_OUT[name]()
+    c, data = problem.choices, problem.data
+    with jax.enable_x64(True):
+        log_p = []
+        for z in np.ndindex(*[len(problem.params["loc"])] * len(data)):
+            z = np.array(z)
+            if name == "GMM":
+                log_x = mixtures.normal(data, c["mu"][z], c["scale"][z, None]).sum()
+                log_p.append(jnp.log(c["w"][z]).sum() + log_x)
+            else:
+                rows = c["P"][np.array([0, *z[:-1]]), z]
+                log_x = mixtures.normal(data, c["mu"][z], mixtures.NOISE).sum()
+                log_p.append(jnp.log(rows).sum() + log_x)
+        by_hand, weight = {
+            "GMM": (mixtures.gmm_by_hand, mixtures.gmm_weight),
+            "HMM": (mixtures.hmm_by_hand, mixtures.hmm_weight),
+        }[name]
+        value = by_hand(c, problem.params, data) - weight(c, problem.params)
+    np.testing.assert_allclose(value, jax.nn.logsumexp(jnp.array(log_p)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", SUMMED_OUT)
+def test_estimates_with_sums_have_the_same_mean(name):
+    """By hand and ours, which draw the global choices."""
+    problem = SUMMED_OUT[name]()
+
+    def numbers(form, key):
+        f = measure.gradient(problem.forms[form].estimate)
+        return f(key, problem.params, problem.data)
+
+    def difference(key):
+        a, b = jax.random.split(key)
+        return jax.tree.map(jnp.subtract, numbers("ours", a), numbers("by hand", b))
+
+    zero = jax.tree.map(lambda a: np.zeros(a.shape), jax.eval_shape(difference, KEY))
+    ztest.check(difference, zero, n=4_000, chunk=2_000)
+
+
+def test_sums_of_numpyro():
+    """By its markov loop right, through ``control_flow.scan`` wrong."""
+    pytest.importorskip("funsor")
+    from peers import numpyro_mixtures_peers as peers
+
+    for name, forms in ("GMM", peers.GMM), ("HMM", peers.HMM):
+        problem = SUMMED_OUT[name]()
+        with jax.enable_x64(True):
+            wide = mixtures.doubled(problem)
+            value, slopes = mixtures.value_and_slopes(wide.forms["by hand"], wide)
+            for form, f in forms.items():
+                own, own_slopes = mixtures.value_and_slopes(f, wide)
+                right = "scan" not in form
+                assert np.isclose(own, value, rtol=1e-9) == right
+                assert (mixtures.error(own_slopes, slopes) < 1e-9) == right
+
+
+# --- the variance of gradients --------------------------------------------------------------------
+
+FLIPS = {
+    "flips": lambda: variance.flips(3, variance.flips_terms, variance.flips_elbo),
+    "flips, summed loss": lambda: variance.flips(
+        3, variance.summed_terms, variance.summed(ppl.reinforce())
+    ),
+    "chain": lambda: variance.chain(3),
+}
+
+
+@pytest.mark.parametrize("name", FLIPS)
+def test_estimates_are_unbiased(name):
+    problem = FLIPS[name]()
+    estimates = dict(problem.estimates)
+    if name in numpyro_variance_peers.ESTIMATES:
+        estimates["NumPyro"] = numpyro_variance_peers.ESTIMATES[name]
+    exact = jax.value_and_grad(problem.exact)(problem.params, problem.data)
+    for f in estimates.values():
+        slope = measure.gradient(f)
+        numbers = lambda key, slope=slope: slope(key, problem.params, problem.data)
+        ztest.check(numbers, exact, n=100_000, error=1e-4)
+
+
+def test_estimates_of_the_vae_have_the_same_mean():
+    problem = variance.vae(np.arange(8).reshape(2, 4) % 3 == 0)
+
+    def numbers(f, key):
+        value, slopes = measure.gradient(f)(key, problem.params, problem.data)
+        return {"value": value, "latent": slopes["latent"]["b"], "pixels": slopes["pixels"]["b"]}
+
+    first, *others = problem.estimates.values()
+    for other in [*others, numpyro_variance_peers.ESTIMATES["vae"]]:
+
+        def difference(key, other=other):
+            a, b = jax.random.split(key)
+            return jax.tree.map(jnp.subtract, numbers(first, a), numbers(other, b))
+
+        zero = jax.tree.map(lambda a: np.zeros(a.shape), jax.eval_shape(difference, KEY))
+        ztest.check(difference, zero, n=10_000, chunk=5_000)
+
+
+def test_spread():
+    """Of a gradient that is normal with standard deviations 1, 2 and 3."""
+    scales = jnp.arange(1.0, 4.0)
+    noise = lambda key, x, _: (x * scales * jax.random.normal(key, (3,))).sum()
+    problem = variance.Problem({}, jnp.ones(3), jnp.zeros(0))
+    found = variance.spread(noise, problem, pairs=20_000, chunk=1_000)
+    assert found.pairs == 20_000
+    assert abs(found.variance - 14.0) < 4 * found.error
+    exact_error = (2 * np.sum(np.arange(1, 4) ** 4.0) / 20_000) ** 0.5
+    np.testing.assert_allclose(found.error, exact_error, rtol=0.1)
+    np.testing.assert_allclose(found.each, [1.0, 4.0, 9.0], rtol=0.1)
+    assert found.z(np.zeros(3)) < 4 < found.z(np.full(3, 0.1))
+    ratio, error = found.over(found)
+    assert ratio == 1.0
+    np.testing.assert_allclose(error, 2**0.5 * found.error / found.variance)
+
+
+# --- growth ---------------------------------------------------------------------------------------
+
+
+def test_exponents():
+    sizes = (10, 100, 1_000)
+    rows = [{"size": n, "ms": 3.0 * n**2, "MB": None if n == 10 else 0.1 * n} for n in sizes]
+    found = growth.exponents(rows)
+    np.testing.assert_allclose(found["time ~ size^"], 2.0)
+    np.testing.assert_allclose(found["memory ~ size^"], 1.0)
+    assert "memory ~ size^" not in growth.exponents(rows[:2])
+
+
+def test_growth_stops(monkeypatch):
+    """Where a size is refused, or needs too much memory."""
+
+    def program(size):
+        if size > 20:
+            raise ppl.UnsupportedError("too many elements. Use fewer.")
+        return lambda key, x: (x**2).sum(), (jnp.ones(size),)
+
+    *measured, refused = growth.rows(program, (10, 20, 30, 40), blocks=1, seconds=0.0)
+    assert [row["size"] for row in measured] == [10, 20] and all(row["ms"] for row in measured)
+    assert refused == {"size": 30, "stopped": "refused: too many elements. Use fewer."}
+    monkeypatch.setitem(growth.LIMIT, "MB", -1.0)
+    (row,) = growth.rows(program, (10, 20), blocks=1, seconds=0.0)
+    assert row["ms"] is None and row["stopped"] == "too much memory"
+
+
+@pytest.mark.parametrize("name", ["gmm", "hmm", "variance", "growth"])
+def test_commands_for_dependencies(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "peer", lambda name: None)
+    report.main([name, "--small", "--blocks=1", "--seconds=0", f"--out={tmp_path}"])
+    rows = json.loads((tmp_path / f"{name}.json").read_text())["rows"]
+    assert (tmp_path / f"{name}.png").stat().st_size > 0
+    if name == "growth":
+        assert [row["program"] for row in rows] == list(growth.PROGRAMS)
+        assert all(row["ms"] > 0 and row["equations"] > 0 for row in rows)
+    elif name == "variance":
+        assert {row["problem"] for row in rows} == {*FLIPS, "vae"}
+        assert all(row["variance"] > 0 and row["±"] > 0 for row in rows)
+    else:
+        assert [row["program"] for row in rows].count("ours") == 2
+        assert all(row["ms"] > 0 and row["64 bits"] < 1e-3 for row in rows)

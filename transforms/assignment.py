@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -54,9 +54,17 @@ class Choose(abc.ABC):
 
     @abc.abstractmethod
     def __call__(
-        self, sites: Sequence[Choice], samples: int, rough: Mapping[Path, Rough]
+        self,
+        sites: Sequence[Choice],
+        samples: int,
+        rough: Mapping[Path, Rough],
+        sizes: Callable[[Mapping[Path, Estimator]], Mapping[Path, int]],
     ) -> dict[Path, tuple[Estimator, str]]:
-        """An estimator and the reason for it, for each site."""
+        """An estimator and the reason for it, for each site.
+
+        ``sizes`` says, for estimators of all the sites, of how many joint values an enumerated one
+        would be a part.
+        """
 
     @abc.abstractmethod
     def instead(self, d: Any, *, smooth: bool, fixed_support: bool) -> list[str]:
@@ -78,7 +86,19 @@ def assign(
         UnsupportedError: an estimator does not fit its distribution,
     """
     program = [c for c in choices(closed, densities=True) if isinstance(c.random, Site)]
-    automatic = choose([c for c in program if c.site.estimator is None], samples, rough or {})
+
+    def sizes(estimators: Mapping[Path, Estimator]) -> Mapping[Path, int]:
+        from .layout import largest  # which is told the estimators
+
+        return largest(closed, _chosen(program, {p: (e, "") for p, e in estimators.items()}))
+
+    free = [c for c in program if c.site.estimator is None]
+    return _chosen(program, choose(free, samples, rough or {}, sizes))
+
+
+def _chosen(
+    program: Sequence[Choice], automatic: Mapping[Path, tuple[Estimator, str]]
+) -> list[Chosen]:
     out = []
     for c in program:
         d = abstract_distribution(c)

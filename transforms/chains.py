@@ -114,7 +114,8 @@ class _Chain:
 
     def summed_out(self, chosen: Sequence[Chosen]) -> Scope | None:
         flags = [False] * self.first + [True] * len(self.variables)
-        program, n, _ = split(self.open, lambda _: False, flags)
+        terms = split(self.open, lambda _: False, flags)
+        program, n = terms.program, terms.n
         env = Dependences(lambda _: False).variables(program, self._inputs)
         outs = [NONE if isinstance(v, _jax.Literal) else env[v] for v in program.jaxpr.outvars]
         if not all(

@@ -35,7 +35,8 @@ def log_sum(f: Callable[..., jax.Array], variables: Sequence[Variable]) -> jax.A
     avals = [jax.ShapeDtypeStruct(v.shape, jnp.result_type(int)) for v in variables]
     closed, consts, _ = _jax.trace(f, *avals)
     inputs = [False] * len(consts) + [True] * len(variables)
-    program, n, _ = split(closed, lambda _: False, inputs)
+    terms = split(closed, lambda _: False, inputs)
+    program, n = terms.program, terms.n
     own: list[Dependence] = [
         {i: tuple(map(Along, range(len(v.shape))))} for i, v in enumerate(variables)
     ]

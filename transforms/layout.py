@@ -100,6 +100,10 @@ class Layout:
     chosen: Mapping[Path, Chosen]
     sites: Mapping[Path, Elements]
     """The choices that terms are told apart by: enumerated, scored, or continued."""
+    lines: tuple[str, ...] = ()
+    """The line of the user's code of each term."""
+    summed: tuple[Chosen, ...] = ()
+    """The choices that were summed out along chains."""
 
     def of(self, kind: type) -> list[Elements]:
         """The choices with an estimator of a kind."""
@@ -236,16 +240,48 @@ def is_told_apart(s: Chosen) -> bool:
 
 
 def lay_out(closed: _jax.ClosedJaxpr, chosen: Sequence[Chosen]) -> Layout:
-    """The layout of a scope.
+    """The layout of a scope, ready to run.
 
     Raises:
         UnsupportedError: too many joint values would be enumerated.
     """
+    layout = analyse(closed, chosen)
+    stepwise = [
+        old.choice.path
+        for old, new in zip(chosen, layout.chosen, strict=True)
+        if new in layout.sites
+        and layout.sites[new].stepwise
+        and isinstance(old.estimator, Enumerated)
+    ]
+    if stepwise and (rest := sum_out(closed, chosen, stepwise)):
+        left = {id(s.choice.random) for s in rest[1]}
+        summed = tuple(s for s in chosen if id(s.choice.random) not in left)
+        layout = lay_out(*rest)
+        return dataclasses.replace(layout, summed=(*summed, *layout.summed))
+    for d in layout.terms:
+        _check_size(layout, d)
+    return _compressed(layout) if all(map(layout.is_apart, layout.others)) else layout
+
+
+def largest(closed: _jax.ClosedJaxpr, chosen: Sequence[Chosen]) -> dict[Path, int]:
+    """How many joint values an enumerated choice is a part of, in the term where that is most."""
+    layout = analyse(closed, chosen)
+    sizes = [(d, layout.points(layout.on_grid(d))) for d in layout.terms]
+    return {
+        old.choice.path: max((n for d, n in sizes if new in d), default=1)
+        for old, new in zip(chosen, layout.chosen, strict=True)
+        if isinstance(old.estimator, Enumerated)
+    }
+
+
+def analyse(closed: _jax.ClosedJaxpr, chosen: Sequence[Chosen]) -> Layout:
+    """The layout of a scope as it is."""
     if not any(map(is_told_apart, chosen)):
         rest = tuple(NONE for _ in closed.jaxpr.outvars[1:])
         return Layout(closed, (NONE,), rest, {s.choice.path: s for s in chosen}, {})
     told = {s.choice.path for s in chosen if is_told_apart(s)}
-    program, n, own = split(closed, told.__contains__)
+    terms = split(closed, told.__contains__)
+    program, n, own = terms.program, terms.n, terms.own
     new = [c for c in choices(program, densities=True) if isinstance(c.random, Site)]
     moved = [
         dataclasses.replace(s, choice=dataclasses.replace(s.choice, path=c.path))
@@ -279,20 +315,8 @@ def lay_out(closed: _jax.ClosedJaxpr, chosen: Sequence[Chosen]) -> Layout:
         name = own_density(s.choice.site)
         times = own.get(name, 0.0) if names.count(name) == 1 else 0.0
         sites[path] = Elements(s, shape, no_meeting, parameters, times)
-    stepwise = [
-        s.choice.path
-        for s, m in zip(chosen, moved, strict=True)
-        if isinstance(s.estimator, Enumerated)
-        and m.choice.path in sites
-        and sites[m.choice.path].stepwise
-    ]
-    if stepwise and (rest := sum_out(closed, chosen, stepwise)):
-        return lay_out(*rest)
     every = {s.choice.path: s for s in moved}
-    layout = Layout(program, tuple(outs[:n]), tuple(outs[n:]), every, sites)
-    for d in outs[:n]:
-        _check_size(layout, d)
-    return _compressed(layout) if all(map(layout.is_apart, layout.others)) else layout
+    return Layout(program, tuple(outs[:n]), tuple(outs[n:]), every, sites, terms.lines)
 
 
 def _compressed(layout: Layout) -> Layout:
@@ -326,6 +350,7 @@ def _compressed(layout: Layout) -> Layout:
         tuple(map(renamed, layout.others)),
         {to[p]: moved(s) for p, s in layout.chosen.items()},
         sites,
+        layout.lines,
     )
 
 

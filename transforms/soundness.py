@@ -109,6 +109,12 @@ class Soundness:
         """The sites of each scope with their estimators, by the identity of its jaxpr."""
         return {i: s.chosen for i, s in self._scopes.items()}
 
+    @property
+    def scopes(self) -> Iterator[tuple[str, _jax.ClosedJaxpr, list[Chosen]]]:
+        """The name, the program, and the sites with their estimators, of each scope."""
+        for scope in self._scopes.values():
+            yield scope.name, scope.closed, scope.chosen
+
     def findings(self, perturbed: Iterable[int] | None = None, *, kinks: bool = False) -> Any:
         """What is wrong with the gradient in the inputs ``perturbed`` (default: in all).
 

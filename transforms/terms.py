@@ -32,13 +32,27 @@ Signed = list[tuple[float, Any]]
 """A sum of variables (or literals), each with its sign."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """A program whose first outputs are terms, with the line of the user's code of each."""
+
+    program: _jax.ClosedJaxpr
+    lines: tuple[str, ...]
+    own: dict[str, float]
+    """How often the log density of a choice at its own draw is among them, by its name."""
+
+    @property
+    def n(self) -> int:
+        """How many terms there are."""
+        return len(self.lines)
+
+
 def split(
     closed: _jax.ClosedJaxpr,
     is_source: Callable[[Path], bool],
     inputs: Sequence[bool] | None = None,
-) -> tuple[_jax.ClosedJaxpr, int, dict[str, float]]:
-    """The program that returns terms in place of its first output, how many they are, and how
-    often the log densities of choices at their own draws are among them, by name.
+) -> Split:
+    """The program that returns terms in place of its first output.
 
     ``is_source`` says at which paths the draws are, and ``inputs`` which inputs they are, that
     terms are to be told apart by. The choices
@@ -46,7 +60,7 @@ def split(
     """
     tainted = _tainted(closed, inputs or [False] * len(closed.in_avals), is_source, ())
     level = _level(closed, [[(1.0, closed.jaxpr.outvars[0])]], tainted, is_source, ())
-    counts: list[int] = []
+    lines: list[str] = []
     own: dict[str, float] = {}
 
     def terms(*args: Any) -> list[Any]:
@@ -57,19 +71,21 @@ def split(
         for name, c in zip(_own_densities(level), slopes, strict=True):
             if name and (c is None or isinstance(c, np.generic)):
                 own[name] = own.get(name, 0.0) + (1.0 if c is None else float(c))
-        for c, leaf in zip(slopes, jax.tree.leaves(leaves), strict=True):
-            if c is None:
-                flat.append(leaf)
-            elif isinstance(c, np.generic):
-                flat += [c * leaf] if c else []
+        kept = []
+        for line, c, leaf in zip(_lines(level), slopes, jax.tree.leaves(leaves), strict=True):
+            if isinstance(c, np.generic) and not c:
+                continue
+            kept.append(line)
+            if c is None or isinstance(c, np.generic):
+                flat.append(leaf if c is None else c * leaf)
             else:
                 flat.append(jnp.where(c == 0, 0.0, c * leaf))  # the leaf may be infinite there
-        counts.append(len(flat))
+        lines.extend([""] * (len(flat) - len(kept)) + kept)
         return [*flat, *(_read(env, v) for v in closed.jaxpr.outvars[1:])]
 
     avals = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in closed.in_avals]
     new = _jax.traced(terms, *avals)
-    return _without_dead_code(new), counts[0], own
+    return Split(_without_dead_code(new), tuple(lines), own)
 
 
 @dataclasses.dataclass
@@ -163,13 +179,22 @@ def _own_density(eqn: _jax.JaxprEqn) -> str | None:
     return name if isinstance(name, str) and name.startswith(OWN_DENSITY) else None
 
 
+def _makers(level: _Level) -> list[_jax.JaxprEqn | None]:
+    """The equation that each leaf comes from, those of inner levels last."""
+    maker = {v: eqn for eqn in level.closed.jaxpr.eqns for v in eqn.outvars}
+    found = [maker.get(v) for v in level.leaves]
+    for i in sorted(level.inner):
+        found += _makers(level.inner[i])
+    return found
+
+
 def _own_densities(level: _Level) -> list[str | None]:
     """For each leaf, whether it is the log density of a choice at its own draw."""
-    maker = {v: eqn for eqn in level.closed.jaxpr.eqns for v in eqn.outvars}
-    names = [_own_density(maker[v]) if v in maker else None for v in level.leaves]
-    for i in sorted(level.inner):
-        names += _own_densities(level.inner[i])
-    return names
+    return [None if eqn is None else _own_density(eqn) for eqn in _makers(level)]
+
+
+def _lines(level: _Level) -> list[str]:
+    return ["" if eqn is None else _jax.line_of(eqn) for eqn in _makers(level)]
 
 
 def _inner(

@@ -1,10 +1,13 @@
 """The paper's tables and figures, measured beside hand-written JAX and every peer installed.
 
     python tests/benchmarks/report.py table1 table2 table4 figure7 [--mnist FOLDER] [--out FOLDER]
+    python tests/benchmarks/report.py gmm hmm variance growth [--out FOLDER]
 
 Each writes NAME.txt, NAME.json and NAME.png. ``table1``: the VAE. ``table2``: AIR, a step of every
 strategy. ``figure7``: AIR, count accuracy against training time (under an hour on 2 cores).
-``table4``: the cone. NumPyro comes with the library; Pyro (``pip install torch pyro-ppl``) and
+``table4``: the cone. ``gmm``, ``hmm``: a mixture and a hidden Markov model, their discrete choices
+summed out. ``variance``: of REINFORCE. ``growth``: cost against size. NumPyro comes with the
+library; its enumeration (``pip install funsor``), Pyro (``pip install torch pyro-ppl``) and
 GenJAX (``pip install genjax``, Python 3.12) are skipped by name where they are missing. Without
 ``--mnist`` the digits are those of scikit-learn.
 """
@@ -12,6 +15,7 @@ GenJAX (``pip install genjax``, Python 3.12) are skipped by name where they are 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import importlib
 import pathlib
@@ -23,15 +27,19 @@ from typing import Any
 import air
 import air_training
 import cone_by_hand
+import growth
 import images
 import jax
 import jax.numpy as jnp
 import measure
+import mixtures
 import numpy as np
 import vae
+import variance
 from matplotlib.figure import Figure
 from measure import Contender, Row, compiled, gradient
 
+import ppl
 from ppl.demo import cone
 
 KEY = jax.random.key(0)
@@ -199,6 +207,94 @@ def table4(options: argparse.Namespace) -> Iterator[Row]:
             yield row | {"ms": 1e3 * times[0]}
 
 
+# --- a mixture and a hidden Markov model ----------------------------------------------------------
+
+
+def gmm(options: argparse.Namespace) -> Iterator[Row]:
+    """Assignments summed out of the model, and averaged over in the guide."""
+    sizes = (3, 2) if options.small else (1000, 8)
+    yield from summed_out(options, "marginal", mixtures.gmm(*sizes), "GMM")
+    yield from summed_out(options, "guide", mixtures.gmm_guided(*sizes))
+
+
+def hmm(options: argparse.Namespace) -> Iterator[Row]:
+    """States summed out of the model, and averaged over in the guide."""
+    sizes = (3, 2) if options.small else (100, 16)
+    yield from summed_out(options, "marginal", mixtures.hmm(*sizes), "HMM")
+    yield from summed_out(options, "guide", mixtures.hmm_guided(*sizes))
+
+
+def summed_out(
+    options: argparse.Namespace, objective: str, problem: mixtures.Problem, peers: str | None = None
+) -> Iterator[Row]:
+    """A gradient by itself, in a loop, and in a loop with Adam, and how exact it is."""
+    steps, repeats = (3, 1) if options.small else (200, 3)
+    kinds = {
+        "gradient": (1, lambda slope: slope),
+        "in a loop": (steps, lambda slope: mixtures.repeated(slope, steps)),
+        "Adam in a loop": (steps, lambda slope: mixtures.ascent(slope, steps)),
+    }
+    if peers and (numpyro := peer("numpyro_mixtures")):
+        forms = {**problem.forms, **getattr(numpyro, peers)}
+        problem = dataclasses.replace(problem, forms=forms)
+    errors = mixtures.errors(problem)
+    slopes = {name: gradient(form.estimate) for name, form in problem.forms.items()}
+    for what, (per, wrap) in list(kinds.items())[-1 if options.small else 0 :]:
+        contenders = [
+            compiled(name, wrap(f), KEY, problem.params, problem.data, repeats=repeats)
+            for name, f in slopes.items()
+        ]
+        repeats = 1
+        label = f"{objective}, {what}"
+        for row in measure.rows(contenders, options.blocks, options.seconds, per, measured=label):
+            yield row | errors[row["program"]]
+
+
+# --- the variance of gradients --------------------------------------------------------------------
+
+
+def variances(options: argparse.Namespace) -> Iterator[Row]:
+    """The trace of the covariance, how often the naive estimate has that of others, and bias."""
+    flips, steps, batch, pairs = (4, 3, 2, 40) if options.small else (100, 20, 32, 20_000)
+    digits = images.digits(options.mnist)[:batch].reshape(batch, -1) > 0.5
+    loss = variance.summed(ppl.reinforce())
+    numpyro = peer("numpyro_variance")
+    for name, problem, share in (
+        ("flips", variance.flips(flips, variance.flips_terms, variance.flips_elbo), 1),
+        ("flips, summed loss", variance.flips(flips, variance.summed_terms, loss), 1),
+        ("chain", variance.chain(steps), 1),
+        ("vae", variance.vae(digits), 20),
+    ):
+        estimates = dict(problem.estimates)
+        if numpyro and name in numpyro.ESTIMATES:
+            estimates["NumPyro"] = numpyro.ESTIMATES[name]
+        n = max(pairs // share, 2)
+        found = {
+            program: variance.spread(f, problem, n, chunk=min(n, 500 // share))
+            for program, f in estimates.items()
+        }
+        exact = variance.exact_gradient(problem)
+        first = next(iter(found.values()))
+        for program, own in found.items():
+            row = {"problem": name, "program": program, "variance": own.variance}
+            row |= {"± %": 100 * own.error / own.variance}
+            row["naive / it"], row["±"] = first.over(own)
+            if "NumPyro" in found:
+                row["it / NumPyro"], row["±, NumPyro"] = own.over(found["NumPyro"])
+            yield row | {"worst z": own.z(first if exact is None else exact)}
+
+
+# --- cost against size ----------------------------------------------------------------------------
+
+
+def grown(options: argparse.Namespace) -> Iterator[Row]:
+    """Cost against size, to 100,000, and the exponents of the growth."""
+    sizes = (2,) if options.small else (100, 1_000, 10_000, 100_000)
+    for name, program in growth.PROGRAMS.items():
+        for row in growth.rows(program, sizes, options.blocks, options.seconds):
+            yield {"program": name, **row}
+
+
 # --- pictures -------------------------------------------------------------------------------------
 
 
@@ -228,6 +324,31 @@ def curves(rows: list[Row], file: pathlib.Path, title: str) -> None:
     figure.savefig(file, dpi=130)
 
 
+def ratios(rows: list[Row], file: pathlib.Path, title: str) -> None:
+    """A bar for each row: how many times less it varies than the naive estimate."""
+    labels = [f"{row['problem']} {row['program']}" for row in rows]
+    figure = Figure(figsize=(8, 0.24 * len(rows) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    axes.barh(labels, [row["naive / it"] for row in rows], xerr=[row["±"] for row in rows])
+    axes.invert_yaxis()
+    axes.set(xscale="log", xlabel="variance of the naive estimate / its variance", title=title)
+    figure.savefig(file, dpi=130)
+
+
+def lines(rows: list[Row], file: pathlib.Path, title: str) -> None:
+    """Milliseconds against size, a line for each program."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for name in dict.fromkeys(row["program"] for row in rows):
+        own = [row for row in rows if row["program"] == name and row.get("ms")]
+        if own:
+            axes.plot([r["size"] for r in own], [r["ms"] for r in own], "o-", label=name)
+    axes.set(xscale="log", yscale="log", xlabel="size", ylabel="ms for a value and gradient")
+    axes.set(title=title)
+    axes.legend()
+    figure.savefig(file, dpi=130)
+
+
 # --- the command ----------------------------------------------------------------------------------
 
 REPORTS = {
@@ -235,7 +356,17 @@ REPORTS = {
     "table2": (table2, bars, "Table 2: gradient of Attend-Infer-Repeat"),
     "figure7": (figure7, curves, "Figure 7: count accuracy of Attend-Infer-Repeat"),
     "table4": (table4, bars, "Table 4: the cone"),
+    "gmm": (gmm, bars, "A Gaussian mixture, assignments summed out"),
+    "hmm": (hmm, bars, "A hidden Markov model, states summed out"),
+    "variance": (variances, ratios, "Variance of REINFORCE gradients"),
+    "growth": (grown, lines, "Cost of a gradient against size"),
 }
+
+SUMMED_OUT = (
+    "By hand: {form}. NumPyro: TraceEnum_ELBO{numpyro}. Loops: 200 steps, compiled.\n"
+    "Errors: of the gradient given the global choices, against that by hand in 64 bits, in parts\n"
+    "per million of the largest slope of an array; the worst array counts."
+)
 
 NOTES = {
     "table1": "Value and gradient; NumPyro: Trace_ELBO().loss.",
@@ -250,6 +381,18 @@ NOTES = {
         "artifact, on a GPU, 41 epochs, Adam at 1e-4."
     ),
     "table4": "Steps of 64 estimates in a compiled loop; Pyro step by step, with Adam.",
+    "gmm": SUMMED_OUT.format(form="a matrix product and logsumexp", numpyro=""),
+    "hmm": SUMMED_OUT.format(form="a scan over time", numpyro=" with markov, a loop in Python"),
+    "variance": (
+        "One estimate each, no baselines: trace of the covariance, from independent pairs, and\n"
+        "its standard error. Worst z: of all numbers of the mean gradient against the exact one\n"
+        "(VAE: against the naive one). NumPyro: TraceGraph_ELBO."
+    ),
+    "growth": (
+        "MB: XLA's temporary memory. Exponents: since the size before; without a size, fitted\n"
+        "through all. GMM: 8 components; HMM: 16 states; plates: flips with a\n"
+        "summed loss; chain: its ELBO."
+    ),
 }
 
 

@@ -1,0 +1,304 @@
+"""``ppl.tune``: which gradient estimators suit an objective, by measurement.
+
+Compared is variance x seconds, since the mean of faster gradients is of more of them. They are run
+in a compiled loop, as in a fit, from the same keys for each combination of estimators. Rounds of
+successive halving (Karnin, Koren & Somekh 2013) measure the better half of the last round's, in
+turns, so that drift hits all alike.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial, wraps
+from itertools import product
+from typing import Any, final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from estimators.baselines import LeaveOneOut
+from estimators.enumeration import Enum
+from estimators.measure_valued import MVD
+from estimators.pathwise import Reparam
+from estimators.reinforce import Reinforce
+from transforms import _jax
+from transforms.errors import AddressError, PPLError, UnsupportedError, describe, nearest, show
+from transforms.retarget import retarget
+
+from .audit import ROUNDING, _fits, _is_floating, _scopes
+from .expectation import Expectation, _check_differentiable, split
+from .generative import as_count, as_key
+
+EXHAUSTIVE, MEMORY = 64, 2**32
+"""Most combinations that are all tried; most bytes that one may take."""
+LEAST, TURNS, TURN = 8, (4, 64), 5e-3
+"""Fewest gradients of a combination; fewest and most turns in a round; seconds of a turn."""
+LOO = Reinforce(LeaveOneOut())
+TYPED: dict[Any, str] = {Reparam(): "ppl.reparam()", Enum(): "ppl.enum()", MVD(): "ppl.mvd()"}
+TYPED |= {LOO: 'ppl.reinforce("loo")', Reinforce(): "ppl.reinforce()", None: "as it is"}
+Address = str | tuple[str, ...]
+_rank = lambda t: (t.merit, t.seconds)
+
+
+@dataclass(eq=False)
+class Trial:
+    """A combination of estimators (None: the one that is there), and what was measured of it.
+
+    ``variance`` of the gradient, summed over all parameters, with its standard ``error``;
+    ``seconds`` of one gradient in a compiled loop. ``why_not`` is empty where it is admissible.
+    """
+
+    assignment: Mapping[Address, Any]
+    why_not: str = ""
+    variance: float = math.nan
+    error: float = math.nan
+    seconds: float = math.nan
+    turns: list[tuple[float, float, float]] = field(default_factory=list, repr=False)
+    loop: Any = field(default=None, repr=False)
+
+    @property
+    def merit(self) -> float:
+        """variance x seconds, less is better; infinite if not admissible."""
+        return math.inf if self.why_not else self.variance * self.seconds
+
+    def run(self, key: jax.Array, n: int) -> float:
+        """Measure ``n`` gradients; returns the seconds they took."""
+        start = time.perf_counter()
+        variance, rounding, value = self.loop(np.int32(n), key).tolist()
+        seconds = time.perf_counter() - start
+        if not math.isfinite(variance + value):
+            self.why_not = "its value or gradient is not finite"
+        self.turns.append((n - 1, seconds / n, variance if variance > rounding else 0.0))
+        weights, times, variances = np.array(self.turns).T
+        self.seconds = float(np.median(times))
+        self.variance = float(np.average(variances, weights=weights))
+        self.error = math.hypot(*weights * (variances - self.variance)) / float(sum(weights))
+        return seconds
+
+
+@final
+@dataclass(frozen=True)
+class Tuned:
+    """What ``ppl.tune`` returns: text in a terminal, a table in a notebook.
+
+    Attributes:
+        assignment: the best estimator for each address, but for those that stay as they are.
+        objective: with these estimators.
+        tried: a :class:`Trial` for each combination: the best, the others, the inadmissible ones.
+        before: that of the objective as it was.
+        exhaustive: whether all combinations were tried.
+    """
+
+    assignment: Mapping[Address, Any]
+    objective: Expectation
+    tried: tuple[Trial, ...]
+    before: Trial
+    exhaustive: bool
+
+    def _table(self) -> list[list[str]]:
+        measured = ["variance", "standard error", "seconds", "variance x seconds", ""]
+        rows = [[*map(str, self.before.assignment), *measured]]
+        for t in self.tried:
+            numbers = (t.variance, t.error, t.seconds, t.merit)
+            texts = ["" if t.why_not else f"{v:.3g}" for v in numbers]
+            note = t.why_not or "as it was" * (t is self.before)
+            rows.append([*(TYPED[e] for e in t.assignment.values()), *texts, note])
+        return rows
+
+    def _verdict(self) -> str:
+        text = ", ".join(f"{a!r}: {TYPED[e]}" for a, e in self.assignment.items())
+        how = "all combinations" if self.exhaustive else "one address at a time, from as it was"
+        return f"Best for {self.objective.name}: {{{text}}}. Tried: {how}."
+
+    def __repr__(self) -> str:
+        widths = [max(map(len, column)) for column in zip(*self._table(), strict=True)]
+        pad = lambda row: "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
+        return "\n".join([*map(pad, self._table()), self._verdict()])
+
+    def _repr_html_(self) -> str:
+        line = lambda row: "".join(f"<td>{html.escape(c)}</td>" for c in row)
+        rows = "".join(f"<tr>{line(row)}</tr>" for row in self._table())
+        return f"<table>{rows}</table><p>{html.escape(self._verdict())}</p>"
+
+
+def tune(
+    objective: Expectation,
+    key: jax.Array,
+    *args: Any,
+    budget: float = 10.0,
+    samples: int = 1,
+    argnums: int | Sequence[int] = 0,
+    addresses: Iterable[Address] = (),
+) -> Tuned:
+    """Measure which gradient estimators suit an objective: the least variance x seconds.
+
+    Tried are the estimators that fit each address, in all combinations, or, beyond 64 of them, one
+    address at a time from what is there. Those whose gradient the soundness checker finds biased
+    or unsupported are not admissible.
+
+    Args:
+        objective: an ``@ppl.expectation``.
+        key: random key.
+        *args: the arguments of the objective, any pytrees; what is best depends on them.
+        budget: seconds of measuring. Compiling, once for each combination, comes on top.
+        samples: how many estimates a gradient averages; ``ppl.reinforce("loo")`` needs several.
+        argnums: which argument(s) to differentiate.
+        addresses: choices to tune, like ``["x", ("inner", "k")]`` (the name of an expectation
+            inside comes first); by default all whose estimator was not chosen.
+
+    Raises:
+        UnsupportedError: nothing to tune, no floating-point argument, or nothing is admissible.
+        AddressError: an address is unknown. ValueError: the budget is too small.
+
+    Example:
+        >>> tuned = ppl.tune(elbo, jax.random.key(0), phi, samples=8)
+        >>> fit = ppl.maximize(tuned.objective, phi, optax.adam(1e-2), key=key, steps=1000)
+    """
+    if not isinstance(objective, Expectation):
+        raise UnsupportedError(
+            f"{describe(objective)} cannot be tuned ({_jax.user_line()}). Add @ppl.expectation."
+        )
+    where = f"{objective.name}, tuned at {_jax.user_line()},"
+    nums = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    _check_differentiable(args, nums)
+    if not any(map(_is_floating, jax.tree.leaves([args[i] for i in nums]))):
+        raise UnsupportedError(f"{where} gets no float in argument {nums}. Type 1.0 or argnums=1.")
+    key = jax.random.key(jax.random.bits(as_key(key)))  # of the kind that explain traces
+    how = {"samples": as_count(samples, "samples"), "argnums": nums}
+    options = _options(objective, args, how, list(addresses), where)
+    tried: dict[Any, Trial] = {}
+
+    def trial(*estimators: Any) -> Trial:
+        if estimators not in tried:
+            new = tried[estimators] = Trial(dict(zip(options, estimators, strict=True)))
+            try:
+                explained = _retargeted(objective, new.assignment).explain(*args, **how)
+                new.why_not = _prepare(new, explained, split(args)[0])
+            except (PPLError, jax.errors.JaxRuntimeError) as error:
+                new.why_not = str(error).split(". ")[0]
+        return tried[estimators]
+
+    best = before = trial(*(fit[0] for fit in options.values()))
+    exhaustive = math.prod(map(len, options.values())) <= EXHAUSTIVE
+    if exhaustive:
+        best = _best([trial(*t) for t in product(*options.values())], key, budget, where, 1)
+    for i, a in enumerate([] if exhaustive else [*options] * 2):
+        rivals = [trial(*{**best.assignment, a: e}.values()) for e in options[a]]
+        best = _best(rivals, jax.random.fold_in(key, i), budget, where, 2 * len(options))
+    if best.why_not:
+        raise UnsupportedError(
+            f"{where} has no admissible estimators. As it is: {before.why_not}. See .explain(...)."
+        )
+    for t in tried.values():
+        t.loop = None
+    chosen = {a: e for a, e in best.assignment.items() if e}
+    rows = tuple(sorted(tried.values(), key=lambda t: (t is not best, *_rank(t))))
+    return Tuned(chosen, _retargeted(objective, chosen), rows, before, exhaustive)
+
+
+def _best(trials: list[Trial], key: jax.Array, budget: float, where: str, parts: int) -> Trial:
+    """The best of some combinations, by one of so many parts of the budget."""
+    ready = [t for t in trials if not t.why_not]
+    new = [t for t in ready if len(t.turns) == 1]
+    limit = max(10 * min((t.seconds for t in ready), default=0.0), budget / (2 * LEAST))
+    for t in [t for t in new if t.seconds > limit]:
+        t.why_not = f"slow: {t.seconds:.2g} s for one gradient"
+        ready.remove(t)
+    needed = 2 * LEAST * parts * sum(t.seconds for t in ready)
+    if needed > budget and set(ready) <= set(new):
+        raise ValueError(
+            f"budget={budget:g} is too few seconds for the {len(ready)} combinations that {where} "
+            f"has. Type budget={2 * needed:.1g}, or tune fewer choices: addresses=[...]."
+        )
+    left = budget / parts
+    for r in range(len(ready).bit_length(), 0, -1):
+        turns = int(np.clip(left / (r * TURN * len(ready)), *TURNS))
+        pace = sum(t.seconds for t in ready)
+        n = int(np.clip(left / (r * turns * pace), LEAST // TURNS[0], 2**20))
+        for i in range(turns):
+            own = jax.random.fold_in(key, 1000 * r + i)
+            left -= sum(t.run(own, n) for t in ready[:: 1 - 2 * (i % 2)])
+        ready = sorted(ready, key=_rank)[: max(2, -(-len(ready) // 2))]
+    return min(ready or trials, key=_rank)
+
+
+def _prepare(trial: Trial, explained: Any, arrays: Any) -> str:
+    """Compile a combination; returns why it is not admissible."""
+    found = (f"{f.kind}: {f.operation} ({f.source})" for f in explained.findings)
+    if explained.findings:
+        return ", ".join(dict.fromkeys(found))
+    key, arrays = jax.random.key(0), [jnp.asarray(a) for a in arrays]
+    loop = jax.jit(partial(_loop, explained.traced)).lower(np.int32(2), key, arrays).compile()
+    if (memory := getattr(loop.memory_analysis(), "temp_size_in_bytes", 0)) > MEMORY:
+        return f"one gradient takes {memory / 2**30:.2g} GiB of memory"
+    trial.loop = lambda n, key: loop(n, key, arrays)
+    trial.run(key, 2)  # the first run of a program is slow
+    for n in (2, 8, 32, 128, 512):
+        trial.turns.clear()
+        if trial.run(key, n) > TURN / 4:
+            break
+    return trial.why_not
+
+
+def _loop(traced: Any, n: jax.Array, key: jax.Array, arrays: Any) -> jax.Array:
+    """From n gradients: their variance, how much of it is rounding, the mean value: f[3]."""
+    first = len(jax.tree.leaves(traced.out_info[0]))  # gradients come after value and aux
+    avals = dict(enumerate(traced.jaxpr.out_avals))
+    grads = [i for i, a in avals.items() if i >= first and a.dtype != jax.dtypes.float0]
+    dtype = jnp.promote_types(avals[0].dtype, jnp.float32)
+
+    def step(i: jax.Array, state: Any) -> Any:
+        previous, sums = state
+        # as in a fit, where no step has the parameters of another
+        here, _ = lax.optimization_barrier((arrays, sums))
+        outs = _jax.evaluate(traced.jaxpr, jax.random.fold_in(key, i), *here)
+        new = [outs[j] for j in grads]
+        # the mean square of successive differences is twice the variance (von Neumann 1941)
+        apart = [jnp.sum(jnp.abs(a - b) ** 2) for a, b in zip(new, previous, strict=True)]
+        d = jnp.where(i > 0, sum(apart) / 2, 0.0)
+        return new, sums + jnp.stack([d, outs[0]]).astype(dtype)
+
+    start = [jnp.zeros(avals[j].shape, avals[j].dtype) for j in grads], jnp.zeros(2, dtype)
+    last, (total, value) = lax.fori_loop(0, n, step, start)
+    size = sum(jnp.sum(jnp.abs(g) ** 2) for g in last)
+    rounding = (ROUNDING * jnp.finfo(avals[0].dtype).eps) ** 2 * size
+    return jnp.stack([total / (n - 1), rounding, value / n])
+
+
+def _options(objective: Expectation, args: Any, how: Any, names: Any, where: str) -> dict[Any, Any]:
+    """The estimators that fit, by address, first the one that is there."""
+    rows = objective.explain(*args, **how).sites
+    sites = {a: here for s in _scopes(objective.trace(*args)[0]) for a, here in s.items()}
+    known = ", ".join(map(show, sites))
+    free = [a for a, here in sites.items() if not any(c.site.estimator for c in here)]
+    wanted = [(a,) if isinstance(a, str) else tuple(a) for a in names] or free
+    if not wanted:
+        cure = f"has chosen estimators only. Name some: addresses=[{known}]." if sites else ""
+        cure = cure or "makes no random choice, so its gradient is exact: objective.grad(...)."
+        raise UnsupportedError(f"{where} {cure}")
+    out: dict[Address, list[Any]] = {}
+    for a in wanted:
+        if a not in sites:
+            raise AddressError(f"{where} has no {show(a)}.{nearest(a, sites)} It has: {known}.")
+        fit = [e for e in TYPED if e and (e != LOO or how["samples"] > 1) and _fits(e, sites[a])]
+        here = {r.estimator for r in rows if r.address == "/".join(a)} if a in free else set()
+        now = next((e for e in fit if {e.name} == here), None)
+        out[a[0] if len(a) == 1 else a] = [now, *(e for e in fit if e != now)]
+    return out
+
+
+def _retargeted(objective: Expectation, assignment: Mapping[Address, Any]) -> Expectation:
+    table = {(a,) if isinstance(a, str) else a: e for a, e in assignment.items() if e}
+
+    @wraps(objective, updated=())
+    def f(*args: Any, **kwargs: Any) -> Any:
+        closed, consts, out = objective.trace(*args, **kwargs)
+        return jax.tree.unflatten(jax.tree.structure(out), retarget(closed, consts, table))
+
+    return Expectation(f, objective._has_aux, objective.strict)
