@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from . import _jax
+from .elements import apart, element_shape
 from .errors import UnsupportedError, show
 from .estimator import Enumerated, Estimator
 from .interpret import Choice, Path, abstract_distribution, abstractly, choices
@@ -27,18 +28,6 @@ class Chosen:
     choice: Choice
     estimator: Estimator
     reason: str
-    values: int = 1
-    """How many joint values the site is enumerated over where it stands, in one run of a loop."""
-
-    @property
-    def instances(self) -> int:
-        """How often loops run the site."""
-        return math.prod(self.choice.lengths)
-
-    @property
-    def joint(self) -> int:
-        """How many joint values the site is enumerated over, all loops included."""
-        return self.values**self.instances
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,17 +102,16 @@ def _chosen(
                 f"{estimator.name} cannot be used for {show(c.address)} ~ {type(d).__name__} at "
                 f"{c.source}: {problem}"
             )
-        values = joint_size(c, estimator) if isinstance(estimator, Enumerated) else 1
-        out.append(Chosen(c, estimator, reason, values))
+        out.append(Chosen(c, estimator, reason))
     return out
 
 
 def joint_size(choice: Choice, estimator: Enumerated) -> int:
-    """How many joint values the elements of a site have, surrounding ``vmap``\\s included."""
-    site, d = choice.random, abstract_distribution(choice)
-    assert isinstance(site, Site)
-    return support_size(choice, estimator) ** (site.elements * math.prod(d.batch_shape))
+    """How many joint values the elements of a site have, all of them, in one run of a loop."""
+    shape = (*choice.site.sizes, *element_shape(choice.site, choice.avals))
+    return support_size(choice, estimator) ** math.prod(shape)
 
 
 def support_size(choice: Choice, estimator: Enumerated) -> int:
-    return abstractly(choice, estimator.support).shape[0]
+    """How many values one element of a site has."""
+    return abstractly(choice, lambda d: estimator.support(apart(d))).shape[0]

@@ -19,12 +19,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from . import _jax
-from .assignment import Chosen
+from .assignment import Chosen, support_size
 from .dependence import NONE, Along, Dependence, Dependences
 from .elements import apart, element_shape
 from .errors import show
 from .estimator import Enumerated
-from .interpret import Choice, Path, abstractly, choices, entering, interpret
+from .interpret import Choice, Path, choices, entering, interpret
 from .site import (
     Call,
     Expect,
@@ -154,9 +154,8 @@ def _sites(closed: _jax.ClosedJaxpr) -> list[Choice]:
 def _variable(s: Chosen) -> Variable:
     c, estimator = s.choice, s.estimator
     assert isinstance(estimator, Enumerated)
-    n = abstractly(c, lambda d: estimator.support(apart(d))).shape[0]
     shape = (*c.lengths, *c.site.sizes, *element_shape(c.site, c.avals))
-    return Variable(shape, n, f"{show(c.address)} at {c.source}")
+    return Variable(shape, support_size(c, estimator), f"{show(c.address)} at {c.source}")
 
 
 def _at(site: Site, estimator: Any, operands: list[Any], digits: Any) -> tuple[Any, Any]:

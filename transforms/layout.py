@@ -20,13 +20,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from . import _jax
-from .assignment import MAX_JOINT, Chosen
+from .assignment import MAX_JOINT, Chosen, support_size
 from .chains import sum_out
 from .dependence import NONE, Along, Dependence, Dependences
 from .elements import apart, element_shape
 from .errors import UnsupportedError, show
 from .estimator import Enumerated, InPlace
-from .interpret import Path, Record, abstractly, choices
+from .interpret import Path, Record, choices
 from .site import Site, own_density
 from .terms import split
 from .uniform import NO, compress
@@ -64,9 +64,8 @@ class Elements:
     @property
     def support(self) -> int:
         """How many values an element has."""
-        estimator = self.chosen.estimator
-        assert isinstance(estimator, Enumerated)
-        return abstractly(self.chosen.choice, lambda d: estimator.support(apart(d))).shape[0]
+        assert isinstance(self.chosen.estimator, Enumerated)
+        return support_size(self.chosen.choice, self.chosen.estimator)
 
     @property
     def values(self) -> int:
@@ -235,7 +234,7 @@ def onto(x: jax.Array, along: Sequence[Along | None], keep: Sequence[bool]) -> j
 def is_told_apart(s: Chosen) -> bool:
     """Whether an estimator asks which terms depend on its choice."""
     if isinstance(s.estimator, Enumerated):
-        return s.joint > 1
+        return support_size(s.choice, s.estimator) > 1
     return not isinstance(s.estimator, InPlace) or s.estimator.score
 
 
@@ -410,8 +409,8 @@ def _check_size(layout: Layout, d: Dependence) -> None:
         joint = f"{s.support}**{math.prod(met)}" if met else str(s.support)
         parts.append(f"{show(c.address)} ({joint} values, {c.source})")
     raise UnsupportedError(
-        f"enumeration would run a term of the objective for {total} joint values, since these meet "
-        f"in it: {', '.join(parts)}. Use ppl.reinforce() or ppl.mvd() for some of them; or let the "
-        "elements meet in no term: a sum over the elements of what each of them touches, or an "
-        "@ppl.expectation of its own for each, jax.vmap(inner)(xs).sum()."
+        f"enumeration would run a term of the objective for more than {MAX_JOINT:,} joint values, "
+        f"since these meet in it: {', '.join(parts)}. Use ppl.reinforce() or ppl.mvd() for some of "
+        "them; or let the elements meet in no term: a sum over the elements of what each of them "
+        "touches, or an @ppl.expectation of its own for each, jax.vmap(inner)(xs).sum()."
     )

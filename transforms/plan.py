@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from . import _jax
-from .assignment import Chosen
+from .assignment import Chosen, support_size
 from .errors import Address
 from .estimator import Enumerated
 from .interpret import Path
@@ -42,9 +42,10 @@ def plan(closed: _jax.ClosedJaxpr, chosen: Sequence[Chosen]) -> Plan:
     summed = {id(s.choice.random) for s in layout.summed}
     uses: dict[Path, Use] = {}
     rest = [s for s in chosen if id(s.choice.random) not in summed]
-    for s in chosen:
-        if id(s.choice.random) in summed:
-            uses[s.choice.path] = Use((), len(layout.terms), s.values**2, chain=True)
+    for s in layout.summed:
+        assert isinstance(s.estimator, Enumerated)
+        pairs = support_size(s.choice, s.estimator) ** 2
+        uses[s.choice.path] = Use((), len(layout.terms), pairs, chain=True)
     for s, path in zip(rest, layout.chosen, strict=True):
         if path not in layout.sites:
             continue

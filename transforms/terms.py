@@ -66,6 +66,7 @@ def split(
     def terms(*args: Any) -> list[Any]:
         env = _run(level, args, closed.jaxpr.outvars[1:])
         leaves, constants = _collect(level, env)
+        leaves = jax.tree.map(_as_float, leaves)
         constant, slopes = _coefficients(level, leaves, constants)
         flat = [] if isinstance(constant, np.ndarray) and constant == 0 else [jnp.asarray(constant)]
         for name, c in zip(_own_densities(level), slopes, strict=True):
@@ -148,11 +149,24 @@ _LINEAR = (  # in all operands together
 _JOINTLY = frozenset(_LINEAR.split())
 
 
+_COUNTING = frozenset(
+    {"add", "sub", "neg", "mul", "reduce_sum", "convert_element_type", "reshape", "squeeze"}
+    | {"broadcast_in_dim", "transpose", "rev", "slice", "concatenate"}
+)
+"""What is linear in integers too, for sums of them that become floating point numbers."""
+
+
 def _linear_operands(eqn: _jax.JaxprEqn, tainted: set[Any]) -> set[int] | None:
     """The operands in which an equation is linear, all others being constant; None if it is not."""
     found = _linear(eqn, tainted)
-    dtypes = [eqn.invars[n].aval.dtype for n in found or ()]  # type: ignore[attr-defined]
-    return found if all(jnp.issubdtype(t, jnp.floating) for t in dtypes) else None
+    if found is None or all(_is_float(eqn.invars[n]) for n in found):
+        cut = eqn.primitive.name == "convert_element_type" and not _is_float(eqn.outvars[0])
+        return None if cut else found
+    return found if eqn.primitive.name in _COUNTING else None
+
+
+def _is_float(v: Any) -> bool:
+    return jnp.issubdtype(v.aval.dtype, jnp.floating)
 
 
 def _linear(eqn: _jax.JaxprEqn, tainted: set[Any]) -> set[int] | None:
@@ -261,10 +275,16 @@ def _added(jaxpr: _jax.Jaxpr, before: _jax.Var, after: Any) -> Signed | None:
             found.append((1.0, operands[0] if operands[1] is at else operands[1]))
         elif name == "sub" and operands[0] is at:
             found.append((-1.0, operands[1]))
-        elif name not in ("copy", "name"):
+        elif name not in ("copy", "name") and not _is_same(eqn):
             return None
         at = eqn.outvars[0]
     return found if found and uses.get(after) == 1 else None
+
+
+def _is_same(eqn: _jax.JaxprEqn) -> bool:
+    """Whether this is a conversion that changes at most whether a type is weak."""
+    dtypes = [v.aval.dtype for v in (eqn.invars[0], eqn.outvars[0])]  # type: ignore[attr-defined]
+    return eqn.primitive.name == "convert_element_type" and dtypes[0] == dtypes[1]
 
 
 # --- which variables the draws reach --------------------------------------------------------------
@@ -407,6 +427,8 @@ def _tail(level: _Level, leaves: Any, constants: Any) -> list[Any]:
         if i not in level.inner:
             if eqn.primitive.name in ("name", "copy"):
                 outs = [_read(env, eqn.invars[0])]
+            elif not all(map(_is_float, eqn.invars)) and eqn.primitive.name in _COUNTING:
+                outs = [_counted(eqn, [_read(env, v) for v in eqn.invars])]
             else:
                 outs = _jax.evaluate_equation(eqn, [_read(env, v) for v in eqn.invars])
             env.update(zip(eqn.outvars, outs, strict=True))
@@ -424,6 +446,20 @@ def _tail(level: _Level, leaves: Any, constants: Any) -> list[Any]:
             found = _tail(inner, *args)
             env.update({eqn.outvars[n]: v for n, v in zip(level.outs[i], found, strict=True)})
     return [functools.reduce(operator.add, (s * _read(env, v) for s, v in w)) for w in level.wanted]
+
+
+def _as_float(x: jax.Array) -> jax.Array:
+    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.result_type(float))
+
+
+def _counted(eqn: _jax.JaxprEqn, operands: list[Any]) -> jax.Array:
+    """An equation of integers, in floating point numbers."""
+    if eqn.primitive.name == "convert_element_type":
+        to = eqn.params["new_dtype"]
+        return (
+            operands[0].astype(to) if jnp.issubdtype(to, jnp.floating) else _as_float(operands[0])
+        )
+    return eqn.primitive.bind(*map(_as_float, operands), **eqn.params)
 
 
 def _coefficients(level: _Level, leaves: Any, constants: Any) -> tuple[Any, list[Any]]:
