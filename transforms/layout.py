@@ -116,6 +116,10 @@ class Layout:
     def on_grid(self, dependence: Dependence) -> Grid:
         return frozenset(s.path for s in self.of(Enumerated) if s.path in dependence)
 
+    def grids(self, dependences: Sequence[Dependence]) -> list[Grid]:
+        """The different ones."""
+        return sorted({self.on_grid(d) for d in dependences}, key=sorted)
+
     @property
     def everywhere(self) -> Grid:
         return frozenset(s.path for s in self.of(Enumerated))

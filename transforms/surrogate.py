@@ -64,10 +64,10 @@ def scope(
     continued = layout.of(Continued)
     averaged = {i: layout.on_grid(d) for i, d in enumerate(layout.others) if layout.is_apart(d)}
     entropic = [s for s in layout.of(InPlace) if s.own]
-    grids = {layout.on_grid(d) for d in (*layout.terms, *(s.parameters for s in entropic))}
+    grids = layout.grids([*layout.terms, *(s.parameters for s in entropic)])
     zero = jnp.zeros((), closed.out_avals[0].dtype)
     baselines = [s for s in layout.of(InPlace) if _baseline(s) is not None]
-    reach = {s.path: {layout.on_grid(d) for d in layout.terms if s.path in d} for s in baselines}
+    reach = {s.path: layout.grids([d for d in layout.terms if s.path in d]) for s in baselines}
 
     def point(*indices: Any) -> Any:
         given = _given(layout, indices)
@@ -75,21 +75,21 @@ def scope(
         terms, others = outs[: len(layout.terms)], outs[len(layout.terms) :]
         weights = laws(layout, made)
         scores = {s.path: made[s.path]["score"] for s in layout.of(InPlace)}
-        values = dict.fromkeys(grids, zero)
-        payoffs = {s.path: dict.fromkeys(reach[s.path], zero) for s in baselines}
+        values = [zero] * len(grids)
+        payoffs: dict[Path, list[Any]] = {p: [zero] * len(reach[p]) for p in reach}
         for t, d, grid in layout.grouped(terms):
             weighted = times(layout.law(d, t.ndim, weights), t)
             score = layout.score(d, t.ndim, scores)
             value = weighted if score is None else weighted * magic_box(score)
-            values[grid] += jnp.sum(value)
+            values[grids.index(grid)] += jnp.sum(value)
             for s in baselines:
                 if s.path in d:
                     part = onto(lax.stop_gradient(weighted), d[s.path], [True] * len(s.shape))
-                    payoffs[s.path][grid] += part
+                    payoffs[s.path][reach[s.path].index(grid)] += part
         for s in entropic:  # a baseline that cancels the derivative of its own log density
             law = layout.law(s.parameters, len(s.shape), weights)
             cancelled = times(law, 1.0 - magic_box(scores[s.path]))
-            values[layout.on_grid(s.parameters)] += s.own * jnp.sum(cancelled)
+            values[grids.index(layout.on_grid(s.parameters))] += s.own * jnp.sum(cancelled)
         parts = {}
         for s in baselines:
             law = layout.law(s.parameters, len(s.shape), weights)
@@ -105,19 +105,18 @@ def scope(
 
     every = frozenset(s.path for s in layout.of(Enumerated))
     spec = (
-        {g: g for g in grids},
-        {p: {g: g for g in reach[p]} for p in reach},
+        grids,
+        reach,
         {s.path: layout.on_grid(s.parameters) for s in baselines},
         list(averaged.values()),
         every,
     )
     values, payoffs, parts, means, extra = layout.over_grid(point, spec)
-    value = sum((jnp.sum(v) for v in values.values()), jnp.sum(extra))
+    value = sum(map(jnp.sum, values), jnp.sum(extra))
     for s in baselines:
-        payoff = sum(
-            (jnp.sum(v, axis=tuple(range(layout.axes(g)))) for g, v in payoffs[s.path].items()),
-            jnp.zeros(s.shape, zero.dtype),
-        )
+        payoff = jnp.zeros(s.shape, zero.dtype)
+        for grid, part in zip(reach[s.path], payoffs[s.path], strict=True):
+            payoff += jnp.sum(part, axis=tuple(range(layout.axes(grid))))
         finish = lambda totals, s=s, p=payoff: _baseline(s).finish(totals, p, context)
         totals, law = parts[s.path]
         for _ in range(layout.axes(layout.on_grid(s.parameters))):
@@ -126,9 +125,7 @@ def scope(
     outs: list[Any] = [None] * len(layout.others)
     for i, mean in zip(averaged, means, strict=True):
         outs[i] = jnp.sum(mean, axis=tuple(range(layout.axes(averaged[i]))))
-    if len(averaged) < len(
-        outs
-    ):  # what would need joint values of elements that are apart is drawn
+    if len(averaged) < len(outs):  # where elements meet that meet in no term
         drawn = run(args, key, {}, enumerate=False)[0][len(layout.terms) :]
         outs = [d if o is None else o for d, o in zip(drawn, outs, strict=True)]
     return [value, *outs]
