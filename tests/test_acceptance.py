@@ -355,7 +355,7 @@ def truncnormal_mean(p, e):
 DATA = np.random.default_rng(5).normal(size=50).round(3)
 
 
-@program("minibatch_sum", REINFORCE, LOO, AUTO_LOO)
+@program("minibatch_sum", REINFORCE, LOO, ENUM, AUTO_ENUM)
 def minibatch_sum(p, e):
     i = jax.vmap(lambda: ppl.sample("i", dist.DiscreteUniform(0, 49), e), axis_size=5)()
     return 50 / 5 * jnp.sum((jnp.asarray(DATA)[i] - p["t"]) ** 2)

@@ -55,7 +55,6 @@ from test_mutants import Mean, Score
 import ppl
 from estimators.enumeration import Enum
 from transforms import surrogate
-from transforms.interpret import State
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -283,32 +282,23 @@ class MeanOfWeights(Enum):
 @contextlib.contextmanager
 def reused_draws() -> Iterator[None]:
     """Alternatives of a choice keep the draws of the others that are replayed."""
-    correction, run, made, correcting = surrogate._correction, surrogate._run, {}, set()
+    correction = surrogate.correction
 
-    def recording(closed: Any, *args: Any, **options: Any) -> Any:
-        out = run(closed, *args, **options)
-        if id(closed) not in correcting:
-            made[id(closed)] = {p: v for p, v in out[2].items() if not isinstance(v, State)}
-        return out
-
-    def reusing(run: Any, s: Any, own: Any, rest: Any) -> Any:
-        args, key, given, *others = rest
-        scope = id(run.args[0])
+    def reusing(
+        layout: Any, s: Any, run: Any, args: Any, key: Any, given: Any, made: Any, terms: Any
+    ) -> Any:
         kept = {
-            path: (visited, jax.lax.stop_gradient(value))
-            for path, (visited, _, value, _) in made[scope].items()
-            if path != s.choice.path
+            path: (made[path][0], jax.lax.stop_gradient(made[path][2]))
+            for path, other in layout.sites.items()
+            if path != s.path and isinstance(other.chosen.estimator, ppl.Continued)
         }
-        correcting.add(scope)
-        out = correction(run, s, own, (args, key, {**given, **kept}, *others))
-        correcting.discard(scope)
-        return out
+        return correction(layout, s, run, args, key, {**given, **kept}, made, terms)
 
-    surrogate._correction, surrogate._run = reusing, recording
+    surrogate.correction = reusing
     try:
         yield
     finally:
-        surrogate._correction, surrogate._run = correction, run
+        surrogate.correction = correction
 
 
 class Mutant(NamedTuple):
