@@ -26,6 +26,19 @@ from transforms.estimator import Baseline, magic_box
 from transforms.samples import Context
 
 
+def _of_elements(b: Any, log_prob: jax.Array) -> jax.Array:
+    """The baseline of each element: leading axes of ``b`` are those of the elements."""
+    b = jnp.asarray(b, log_prob.dtype)
+    shape = log_prob.shape[: b.ndim]
+    if b.ndim > log_prob.ndim or any(n not in (1, m) for n, m in zip(b.shape, shape, strict=True)):
+        raise ValueError(
+            f"a baseline of shape {b.shape} stands at a choice whose elements have shape "
+            f"{log_prob.shape} ({_jax.user_line()}). Give a number, or an array with an entry for "
+            "each element; under jax.vmap each element's own: map over the baseline too."
+        )
+    return jnp.broadcast_to(b.reshape(*b.shape, *[1] * (log_prob.ndim - b.ndim)), log_prob.shape)
+
+
 def _subtract(b: Any, log_prob: jax.Array) -> jax.Array:
     return -lax.stop_gradient(b) * (magic_box(log_prob) - 1.0)
 
@@ -40,7 +53,7 @@ class Constant(Baseline):
     independent = True
 
     def accumulate(self, log_prob: jax.Array) -> dict[str, jax.Array]:
-        return {"term": _subtract(self.value, log_prob)}
+        return {"term": _subtract(_of_elements(self.value, log_prob), log_prob)}
 
     def finish(self, totals: Any, payoff: jax.Array, context: Context) -> jax.Array:
         return totals["term"]
@@ -62,7 +75,7 @@ class Learned(Baseline):
     independent = True
 
     def accumulate(self, log_prob: jax.Array) -> dict[str, jax.Array]:
-        b = jnp.broadcast_to(jnp.asarray(self.value, log_prob.dtype), jnp.shape(log_prob))
+        b = _of_elements(self.value, log_prob)
         return {
             "term": _subtract(b, log_prob),
             "linear": b - lax.stop_gradient(b),

@@ -15,8 +15,8 @@ import dataclasses
 from typing import Any, final
 
 import jax
-import numpyro.distributions as dist
 
+from transforms.elements import unmasked
 from transforms.estimator import Baseline, InPlace
 
 from .baselines import baseline as _baseline
@@ -43,21 +43,10 @@ class Reinforce(InPlace):
         return None
 
     def log_prob(self, d: Any, value: jax.Array) -> jax.Array:
-        return _law(d).log_prob(value)
+        return unmasked(d).log_prob(value)
 
     def draw(self, d: Any, key: jax.Array, sample_shape: tuple[int, ...]) -> jax.Array:
         return d.sample(key, sample_shape)
-
-
-def _law(d: Any) -> Any:
-    """The distribution without its masks, which hide its density but do not change its draws."""
-    if isinstance(d, dist.MaskedDistribution):
-        return _law(d.base_dist)
-    if isinstance(d, dist.Independent):
-        return dist.Independent(_law(d.base_dist), d.reinterpreted_batch_ndims)
-    if isinstance(d, dist.ExpandedDistribution):
-        return _law(d.base_dist).expand(d.batch_shape)
-    return d
 
 
 def reinforce(baseline: Any = None) -> Reinforce:

@@ -22,7 +22,7 @@ from . import _jax
 from .assignment import Chosen, support_size
 from .dependence import NONE, Along, Dependence, Dependences
 from .elements import apart, element_shape
-from .errors import show
+from .errors import UnsupportedError, show
 from .estimator import Enumerated
 from .interpret import Choice, Path, choices, entering, interpret
 from .site import (
@@ -137,7 +137,10 @@ class _Chain:
             return [payoff.astype(self.closed.out_avals[0].dtype), *means[n:]]
 
         avals = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in self.closed.in_avals]
-        new = _jax.traced(scope, *avals)
+        try:
+            new = _jax.traced(scope, *avals)
+        except UnsupportedError:  # choices in the loop that do not depend on the chain
+            return None
         mine = {s.choice.path for s in self.sites}
         rest = [s for s in chosen if s.choice.path not in mine]
         left = [

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from . import _jax
-from .elements import apart, element_shape
+from .elements import apart, element_shape, unmasked
 from .interpret import INLINED, Path, _remat_jaxpr
 from .site import Body, Call, Densities, Expect, Site, per_element
 
@@ -76,10 +76,12 @@ class Dependences:
 
     ``is_source`` says whether the draws at a path are a source, known by the path. Draws also
     depend on what the parameters of their distribution depend on; ``parameters`` has that alone.
+    Lags are told apart in loops of the program itself, not within other loops or functions.
     """
 
     def __init__(self, is_source: Callable[[Path], bool]):
         self._is_source = is_source
+        self._depth = 0
         self.parameters: dict[Path, Dependence] = {}
 
     def run(
@@ -133,9 +135,8 @@ class Dependences:
             return self._scan(eqn, ins, path, loops)
         if p is _jax.cond_p:
             index, *rest = ins
-            cases = [
-                self.run(b, rest, (*path, n), loops) for n, b in enumerate(eqn.params["branches"])
-            ]
+            branches = enumerate(eqn.params["branches"])
+            cases = [self._within(b, rest, (*path, n), loops) for n, b in branches]
             index = _moved(index, lambda a: None)
             for at, d in self.parameters.items():
                 if at[: len(path)] == path:  # whether it is made at all
@@ -143,10 +144,19 @@ class Dependences:
             return [join([index, *outs]) for outs in zip(*cases, strict=True)]
         inner = _called(eqn)
         if inner is not None:
-            return self.run(inner, ins, path, loops)
+            run = self.run if p is _jax.jit_p else self._within
+            return run(inner, ins, path, loops)
         return [join([_moved(d, to) for d, to in zip(ins, _axes(eqn), strict=True)])] * len(
             eqn.outvars
         )
+
+    def _within(
+        self, closed: _jax.ClosedJaxpr, args: Sequence[Dependence], path: Path, loops: int
+    ) -> list[Dependence]:
+        self._depth += 1
+        outs = self.run(closed, args, path, loops)
+        self._depth -= 1
+        return outs
 
     def _site(
         self, eqn: _jax.JaxprEqn, ins: list[Dependence], path: Path, loops: int
@@ -158,7 +168,7 @@ class Dependences:
 
             def log_prob(operands: list[Any], value: Any) -> Any:
                 operands, mask = site.live(operands), site.mask(operands)
-                log_prob = apart(site.rebuild(operands)).log_prob(value)
+                log_prob = unmasked(apart(site.rebuild(operands))).log_prob(value)
                 return jax.numpy.where(mask, log_prob, 0.0) if site.masked else log_prob
 
             draw = jax.ShapeDtypeStruct((*site.sizes, *site.shape), site.dtype)
@@ -192,13 +202,14 @@ class Dependences:
         def later(along: Along | None) -> Along | None:
             if along is None or along.axis != step:
                 return along
-            return None if backwards else Along(step, min(along.lag + 1, EVER))
+            lag = EVER if self._depth else min(along.lag + 1, EVER)
+            return None if backwards else Along(step, lag)
 
         def after(along: Along | None) -> Along | None:
             return None if along is not None and along.axis == step else along
 
         while True:
-            outs = self.run(body, [*consts, *carry, *rows], path, loops + 1)
+            outs = self._within(body, [*consts, *carry, *rows], path, loops + 1)
             late = [{s: tuple(map(later, a)) for s, a in o.items()} for o in outs[:n_carry]]
             new = [join([c, o]) for c, o in zip(carry, late, strict=True)]
             if new == list(carry):
@@ -385,7 +396,7 @@ _RULES: dict[str, Callable[[Any, Any, Any], list[To]]] = {
     "concatenate": lambda shapes, out, p: [_but(p["dimension"])] * len(shapes),
     "sort": lambda shapes, out, p: [_but(p["dimension"])] * len(shapes),
     "split": lambda shapes, out, p: [_but(p["axis"])],
-    "top_k": lambda shapes, out, p: [_but(len(shapes[0]) - 1)],
+    "top_k": lambda shapes, out, p: [_but(p.get("axis", -1) % len(shapes[0]))],
     "dot_general": _dot,
     "gather": _gather,
     "conv_general_dilated": _convolution,

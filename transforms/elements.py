@@ -26,6 +26,18 @@ def apart(d: Any) -> Any:
     return d
 
 
+def unmasked(d: Any) -> Any:
+    """The distribution without its masks, which hide its density but do not change its draws."""
+    kind = type(d).__name__
+    if kind == "MaskedDistribution":
+        return unmasked(d.base_dist)
+    if kind == "Independent":
+        return unmasked(d.base_dist).to_event(d.reinterpreted_batch_ndims)
+    if kind == "ExpandedDistribution":
+        return unmasked(d.base_dist).expand(d.batch_shape)
+    return d
+
+
 def element_shape(site: Site, avals: Any) -> tuple[int, ...]:
     """Batch shape of the elements of a site within one element of the ``vmap``\\ s around it.
 

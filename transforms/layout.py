@@ -125,8 +125,8 @@ class Layout:
         return frozenset(s.path for s in self.of(Enumerated))
 
     def is_apart(self, dependence: Dependence) -> bool:
-        """Whether elements of a choice that are apart do not meet in something."""
-        return all(
+        """Whether elements of a choice that are apart do not meet in something (of few values)."""
+        return self.points(self.on_grid(dependence)) <= MAX_JOINT and all(
             not apart or (along is not None and not along.lag)
             for s in self.of(Enumerated)
             if s.path in dependence

@@ -103,7 +103,7 @@ def scope(
             extra += correction(layout, s, run, list(args), key, given, made, terms)
         return values, payoffs, parts, means, extra
 
-    every = frozenset(s.path for s in layout.of(Enumerated))
+    every = layout.everywhere if continued else frozenset()
     spec = (
         grids,
         reach,

@@ -80,7 +80,8 @@ def split(
             if c is None or isinstance(c, np.generic):
                 flat.append(leaf if c is None else c * leaf)
             else:
-                flat.append(jnp.where(c == 0, 0.0, c * leaf))  # the leaf may be infinite there
+                infinite = (c == 0) & ~jnp.isfinite(leaf)  # under a mask, say
+                flat.append(c * jnp.where(infinite, 0.0, leaf))
         lines.extend([""] * (len(flat) - len(kept)) + kept)
         return [*flat, *(_read(env, v) for v in closed.jaxpr.outvars[1:])]
 

@@ -97,9 +97,13 @@ def compress(
 
 
 def _compressed(
-    closed: _jax.ClosedJaxpr, args: Sequence[Any], ins: Sequence[Axes], analysis: Uniform
+    closed: _jax.ClosedJaxpr,
+    args: Sequence[Any],
+    ins: Sequence[Axes],
+    analysis: Uniform,
+    path: Path = (),
 ) -> list[Any]:
-    env = analysis.variables(closed, ins)
+    env = analysis.variables(closed, ins, path)
     jaxpr = closed.jaxpr
     values: dict[Any, Any] = dict(zip(jaxpr.constvars, closed.consts, strict=True))
     values.update(zip(jaxpr.invars, args, strict=True))
@@ -107,7 +111,7 @@ def _compressed(
     def read(v: Any) -> Any:
         return values[v] if isinstance(v, _jax.Var) else jnp.asarray(v.val, v.aval.dtype)
 
-    for eqn in jaxpr.eqns:
+    for i, eqn in enumerate(jaxpr.eqns):
         operands = [read(v) for v in eqn.invars]
         axes = env[eqn.outvars[0]]
         name = eqn.primitive.name
@@ -115,7 +119,7 @@ def _compressed(
             outs = [_once(eqn, operands, axes)]
         elif eqn.primitive is _jax.jit_p:
             inner = [env.get(v, NO) if isinstance(v, _jax.Var) else NO for v in eqn.invars]
-            outs = _compressed(eqn.params["jaxpr"], operands, inner, analysis)
+            outs = _compressed(eqn.params["jaxpr"], operands, inner, analysis, (*path, i))
         else:
             outs = _jax.evaluate_equation(eqn, operands)
         values.update(zip(eqn.outvars, outs, strict=True))
