@@ -1280,3 +1280,17 @@ def test_a_baseline_of_another_shape_is_refused() -> None:
 
     with pytest.raises(ValueError, match="map over the baseline too"):
         ppl.expectation(f).grad(jax.random.key(0), jnp.full(3, 0.3))
+
+
+@pytest.mark.parametrize(
+    "after", [jax.jit(lambda s, p: -s), lambda s, p: jnp.where(p > 0, -s, 0.0)]
+)
+def test_a_sum_goes_on_outside_of_a_function(after: Any) -> None:
+    """30 elements that meet would be 2**30 joint values."""
+
+    def f(p: Any) -> Any:
+        return after(jnp.sum(jnp.cos(1.0 * flip("b", jnp.full(30, p)))), p)
+
+    exact = lambda p: -30 * (1 - p + p * jnp.cos(1.0))
+    expected = jax.value_and_grad(exact)(0.3)
+    np.testing.assert_allclose(value_and_grad(f, 0.3), expected, rtol=1e-10)

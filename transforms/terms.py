@@ -100,6 +100,8 @@ class _Level:
     constants: list[_jax.Var] = dataclasses.field(default_factory=list)
     tail: set[int] = dataclasses.field(default_factory=set)
     inner: dict[int, _Level] = dataclasses.field(default_factory=dict)
+    passed: dict[_jax.Var, int] = dataclasses.field(default_factory=dict)
+    """Inputs that would be leaves, by their number: the tail goes on outside."""
     outs: dict[int, list[int]] = dataclasses.field(default_factory=dict)
     """Which outputs of an equation with an inner level are wanted."""
 
@@ -226,7 +228,11 @@ def _inner(
     if sub is not None:
         inside = _tainted(sub, hit, is_source, path)
         wanted: list[Signed] = [[(1.0, sub.jaxpr.outvars[n])] for n in outs]
-        return _level(sub, wanted, inside, is_source, path), outs, set()
+        level = _level(sub, wanted, inside, is_source, path)
+        number = {v: k for k, v in enumerate(sub.jaxpr.invars)}
+        level.passed = {v: number[v] for v in level.leaves if v in number}
+        level.leaves = [v for v in level.leaves if v not in number]
+        return level, outs, set(level.passed.values())
     if eqn.primitive is not _jax.scan_p:
         return None
     body = eqn.params["jaxpr"]
@@ -414,9 +420,9 @@ def _collect(level: _Level, env: dict[Any, Any]) -> tuple[Any, Any]:
 # --- the tail -----------------------------------------------------------------------------------
 
 
-def _tail(level: _Level, leaves: Any, constants: Any) -> list[Any]:
-    """What is wanted of a level, from its leaves and constants."""
-    env: dict[Any, Any] = {}
+def _tail(level: _Level, leaves: Any, constants: Any, passed: Any = None) -> list[Any]:
+    """What is wanted of a level, from its leaves, its constants, and what is passed to it."""
+    env: dict[Any, Any] = dict(passed or {})
     own, *inside = leaves
     own_constants, *inside_constants = constants
     env.update(zip(level.leaves, own, strict=True))
@@ -444,7 +450,8 @@ def _tail(level: _Level, leaves: Any, constants: Any) -> list[Any]:
                     v = _read(env, eqn.invars[n_consts + n]) + jnp.sum(v, axis=0)
                 env[eqn.outvars[n]] = v
         else:
-            found = _tail(inner, *args)
+            passed = {v: _read(env, eqn.invars[k]) for v, k in inner.passed.items()}
+            found = _tail(inner, *args, passed)
             env.update({eqn.outvars[n]: v for n, v in zip(level.outs[i], found, strict=True)})
     return [functools.reduce(operator.add, (s * _read(env, v) for s, v in w)) for w in level.wanted]
 
