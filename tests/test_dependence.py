@@ -24,9 +24,10 @@ from jax import lax
 
 import ppl
 from ppl import dist
-from transforms import _jax, dependence, layout, terms
+from transforms import _jax, dependence, layout, terms, uniform
 from transforms.dependence import EVER, Along, Dependences
 from transforms.errors import UnsupportedError
+from transforms.interpret import choices
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -1254,21 +1255,13 @@ def test_the_first_axis_of_top_k() -> None:
     np.testing.assert_allclose(value_and_grad(f, 0.3), (1.02, 2.8), rtol=1e-10)
 
 
-def test_draws_in_a_function_are_independent_beside_an_enumerated_plate() -> None:
-    """The normal draws are the second equation of the function, as the plate is of the program."""
-
-    @jax.jit
-    def inner(q: Any, z: Any) -> Any:
-        x = ppl.sample("x", dist.Normal(jnp.sin(q), 1.0, validate_args=False), ppl.reparam())
-        return x, x * x * (z + 1.0)
-
-    def f(p: Any) -> Any:
-        law = dist.Bernoulli(jnp.stack([p] * 4), validate_args=False)
-        x, y = inner(jnp.arange(4.0), ppl.sample("z", law, ppl.enum()))
-        return jnp.sum(jnp.sin(y)), x
-
-    x = ppl.expectation(f, has_aux=True).value(jax.random.key(0), 0.3)[1]
-    assert len(np.unique(np.round(x - np.sin(np.arange(4.0)), 9))) == 4
+def test_choices_within_a_function_are_known_by_their_own_path() -> None:
+    """Else they would be taken for a plate that stands at their number in the program."""
+    inner = jax.jit(lambda q: ppl.sample("x", dist.Normal(jnp.sin(q), 1.0)))
+    closed = _jax.trace(lambda p: inner(p) + flip("z", p), 0.3)[0]
+    asked: set[Any] = set()
+    uniform.compress(closed, [uniform.NO], lambda path: asked.add(path) or uniform.NO)
+    assert asked == {c.path for c in choices(closed)}
 
 
 def test_a_baseline_of_another_shape_is_refused() -> None:
