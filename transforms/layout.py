@@ -198,9 +198,31 @@ def laws(layout: Layout, made: Record) -> dict[Path, jax.Array]:
 
 def times(weight: Any, f: jax.Array) -> jax.Array:
     """``weight * f``, where an f that is not finite does not count if it has no weight."""
-    if weight is None:
-        return f
-    return weight * jnp.where((weight == 0) & ~jnp.isfinite(f), 0.0, f)
+    return f if weight is None else _times(weight, f)
+
+
+@jax.custom_jvp
+def _times(weight: jax.Array, f: jax.Array) -> jax.Array:
+    return weight * _counted(weight, f)
+
+
+def _counted(weight: jax.Array, f: jax.Array) -> jax.Array:
+    return jnp.where((weight == 0) & ~jnp.isfinite(f), 0.0, f)
+
+
+@functools.partial(_times.defjvp, symbolic_zeros=True)
+def _(primals: Any, tangents: Any) -> Any:
+    """The slope of f is multiplied by the weight alone: XLA repeats the factor in every loop over
+    the numbers that f is made of, and would repeat f with it."""
+    weight, f = primals
+    value = _times(weight, f)
+    moves = [not isinstance(t, jax.custom_derivatives.SymbolicZero) for t in tangents]
+    slope = jnp.zeros_like(value)
+    if moves[0]:
+        slope += tangents[0] * _counted(weight, f)
+    if moves[1]:
+        slope += weight * tangents[1]
+    return value, slope
 
 
 def aligned(x: jax.Array, along: Sequence[Along | None], ndim: int) -> jax.Array:

@@ -88,12 +88,21 @@ _FOLLOWING = frozenset(
 )
 
 
+_RUN_ON_LESS = ELEMENTWISE | REDUCING | {"gather", "squeeze", "transpose", "dot_general"}
+"""What does the same with operands that have size 1 along an axis."""
+
+
 def compress(
     closed: _jax.ClosedJaxpr, ins: Sequence[Axes], site: Callable[[Path], Axes] = lambda _: NO
 ) -> _jax.ClosedJaxpr:
     """The program with what is the same along an axis computed once."""
     avals = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in closed.in_avals]
-    return _jax.traced(lambda *args: _compressed(closed, args, ins, Uniform(site)), *avals)
+
+    def run(*args: Any) -> list[Any]:
+        outs = _compressed(closed, args, ins, Uniform(site))
+        return [jnp.broadcast_to(x, a.shape) for x, a in zip(outs, closed.out_avals, strict=True)]
+
+    return _jax.traced(run, *avals)
 
 
 def _compressed(
@@ -103,6 +112,7 @@ def _compressed(
     analysis: Uniform,
     path: Path = (),
 ) -> list[Any]:
+    """The results; as the arguments, they may have size 1 along axes where they are the same."""
     env = analysis.variables(closed, ins, path)
     jaxpr = closed.jaxpr
     values: dict[Any, Any] = dict(zip(jaxpr.constvars, closed.consts, strict=True))
@@ -115,34 +125,43 @@ def _compressed(
         operands = [read(v) for v in eqn.invars]
         axes = env[eqn.outvars[0]]
         name = eqn.primitive.name
-        if axes and (name in ELEMENTWISE or name == "gather"):
-            outs = [_once(eqn, operands, axes)]
-        elif eqn.primitive is _jax.jit_p:
+        if eqn.primitive is _jax.jit_p:
             inner = [env.get(v, NO) if isinstance(v, _jax.Var) else NO for v in eqn.invars]
             outs = _compressed(eqn.params["jaxpr"], operands, inner, analysis, (*path, i))
         else:
-            outs = _jax.evaluate_equation(eqn, operands)
+            to_less = axes and (name in _RUN_ON_LESS or name == "broadcast_in_dim")
+            outs = _once(eqn, operands, axes if to_less else NO)
         values.update(zip(eqn.outvars, outs, strict=True))
     return [read(v) for v in jaxpr.outvars]
 
 
-def _once(eqn: _jax.JaxprEqn, operands: list[Any], axes: Axes) -> jax.Array:
-    """The result for one place along the axes, broadcast."""
-    shape = eqn.outvars[0].aval.shape  # type: ignore[attr-defined]
+def _once(eqn: _jax.JaxprEqn, operands: list[Any], axes: Axes) -> list[Any]:
+    """The results, of size 1 along ``axes``."""
+    shapes = [v.aval.shape for v in eqn.invars]  # type: ignore[attr-defined]
+    if not axes:
+        full = [
+            jnp.broadcast_to(x, s) if jnp.shape(x) != s else x
+            for x, s in zip(operands, shapes, strict=True)
+        ]
+        return _jax.evaluate_equation(eqn, full)
     if eqn.primitive.name in ELEMENTWISE:
         tos: list[Any] = [lambda a: a] * len(operands)
     else:
         tos = _axes(eqn)
-        offset = set(eqn.params["dimension_numbers"].offset_dims)
-        axes = frozenset(a for a in axes if a not in offset)
+    if eqn.primitive.name == "gather":
+        axes = axes.difference(eqn.params["dimension_numbers"].offset_dims)
     small = []
-    for x, to in zip(operands, tos, strict=True):
-        for a in range(jnp.ndim(x)):
-            if to(a) in axes:
+    for x, shape, to in zip(operands, shapes, tos, strict=True):
+        for a in range(len(shape)):
+            if to(a) in axes and x.shape[a] > 1:
                 x = lax.slice_in_dim(x, 0, 1, axis=a)
-        small.append(x)
-    (out,) = _jax.evaluate_equation(eqn, small)
-    return jnp.broadcast_to(out, shape)
+        wanted = [1 if to(a) in axes else n for a, n in enumerate(shape)]
+        small.append(x if list(jnp.shape(x)) == wanted else jnp.broadcast_to(x, wanted))
+    if eqn.primitive.name == "broadcast_in_dim":
+        out = eqn.outvars[0].aval.shape  # type: ignore[attr-defined]
+        less = [1 if a in axes else n for a, n in enumerate(out)]
+        return [lax.broadcast_in_dim(small[0], less, eqn.params["broadcast_dimensions"])]
+    return _jax.evaluate_equation(eqn, small)
 
 
 __all__ = ["Axes", "Uniform", "compress"]
