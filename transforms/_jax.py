@@ -35,7 +35,7 @@ from jax.extend.core.primitives import (
     scan_p,
     while_p,
 )
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad, batching, mlir, partial_eval
 from jaxlib import version as jaxlib_version
 
 Tracer = jax.core.Tracer
@@ -61,6 +61,7 @@ __all__ = [
     "evaluate_equation",
     "frames",
     "jit_p",
+    "live",
     "perturbed",
     "remat_p",
     "scan_p",
@@ -186,6 +187,14 @@ def open_jaxpr(
 def evaluate(closed: ClosedJaxpr, *args: Any) -> list[Any]:
     """Evaluate a jaxpr as ordinary JAX code."""
     return jaxpr_as_fun(closed)(*args)
+
+
+def live(closed: ClosedJaxpr) -> ClosedJaxpr:
+    """The program without what no output needs, such as the carry of a sum that is not read."""
+    outs = [True] * len(closed.jaxpr.outvars)
+    return ClosedJaxpr(
+        partial_eval.dce_jaxpr(closed.jaxpr, outs, instantiate=True)[0], closed.consts
+    )
 
 
 def evaluate_equation(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:

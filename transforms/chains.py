@@ -36,7 +36,7 @@ from .site import (
     per_element,
     sample_p,
 )
-from .tables import Class, Digit, Plan, Table, Variable, class_size, evaluate, plan_of
+from .tables import Class, Digit, Plan, Stacked, Table, Variable, class_size, evaluate, plan_of
 from .terms import split
 
 Scope = tuple[_jax.ClosedJaxpr, list[Chosen]]
@@ -129,7 +129,10 @@ class _Chain:
         m = len(self.variables)
 
         def scope(*args: Any) -> list[Any]:
-            values = evaluate(program, args, plan, outs)
+            values = [
+                v.whole(len(plan.signature(d)[0])) if isinstance(v, Stacked) else v
+                for d, v in zip(outs, evaluate(program, args, plan, outs), strict=True)
+            ]
             masses = [_spread(plan, d, v) for d, v in zip(outs[-m:], values[-m:], strict=True)]
             laws = {g: _law(plan, sorted(g), [masses[i] for i in sorted(g)]) for g in groups}
             means = [_mean(plan, laws, d, v) for d, v in zip(outs[:-m], values[:-m], strict=True)]

@@ -22,7 +22,18 @@ from jax.scipy.special import logsumexp
 
 from . import _jax
 from .dependence import NONE, Along, Dependence, Dependences
-from .tables import Class, Digit, Plan, Table, Variable, class_size, evaluate, plan_of, table
+from .tables import (
+    Class,
+    Digit,
+    Plan,
+    Stacked,
+    Table,
+    Variable,
+    class_size,
+    evaluate,
+    plan_of,
+    table,
+)
 from .terms import split
 
 
@@ -36,12 +47,12 @@ def log_sum(f: Callable[..., jax.Array], variables: Sequence[Variable]) -> jax.A
     closed, consts, _ = _jax.trace(f, *avals)
     inputs = [False] * len(consts) + [True] * len(variables)
     terms = split(closed, lambda _: False, inputs)
-    program, n = terms.program, terms.n
+    program = _jax.live(terms.program)
     own: list[Dependence] = [
         {i: tuple(map(Along, range(len(v.shape))))} for i, v in enumerate(variables)
     ]
     env = Dependences(lambda _: False).variables(program, [*[NONE] * len(consts), *own])
-    outs = [NONE if isinstance(v, _jax.Literal) else env[v] for v in program.jaxpr.outvars[:n]]
+    outs = [NONE if isinstance(v, _jax.Literal) else env[v] for v in program.jaxpr.outvars]
     plan = plan_of(variables, outs, lambda plan: _try(plan, outs))
     values = evaluate(program, consts, plan, outs)
     tables = [table(plan, d, v) for d, v in zip(outs, values, strict=True)]
@@ -103,7 +114,7 @@ def _reduced(plan: Plan, t: Table, dry: bool) -> Table:
         return Table(t.digits, kept)
     n = len(t.digits)
     axes = tuple(n + k for k, c in enumerate(t.classes) if c not in inside)
-    return Table(t.digits, kept, jnp.sum(t.value, axis=axes))
+    return Table(t.digits, kept, jax.tree.map(lambda x: jnp.sum(x, axis=axes), t.value))
 
 
 def _axes(tables: Sequence[Table]) -> tuple[list[Digit], list[Class]]:
@@ -143,34 +154,28 @@ def _along_chain(
         return Table(tuple(rest), tuple(classes))
     now, late = [(j, 0) for j in sorted(group)], [(j, 1) for j in sorted(group)]
     n, length = len(group), class_size(plan, i, chain)
-    pairs = [t for t in tables if set(t.digits) & set(late)]
-    single = [t for t in tables if t not in pairs]
-    order = [*late, *now, *rest]
-
-    def along(some: Sequence[Table]) -> jax.Array:
-        """With the steps in front, then the digits before and now, and the rest."""
-        if not some:
-            return jnp.zeros([1] * (1 + len(order) + len(classes)))
-        return jnp.moveaxis(_sum(some, order, [*classes, chain]), -1, 0)
-
-    of_pairs, of_single = along(pairs), along(single)
-    sizes = [plan.values(j) for j in sorted(group)]
-    outer = [
-        max(a, b)
-        for a, b in zip(of_pairs.shape[1 + 2 * n :], of_single.shape[1 + 2 * n :], strict=True)
-    ]
-    steps = lambda x: jnp.broadcast_to(x, (length, *x.shape[1:]))
-    of_pairs, of_single = steps(of_pairs), steps(of_single)
+    sizes, order = [plan.values(j) for j in sorted(group)], [*late, *now, *rest]
+    none = jnp.zeros([1] * (1 + len(order) + len(classes)))
+    first, fixed, varying = none, [none, none], [none, none]
+    for t in tables:
+        x = t.laid_out(order, [*classes, chain])
+        x = jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0), x)
+        start, later = (x.first, x.later) if isinstance(x, Stacked) else (x[:1], x[1:])
+        first = first + start
+        which = 0 if set(t.digits) & set(late) else 1  # of pairs, or of single elements
+        where = fixed if len(later) == 1 else varying
+        where[which] = where[which] + later
+    outer = jnp.broadcast_shapes(*(x.shape[1 + 2 * n :] for x in [first, *fixed, *varying]))
     drop = (0,) * n  # the first step has none before it; single terms never do
-    start = of_pairs[(0, *drop)] + of_single[(0, *drop)]
-    start = jnp.broadcast_to(start, (*sizes, *outer))
 
-    def step(alpha: jax.Array, x: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        pair, single = x
+    def step(alpha: jax.Array, x: list[jax.Array]) -> tuple[jax.Array, None]:
+        pair, single = (a[0] + b for a, b in zip(fixed, x, strict=True))
         before = alpha.reshape(*sizes, *[1] * n, *outer)
-        new = logsumexp(before + pair, axis=tuple(range(n))) + single
+        new = logsumexp(before + pair, axis=tuple(range(n))) + single[drop]
         return jnp.broadcast_to(new, (*sizes, *outer)), None
 
-    alpha, _ = lax.scan(step, start, (of_pairs[1:], of_single[(slice(1, None), *drop)]))
+    start = jnp.broadcast_to(first[(0, *drop)], (*sizes, *outer))
+    xs = [jnp.broadcast_to(x, (length - 1, *x.shape[1:])) for x in varying]
+    alpha, _ = lax.scan(step, start, xs)
     value = logsumexp(alpha, axis=tuple(range(n)))
     return Table(tuple(rest), tuple(classes), value)

@@ -45,21 +45,44 @@ class Variable:
     name: str
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stacked:
+    """The steps of a chain: the first one, which none is before, and the others.
+
+    ``later`` has size 1 where they are all the same, so that a chain that does not change takes
+    the memory of one step.
+    """
+
+    first: jax.Array
+    later: jax.Array
+    length: int = dataclasses.field(metadata={"static": True})
+
+    def whole(self, axis: int = 0) -> jax.Array:
+        shape = list(self.later.shape)
+        shape[axis] = self.length - 1
+        return jnp.concatenate([self.first, jnp.broadcast_to(self.later, shape)], axis)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Table:
-    """An array with an axis for each digit, and then for each class."""
+    """An array (or steps) with an axis for each digit, and then for each class."""
 
     digits: tuple[Digit, ...]
     classes: tuple[Class, ...]
     value: Any = None
 
-    def laid_out(self, digits: Sequence[Digit], classes: Sequence[Class]) -> jax.Array:
-        """The array with these axes, of size 1 where it has none."""
+    def laid_out(self, digits: Sequence[Digit], classes: Sequence[Class]) -> Any:
+        """The value with these axes, of size 1 where it has none."""
         have = [("digit", d) for d in self.digits] + [("class", c) for c in self.classes]
         want = [("digit", d) for d in digits] + [("class", c) for c in classes]
-        x = jnp.transpose(self.value, [have.index(a) for a in want if a in have])
-        sizes = iter(x.shape)
-        return x.reshape([next(sizes) if a in have else 1 for a in want])
+        order = [have.index(a) for a in want if a in have]
+
+        def lay_out(x: jax.Array) -> jax.Array:
+            sizes = iter(x.shape[a] for a in order)
+            return x.transpose(order).reshape([next(sizes) if a in have else 1 for a in want])
+
+        return jax.tree.map(lay_out, self.value)
 
 
 # --- the plan: which axes are plates, which are chains --------------------------------------------
@@ -189,7 +212,7 @@ def _classes(
 # --- the tables ----------------------------------------------------------------------------------
 
 
-def table(plan: Plan, d: Dependence, value: jax.Array) -> Table:
+def table(plan: Plan, d: Dependence, value: jax.Array | Stacked) -> Table:
     """A term as a table: the digits are in front already, other axes are classes or add up."""
     digits = tuple(sorted(plan.signature(d)[0]))
     n = len(digits)
@@ -199,14 +222,19 @@ def table(plan: Plan, d: Dependence, value: jax.Array) -> Table:
             if a is not None and c is not None:
                 axis_of[c] = a.axis
     kept = sorted(axis_of.items(), key=lambda item: item[1])
-    others = [a for a in range(value.ndim - n) if a not in axis_of.values()]
-    value = jnp.sum(value, axis=tuple(n + a for a in others))
-    return Table(digits, tuple(c for c, _ in kept), value)
+    if isinstance(value, Stacked) and 0 not in axis_of.values():
+        value = value.whole(n)
+
+    def summed(x: jax.Array) -> jax.Array:
+        others = set(range(x.ndim - n)).difference(axis_of.values())
+        return jnp.sum(x, axis=tuple(n + a for a in others))
+
+    return Table(digits, tuple(c for c, _ in kept), jax.tree.map(summed, value))
 
 
 def evaluate(
     program: _jax.ClosedJaxpr, consts: Sequence[Any], plan: Plan, outs: Sequence[Dependence]
-) -> list[jax.Array]:
+) -> list[jax.Array | Stacked]:
     """The outputs for all values of the digits that they depend on, which are axes in front.
 
     ``outs`` is what they depend on; the variables are the last inputs, after ``consts``. What
@@ -226,7 +254,7 @@ def evaluate(
     )
     once = worlds.once(program, consts)
 
-    def point(*indices: jax.Array) -> list[jax.Array]:
+    def point(*indices: jax.Array) -> list[Any]:
         at = dict(zip(digits, indices, strict=True))
         here = [_digits(plan, i, at[i, 0]) for i in range(m)]
         before = [_digits(plan, i, at.get((i, 1), at[i, 0])) for i in range(m)]
@@ -295,14 +323,14 @@ class _Worlds:
         once: dict[Any, Any],
         here: Sequence[Any],
         before: Sequence[Any],
-    ) -> list[jax.Array]:
+    ) -> list[jax.Array | Stacked]:
         jaxpr = closed.jaxpr
         inputs = jaxpr.invars[len(jaxpr.invars) - len(here) :]
         worlds = [once | dict(zip(inputs, args, strict=True)) for args in (here, before)]
         for eqn in jaxpr.eqns:
             if not self.touched.intersection(eqn.outvars):
                 continue
-            operands = [[_read(w, v) for v in eqn.invars] for w in worlds]
+            operands = [[_whole(_read(w, v)) for v in eqn.invars] for w in worlds]
             chained = any(map(self._is_chained, eqn.outvars))
             if eqn.primitive is _jax.scan_p and chained:
                 # before, what lags behind would need two steps back: nothing asks for it
@@ -382,12 +410,22 @@ class _Worlds:
             )
         else:  # the same at all steps
             late = made([init[n] for n in plain], [x[0] for x in xs_before])
+        if read & varying:
+            varying.update(
+                v for v, d in zip(body.jaxpr.invars[n_consts:], drawn, strict=False) if d
+            )
+        made_of = [_inputs(body.jaxpr, [v]) for v in body.jaxpr.outvars[n_carry:]]
+        changing = [bool(of & varying) for of in made_of]
         rest = jax.vmap(
             lambda c, o, x: step(full(c, o), x)[n_carry:],
             in_axes=(0, 0 if read & varying else None, in_axes),
+            out_axes=[0 if c else None for c in changing],
             axis_size=length - 1,
         )(list(map(tail, entering)), late, at(xs, tail))
-        ys = [jnp.concatenate([f[None], r]) for f, r in zip(first, rest, strict=True)]
+        ys = [
+            Stacked(f[None], r if c else r[None], length)
+            for f, r, c in zip(first, rest, changing, strict=True)
+        ]
         finals = iter(last)
         carry = [jnp.zeros_like(i) if d else next(finals) for i, d in zip(init, drawn, strict=True)]
         return [*carry, *ys]
@@ -400,6 +438,10 @@ def _inputs(jaxpr: _jax.Jaxpr, outs: Sequence[Any]) -> set[Any]:
         if needed.intersection(eqn.outvars):
             needed.update(v for v in eqn.invars if isinstance(v, _jax.Var))
     return needed.intersection(jaxpr.invars)
+
+
+def _whole(x: Any) -> Any:
+    return x.whole() if isinstance(x, Stacked) else x
 
 
 def _read(env: dict[Any, Any], v: Any) -> Any:

@@ -88,8 +88,9 @@ _FOLLOWING = frozenset(
 )
 
 
-_RUN_ON_LESS = ELEMENTWISE | REDUCING | {"gather", "squeeze", "transpose", "dot_general"}
-"""What does the same with operands that have size 1 along an axis."""
+_SHAPES = {"broadcast_in_dim", "gather", "reshape", "squeeze", "transpose"}
+_RUN_ON_LESS = ELEMENTWISE | REDUCING | _SHAPES | {"dot_general"}
+"""What is done with operands that have size 1 along an axis."""
 
 
 def compress(
@@ -129,8 +130,7 @@ def _compressed(
             inner = [env.get(v, NO) if isinstance(v, _jax.Var) else NO for v in eqn.invars]
             outs = _compressed(eqn.params["jaxpr"], operands, inner, analysis, (*path, i))
         else:
-            to_less = axes and (name in _RUN_ON_LESS or name == "broadcast_in_dim")
-            outs = _once(eqn, operands, axes if to_less else NO)
+            outs = _once(eqn, operands, axes if name in _RUN_ON_LESS else NO)
         values.update(zip(eqn.outvars, outs, strict=True))
     return [read(v) for v in jaxpr.outvars]
 
@@ -157,10 +157,12 @@ def _once(eqn: _jax.JaxprEqn, operands: list[Any], axes: Axes) -> list[Any]:
                 x = lax.slice_in_dim(x, 0, 1, axis=a)
         wanted = [1 if to(a) in axes else n for a, n in enumerate(shape)]
         small.append(x if list(jnp.shape(x)) == wanted else jnp.broadcast_to(x, wanted))
+    out = eqn.outvars[0].aval.shape  # type: ignore[attr-defined]
+    less = [1 if a in axes else n for a, n in enumerate(out)]
     if eqn.primitive.name == "broadcast_in_dim":
-        out = eqn.outvars[0].aval.shape  # type: ignore[attr-defined]
-        less = [1 if a in axes else n for a, n in enumerate(out)]
         return [lax.broadcast_in_dim(small[0], less, eqn.params["broadcast_dimensions"])]
+    if eqn.primitive.name == "reshape":
+        return [lax.reshape(small[0], less)]
     return _jax.evaluate_equation(eqn, small)
 
 
