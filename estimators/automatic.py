@@ -1,8 +1,9 @@
 """The estimator of a site where the user chose none.
 
 Pathwise where the distribution allows and what follows is smooth; enumeration where few joint
-values meet in a term; else REINFORCE, with a leave-one-out baseline where there are several samples
-(measure-valued where the support depends on a parameter).
+values meet in a term (in plates, and in chains in a ``scan``, too); else REINFORCE, with a
+leave-one-out baseline where there are several samples (measure-valued where the support depends on
+a parameter).
 """
 
 from __future__ import annotations

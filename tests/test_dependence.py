@@ -1203,6 +1203,37 @@ def test_too_many_joint_values_name_what_meets(n: int) -> None:
         assert part in message, message
 
 
+def unasked(p: Any, read: Callable[[Any], Any]) -> Any:
+    """A chain of flips in whose payoff neighbours meet; nobody chose an estimator."""
+
+    def step(z: Any, _: None) -> Any:
+        new = 1.0 * ppl.sample("z", dist.Bernoulli(jax.nn.sigmoid(p + z)))
+        return new, read(z) * new
+
+    return jnp.sum(lax.scan(step, jnp.zeros(()), length=40)[1])
+
+
+def test_a_chain_is_enumerated_unasked() -> None:
+    def exact(p: Any) -> Any:
+        def step(q: Any, _: None) -> Any:  # the probability of 1
+            on = q * jax.nn.sigmoid(p + 1.0), (1 - q) * jax.nn.sigmoid(p)
+            return sum(on), jnp.cos(1.0) * on[0] + on[1]
+
+        return jnp.sum(lax.scan(step, jnp.zeros(()), length=40)[1])
+
+    found = value_and_grad(lambda p: unasked(p, jnp.cos), 0.3)
+    np.testing.assert_allclose(found, jax.value_and_grad(exact)(0.3), rtol=1e-10)
+
+
+def test_a_chain_with_other_choices_is_not_enumerated_unasked() -> None:
+    @ppl.expectation
+    def f(p: Any) -> Any:
+        return unasked(p, lambda z: ppl.sample("x", dist.Normal(z, 1.0), ppl.reinforce()))
+
+    rows = {row[0]: row[3] for row in f.explain(0.3).rows}
+    assert rows == {"z": "reinforce", "x": "reinforce"}
+
+
 # --- found by probing -----------------------------------------------------------------------------
 
 

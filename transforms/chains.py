@@ -21,7 +21,7 @@ from jax import lax
 from . import _jax
 from .assignment import Chosen, support_size
 from .dependence import NONE, Along, Dependence, Dependences
-from .elements import apart, element_shape
+from .elements import element_shape, value_and_mass
 from .errors import UnsupportedError, show
 from .estimator import Enumerated
 from .interpret import Choice, Path, choices, entering, interpret
@@ -33,18 +33,24 @@ from .site import (
     call_p,
     expect_p,
     factor_p,
-    per_element,
     sample_p,
 )
 from .tables import Class, Digit, Plan, Stacked, Table, Variable, class_size, evaluate, plan_of
 from .terms import split
 
-Scope = tuple[_jax.ClosedJaxpr, list[Chosen]]
+
+@dataclasses.dataclass(frozen=True)
+class SummedOut:
+    """A scope without some of its choices; ``largest`` is how many of their values meet."""
+
+    closed: _jax.ClosedJaxpr
+    chosen: list[Chosen]
+    largest: int
 
 
 def sum_out(
     closed: _jax.ClosedJaxpr, chosen: Sequence[Chosen], stepwise: Sequence[Path]
-) -> Scope | None:
+) -> SummedOut | None:
     """The scope without those of its enumerated choices that make up chains.
 
     ``stepwise`` are enumerated choices in loops whose steps meet. None if they are no chains.
@@ -83,8 +89,9 @@ class _Chain:
 
         @entering
         def rule(choice: Any, operands: list[Any], *, path: Path, given: Any, **_: Any) -> Any:
-            if path in estimators:
-                value, mass = _at(choice, estimators[path], operands, given[path])
+            estimator = estimators.get(path)
+            if isinstance(estimator, Enumerated):
+                value, mass = value_and_mass(choice, estimator, operands, given[path])
                 return [value], None, {path: mass}
             return _again(choice, operands), None, {}
 
@@ -112,7 +119,7 @@ class _Chain:
             if numbers & set(analysis.parameters.get(n, ()))
         ]
 
-    def summed_out(self, chosen: Sequence[Chosen]) -> Scope | None:
+    def summed_out(self, chosen: Sequence[Chosen]) -> SummedOut | None:
         flags = [False] * self.first + [True] * len(self.variables)
         terms = split(self.open, lambda _: False, flags)
         program, n = terms.program, terms.n
@@ -150,7 +157,8 @@ class _Chain:
             dataclasses.replace(s, choice=dataclasses.replace(s.choice, path=c.path))
             for s, c in zip(rest, _sites(new), strict=True)
         ]
-        return new, left
+        meeting = [math.prod(plan.values(i) for i, _ in plan.signature(d)[0]) for d in outs]
+        return SummedOut(new, left, max(meeting))
 
 
 def _sites(closed: _jax.ClosedJaxpr) -> list[Choice]:
@@ -162,22 +170,6 @@ def _variable(s: Chosen) -> Variable:
     assert isinstance(estimator, Enumerated)
     shape = (*c.lengths, *c.site.sizes, *element_shape(c.site, c.avals))
     return Variable(shape, support_size(c, estimator), f"{show(c.address)} at {c.source}")
-
-
-def _at(site: Site, estimator: Any, operands: list[Any], digits: Any) -> tuple[Any, Any]:
-    """The values that the digits stand for, and the probability of each element."""
-
-    def one(operands: list[Any], digits: jax.Array) -> tuple[jax.Array, jax.Array]:
-        d = apart(site.rebuild(site.live(operands)))
-        values = estimator.support(d)
-        value = values[digits].astype(site.dtype)
-        mass = estimator.mass(d, value)
-        if site.masked:
-            mass = jnp.where(site.mask(operands), mass, 1.0 / len(values))
-        return value, mass
-
-    value, mass = per_element(site.axes, one, 1)(operands, digits)
-    return lax.stop_gradient(value), mass
 
 
 def _again(choice: Any, operands: list[Any]) -> list[Any]:

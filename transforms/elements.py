@@ -9,8 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax import lax
 
-from .site import Site
+from .estimator import Enumerated
+from .site import Site, per_element
 
 
 def apart(d: Any) -> Any:
@@ -43,5 +46,26 @@ def element_shape(site: Site, avals: Any) -> tuple[int, ...]:
 
     ``avals`` are the shapes of its operands without the axes of these.
     """
-    shape = jax.eval_shape(lambda ops: jax.numpy.zeros(apart(site.rebuild(ops)).batch_shape), avals)
+    shape = jax.eval_shape(lambda ops: jnp.zeros(apart(site.rebuild(ops)).batch_shape), avals)
     return shape.shape
+
+
+def value_and_mass(
+    site: Site, estimator: Enumerated, operands: list[Any], digits: Any
+) -> tuple[jax.Array, jax.Array]:
+    """Each element's value number ``digits`` of its support, and how probable it is.
+
+    In a branch that is not taken all values are as probable.
+    """
+
+    def one(operands: list[Any], digits: jax.Array) -> tuple[jax.Array, jax.Array]:
+        d = apart(site.rebuild(site.live(operands)))
+        values = estimator.support(d)
+        value = values[digits].astype(site.dtype)
+        mass = estimator.mass(d, value)
+        if site.masked:
+            mass = jnp.where(site.mask(operands), mass, 1.0 / len(values))
+        return value, mass
+
+    value, mass = per_element(site.axes, one, 1)(operands, digits)
+    return lax.stop_gradient(value), mass.astype(jnp.zeros(()).dtype)

@@ -21,7 +21,7 @@ from jax import lax
 
 from . import _jax
 from .assignment import MAX_JOINT, Chosen, support_size
-from .chains import sum_out
+from .chains import SummedOut, sum_out
 from .dependence import NONE, Along, Dependence, Dependences
 from .elements import apart, element_shape
 from .errors import UnsupportedError, show
@@ -271,6 +271,20 @@ def lay_out(closed: _jax.ClosedJaxpr, chosen: Sequence[Chosen]) -> Layout:
         UnsupportedError: too many joint values would be enumerated.
     """
     layout = analyse(closed, chosen)
+    if rest := _without_chains(layout, closed, chosen):
+        kept = {id(s.choice.random) for s in rest.chosen}
+        summed = tuple(s for s in chosen if id(s.choice.random) not in kept)
+        layout = lay_out(rest.closed, rest.chosen)
+        return dataclasses.replace(layout, summed=(*summed, *layout.summed))
+    for d in layout.terms:
+        _check_size(layout, d)
+    return _compressed(layout) if all(map(layout.is_apart, layout.others)) else layout
+
+
+def _without_chains(
+    layout: Layout, closed: _jax.ClosedJaxpr, chosen: Sequence[Chosen]
+) -> SummedOut | None:
+    """The scope without enumerated choices in loops whose steps meet, where they are chains."""
     stepwise = [
         old.choice.path
         for old, new in zip(chosen, layout.chosen, strict=True)
@@ -278,24 +292,26 @@ def lay_out(closed: _jax.ClosedJaxpr, chosen: Sequence[Chosen]) -> Layout:
         and layout.sites[new].stepwise
         and isinstance(old.estimator, Enumerated)
     ]
-    if stepwise and (rest := sum_out(closed, chosen, stepwise)):
-        left = {id(s.choice.random) for s in rest[1]}
-        summed = tuple(s for s in chosen if id(s.choice.random) not in left)
-        layout = lay_out(*rest)
-        return dataclasses.replace(layout, summed=(*summed, *layout.summed))
-    for d in layout.terms:
-        _check_size(layout, d)
-    return _compressed(layout) if all(map(layout.is_apart, layout.others)) else layout
+    return sum_out(closed, chosen, stepwise) if stepwise else None
 
 
 def largest(closed: _jax.ClosedJaxpr, chosen: Sequence[Chosen]) -> dict[Path, int]:
     """How many joint values an enumerated choice is a part of, in the term where that is most."""
+    enumerated = [s for s in chosen if isinstance(s.estimator, Enumerated)]
     layout = analyse(closed, chosen)
+    try:
+        rest = _without_chains(layout, closed, chosen)
+    except UnsupportedError:  # chains of too many values
+        rest = None
+    if rest:
+        inner = largest(rest.closed, rest.chosen)
+        left = {id(s.choice.random): inner.get(s.choice.path) for s in rest.chosen}
+        return {s.choice.path: left.get(id(s.choice.random), rest.largest) or 1 for s in enumerated}
     sizes = [(d, layout.points(layout.on_grid(d))) for d in layout.terms]
+    to = dict(zip((s.choice.path for s in chosen), layout.chosen, strict=True))
     return {
-        old.choice.path: max((n for d, n in sizes if new in d), default=1)
-        for old, new in zip(chosen, layout.chosen, strict=True)
-        if isinstance(old.estimator, Enumerated)
+        s.choice.path: max((n for d, n in sizes if to[s.choice.path] in d), default=1)
+        for s in enumerated
     }
 
 

@@ -36,7 +36,7 @@ from . import _jax
 from .alarm import sound_the_alarm
 from .assignment import Choose, assign
 from .continued import correction
-from .elements import apart, element_shape
+from .elements import apart, element_shape, value_and_mass
 from .estimator import Continued, Enumerated, InPlace, magic_box
 from .interpret import Path, Record, Steps, entering, interpret
 from .layout import Elements, Layout, laws, lay_out, onto, times
@@ -168,7 +168,9 @@ def _run(
         estimator = layout.chosen[path].estimator
         if isinstance(estimator, Enumerated) and enumerate:
             value, mass = _enumerated(layout, path, operands, given.get(path))
-            return [value], acc, {path: mass} if path in layout.sites else {}
+            if path not in layout.sites:  # a support of one value
+                return [value], acc, {}
+            return [value], acc, {path: mass - 1.0 / layout.sites[path].support}
         if isinstance(estimator, Enumerated):
             return [draw(choice, operands, key, sampled, context)], acc, {}
         if isinstance(estimator, Continued):
@@ -240,7 +242,7 @@ def _digits(s: Elements, index: jax.Array) -> jax.Array:
 
 
 def _enumerated(layout: Layout, path: Path, operands: list[Any], digits: Any) -> Any:
-    """The value that the digits stand for, and its weight."""
+    """The value that the digits stand for, and its probability."""
     chosen = layout.chosen[path]
     site, estimator = chosen.choice.site, chosen.estimator
     assert isinstance(estimator, Enumerated)
@@ -248,17 +250,7 @@ def _enumerated(layout: Layout, path: Path, operands: list[Any], digits: Any) ->
         shape = element_shape(site, operands)
         digits = jnp.zeros((*site.sizes, *shape), int)
 
-    def one(operands: list[Any], digits: jax.Array) -> tuple[jax.Array, jax.Array]:
-        d = apart(site.rebuild(site.live(operands)))
-        values = estimator.support(d)
-        value = values[digits].astype(site.dtype)
-        mass = estimator.mass(d, value) - 1.0 / len(values)
-        if site.masked:  # in a branch not taken all values weigh the same
-            mass = jnp.where(site.mask(operands), mass, 0.0)
-        return value, mass
-
-    value, mass = per_element(site.axes, one, 1)(operands, digits)
-    return lax.stop_gradient(value), mass.astype(jnp.zeros(()).dtype)
+    return value_and_mass(site, estimator, operands, digits)
 
 
 # --- expectations inside, and the outermost one ---------------------------------------------------
