@@ -22,7 +22,7 @@ from jax.scipy.special import logsumexp
 
 import ppl
 from ppl import dist
-from transforms import _jax, elimination, tables
+from transforms import _jax, elimination, worlds
 from transforms.errors import UnsupportedError
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -663,9 +663,9 @@ def differs(name: str) -> None:
 
 def test_a_chain_without_lag_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The carry comes from the same step."""
-    scan = tables._Worlds._scan
+    scan = worlds.Worlds._scan
     monkeypatch.setattr(
-        tables._Worlds, "_scan", lambda self, eqn, here, before: scan(self, eqn, here, here)
+        worlds.Worlds, "_scan", lambda self, eqn, here, before: scan(self, eqn, here, here)
     )
     differs("hmm")
 

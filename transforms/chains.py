@@ -35,8 +35,9 @@ from .site import (
     factor_p,
     sample_p,
 )
-from .tables import Class, Digit, Plan, Stacked, Table, Variable, class_size, evaluate, plan_of
+from .tables import Class, Digit, Plan, Table, Variable, class_size, evaluate, plan_of
 from .terms import split
+from .worlds import Stacked
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,7 +26,6 @@ from .tables import (
     Class,
     Digit,
     Plan,
-    Stacked,
     Table,
     Variable,
     class_size,
@@ -35,6 +34,7 @@ from .tables import (
     table,
 )
 from .terms import split
+from .worlds import Stacked
 
 
 def log_sum(f: Callable[..., jax.Array], variables: Sequence[Variable]) -> jax.Array:

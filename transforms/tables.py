@@ -21,14 +21,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from . import _jax
 from .assignment import MAX_JOINT
-from .dependence import NONE, Dependence, Dependences
+from .dependence import Dependence
 from .errors import UnsupportedError
-from .interpret import is_random
-from .uniform import NO, Axes, Uniform, compress
+from .uniform import NO, compress
+from .worlds import Stacked, Worlds
 
 Digit = tuple[int, int]
 """A variable, by its number, here (0) or one step before in its chain (1)."""
@@ -43,25 +42,6 @@ class Variable:
     shape: tuple[int, ...]
     n: int
     name: str
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
-class Stacked:
-    """The steps of a chain: the first one, which none is before, and the others.
-
-    ``later`` has size 1 where they are all the same, so that a chain that does not change takes
-    the memory of one step.
-    """
-
-    first: jax.Array
-    later: jax.Array
-    length: int = dataclasses.field(metadata={"static": True})
-
-    def whole(self, axis: int = 0) -> jax.Array:
-        shape = list(self.later.shape)
-        shape[axis] = self.length - 1
-        return jnp.concatenate([self.first, jnp.broadcast_to(self.later, shape)], axis)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -247,18 +227,13 @@ def evaluate(
     in_step = [frozenset(e for e, c in enumerate(cs) if c is not None) for cs in plan.classes]
     same = [*[NO] * len(consts), *in_step]
     program = compress(program, same)
-    worlds = _Worlds(
-        _touching(program, len(consts), [i in chained for i in range(m)]),
-        _reached(program, len(consts)),
-        Uniform().variables(program, same),
-    )
-    once = worlds.once(program, consts)
+    worlds = Worlds(program, consts, [i in chained for i in range(m)], same)
 
     def point(*indices: jax.Array) -> list[Any]:
         at = dict(zip(digits, indices, strict=True))
         here = [_digits(plan, i, at[i, 0]) for i in range(m)]
         before = [_digits(plan, i, at.get((i, 1), at[i, 0])) for i in range(m)]
-        return worlds.run(program, once, here, before)
+        return worlds.run(here, before)
 
     on = [plan.signature(d)[0] for d in outs]
     for j, digit in reversed(list(enumerate(digits))):
@@ -268,184 +243,12 @@ def evaluate(
     return point(*(jnp.arange(plan.values(i)) for i, _ in digits))
 
 
-def _touching(program: _jax.ClosedJaxpr, first: int, which: Sequence[bool]) -> set[Any]:
-    """The variables of the program that depend on some of the inputs after the first ones."""
-    inputs: list[Dependence] = [{0: ()} if w else NONE for w in which]
-    found = Dependences(lambda _: False).variables(program, [*[NONE] * first, *inputs])
-    return {v for v, d in found.items() if d}
-
-
-def _reached(program: _jax.ClosedJaxpr, first: int) -> set[Any]:
-    """The results of all equations that the inputs after the first ones reach."""
-    reached = set(program.jaxpr.invars[first:])
-    for eqn in program.jaxpr.eqns:
-        if reached.intersection(v for v in eqn.invars if isinstance(v, _jax.Var)):
-            reached.update(eqn.outvars)
-    return reached
-
-
 def _digits(plan: Plan, i: int, index: jax.Array) -> jax.Array:
     """The joint value number ``index``: one digit for each element, the same along classes."""
     v = plan.variables[i]
     shape = [1 if c is not None else n for n, c in zip(v.shape, plan.classes[i], strict=True)]
     places = np.array([v.n**k for k in range(math.prod(shape))][::-1], dtype=np.int32)
     return jnp.broadcast_to((index // jnp.asarray(places) % v.n).reshape(shape), v.shape)
-
-
-@dataclasses.dataclass
-class _Worlds:
-    """A program with its variables at their digits, and (the other world) one step before.
-
-    A ``scan`` over a chain needs both: its carry comes from the step before.
-    """
-
-    chained: set[Any]
-    """The variables of the program that depend on digits of a chain."""
-    touched: set[Any]
-    """The results of equations that any digit reaches."""
-    same: dict[Any, Axes]
-    """The axes along which they are the same."""
-
-    def once(self, closed: _jax.ClosedJaxpr, consts: Sequence[Any]) -> dict[Any, Any]:
-        """The variables that depend on no digit."""
-        jaxpr = closed.jaxpr
-        env = dict(zip(jaxpr.constvars, closed.consts, strict=True))
-        env.update(zip(jaxpr.invars, consts, strict=False))
-        for eqn in jaxpr.eqns:
-            if not self.touched.intersection(eqn.outvars):
-                outs = _jax.evaluate_equation(eqn, [_read(env, v) for v in eqn.invars])
-                env.update(zip(eqn.outvars, outs, strict=True))
-        return env
-
-    def run(
-        self,
-        closed: _jax.ClosedJaxpr,
-        once: dict[Any, Any],
-        here: Sequence[Any],
-        before: Sequence[Any],
-    ) -> list[jax.Array | Stacked]:
-        jaxpr = closed.jaxpr
-        inputs = jaxpr.invars[len(jaxpr.invars) - len(here) :]
-        worlds = [once | dict(zip(inputs, args, strict=True)) for args in (here, before)]
-        for eqn in jaxpr.eqns:
-            if not self.touched.intersection(eqn.outvars):
-                continue
-            operands = [[_whole(_read(w, v)) for v in eqn.invars] for w in worlds]
-            chained = any(map(self._is_chained, eqn.outvars))
-            if eqn.primitive is _jax.scan_p and chained:
-                # before, what lags behind would need two steps back: nothing asks for it
-                both = self._scan(eqn, *operands), self._scan(eqn, operands[1], operands[1])
-            else:
-                outs = _jax.evaluate_equation(eqn, operands[0])
-                both = outs, _jax.evaluate_equation(eqn, operands[1]) if chained else outs
-            for world, values in zip(worlds, both, strict=True):
-                world.update(zip(eqn.outvars, values, strict=True))
-        return [_read(worlds[0], v) for v in jaxpr.outvars]
-
-    def _is_chained(self, v: Any) -> bool:
-        return isinstance(v, _jax.Var) and v in self.chained
-
-    def _scan(self, eqn: _jax.JaxprEqn, here: list[Any], before: list[Any]) -> list[Any]:
-        """All steps side by side. What comes through the carry is a function of the digits one
-        step before, or of no digit of a chain: that part is run step by step."""
-        if is_random(eqn):
-            raise UnsupportedError(
-                f"the loop at {_jax.line_of(eqn)} makes random choices of its own, beside those "
-                "that enumeration() sums out. Use ppl.importance(n, proposal)."
-            )
-        p, body = eqn.params, eqn.params["jaxpr"]
-        n_consts, n_carry = _jax.scan_layout(eqn)
-        consts, init = here[:n_consts], here[n_consts : n_consts + n_carry]
-        length = p["length"]
-        drawn = list(map(self._is_chained, eqn.outvars[:n_carry]))
-
-        def step(carry: Sequence[Any], x: Sequence[Any]) -> list[Any]:
-            return _jax.evaluate(body, *consts, *carry, *x)
-
-        xs, xs_before = here[n_consts + n_carry :], before[n_consts + n_carry :]
-        plain = [n for n in range(n_carry) if not drawn[n]]
-
-        def alone(carry: list[Any], x: Sequence[Any]) -> Any:
-            full = list(init)
-            for n, c in zip(plain, carry, strict=True):
-                full[n] = c
-            outs = step(full, x)
-            return [outs[n] for n in plain], carry
-
-        last, entering = lax.scan(
-            alone, [init[n] for n in plain], xs, length=length, reverse=p["reverse"]
-        )
-        rows = eqn.invars[n_consts + n_carry :]
-        mapped = [0 not in self.same.get(v, NO) for v in rows]
-        at = lambda xs, of: [of(x) if m else x[0] for x, m in zip(xs, mapped, strict=True)]
-        in_axes = [0 if m else None for m in mapped]
-        if not any(drawn):  # no carry touches a chain
-            f = lambda c, x: step(c, x)[n_carry:]
-            ys = jax.vmap(f, in_axes=(0, in_axes), axis_size=length)(entering, at(xs, lambda x: x))
-            return [*last, *ys]
-        assert not p["reverse"]
-
-        def full(carry: Sequence[Any], others: Sequence[Any]) -> list[Any]:
-            given, rest = iter(carry), iter(others)
-            return [next(rest) if d else next(given) for d in drawn]
-
-        unknown = [i for i, d in zip(init, drawn, strict=True) if d]
-
-        def made(carry: Sequence[Any], x: Sequence[Any]) -> list[Any]:
-            outs = step(full(carry, unknown), x)
-            return [o for o, d in zip(outs[:n_carry], drawn, strict=True) if d]
-
-        first = step(init, [x[0] for x in xs])[n_carry:]
-        head, tail = (lambda a: a[: length - 1]), (lambda a: a[1:])
-        read = _inputs(
-            body.jaxpr, [v for v, d in zip(body.jaxpr.outvars, drawn, strict=False) if d]
-        )
-        varying = {body.jaxpr.invars[n_consts + n] for n in plain}
-        varying |= {
-            v for v, m in zip(body.jaxpr.invars[n_consts + n_carry :], mapped, strict=True) if m
-        }
-        if read & varying:
-            late = jax.vmap(made, in_axes=(0, in_axes), axis_size=length - 1)(
-                list(map(head, entering)), at(xs_before, head)
-            )
-        else:  # the same at all steps
-            late = made([init[n] for n in plain], [x[0] for x in xs_before])
-        if read & varying:
-            varying.update(
-                v for v, d in zip(body.jaxpr.invars[n_consts:], drawn, strict=False) if d
-            )
-        made_of = [_inputs(body.jaxpr, [v]) for v in body.jaxpr.outvars[n_carry:]]
-        changing = [bool(of & varying) for of in made_of]
-        rest = jax.vmap(
-            lambda c, o, x: step(full(c, o), x)[n_carry:],
-            in_axes=(0, 0 if read & varying else None, in_axes),
-            out_axes=[0 if c else None for c in changing],
-            axis_size=length - 1,
-        )(list(map(tail, entering)), late, at(xs, tail))
-        ys = [
-            Stacked(f[None], r if c else r[None], length)
-            for f, r, c in zip(first, rest, changing, strict=True)
-        ]
-        finals = iter(last)
-        carry = [jnp.zeros_like(i) if d else next(finals) for i, d in zip(init, drawn, strict=True)]
-        return [*carry, *ys]
-
-
-def _inputs(jaxpr: _jax.Jaxpr, outs: Sequence[Any]) -> set[Any]:
-    """The inputs that outputs are computed from."""
-    needed = {v for v in outs if isinstance(v, _jax.Var)}
-    for eqn in reversed(jaxpr.eqns):
-        if needed.intersection(eqn.outvars):
-            needed.update(v for v in eqn.invars if isinstance(v, _jax.Var))
-    return needed.intersection(jaxpr.invars)
-
-
-def _whole(x: Any) -> Any:
-    return x.whole() if isinstance(x, Stacked) else x
-
-
-def _read(env: dict[Any, Any], v: Any) -> Any:
-    return env[v] if isinstance(v, _jax.Var) else jnp.asarray(v.val, v.aval.dtype)
 
 
 def class_size(plan: Plan, i: int, c: Class) -> int:
