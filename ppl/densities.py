@@ -31,9 +31,8 @@ from jax.scipy.special import logsumexp
 from estimators.enumeration import Enum
 from transforms import _jax
 from transforms.addresses import flatten, match_shapes, nest
-from transforms.assignment import MAX_JOINT
 from transforms.elements import apart
-from transforms.elimination import log_sum
+from transforms.elimination import draw, log_sum
 from transforms.errors import Address, AddressError, UnsupportedError, describe, nearest, show
 from transforms.execute import Execution
 from transforms.interpret import abstract_distribution
@@ -186,41 +185,23 @@ def importance(
 class Enumeration(Algorithm):
     """All values of the free choices, which must have finite supports: exact.
 
-    They are summed out one by one (``transforms/elimination.py``); a draw takes all joint values.
+    They are summed out one by one, and drawn backwards (``transforms/elimination.py``).
     """
 
     def sample(self, target: Target) -> tuple[Execution, jax.Array]:
         free = self._free(target)
-        size = math.prod(f.joint for f in free.values())
-        if size > MAX_JOINT:
-            many = ", ".join(f"{show(a)} ({f.count})" for a, f in free.items())
-            raise UnsupportedError(
-                f"a draw from normalize({target.program.name}, by=enumeration()) needs all joint "
-                f"values of {many}. Use ppl.importance(n, proposal)."
-            )
+        addresses, run = list(free), _run(target, free)
 
-        def run(*values: Any) -> Execution:
-            return target.score(nest(zip(free, values, strict=True)))
+        def pick(i: int, logits: jax.Array) -> jax.Array:
+            return _sample(("index", *addresses[i]), dist.Categorical(logits=logits), drawn=True)
 
-        for i in reversed(range(len(free))):
-            run = jax.vmap(run, in_axes=tuple(0 if j == i else None for j in range(len(free))))
-        runs = run(*(f.all() for f in free.values()))
-        weights = runs.log_density.reshape(-1)
-        index = _sample(("index",), dist.Categorical(logits=weights), drawn=True)
-        flat = jax.tree.map(lambda a: a.reshape(size, *a.shape[runs.log_density.ndim :]), runs)
-        return jax.tree.map(lambda a: a[index], flat), logsumexp(weights)
+        digits, log_z = draw(lambda *digits: run(*digits).log_density, _variables(free), pick)
+        return run(*digits), log_z
 
     def estimate(self, target: Target, retained: Execution | None = None) -> jax.Array:
         free = self._free(target)
-
-        def log_density(*digits: jax.Array) -> jax.Array:
-            values = [f.values[d] for f, d in zip(free.values(), digits, strict=True)]
-            return target.score(nest(zip(free, values, strict=True))).log_density
-
-        variables = [
-            Variable(f.shape, len(f.values), f"{show(a)} at {f.source}") for a, f in free.items()
-        ]
-        return log_sum(log_density, variables)
+        run = _run(target, free)
+        return log_sum(lambda *digits: run(*digits).log_density, _variables(free))
 
     def _free(self, target: Target) -> dict[Address, _Free]:
         program = target.program
@@ -257,20 +238,19 @@ class _Free:
     shape: tuple[int, ...]
     source: str
 
-    @property
-    def joint(self) -> int:
-        return len(self.values) ** math.prod(self.shape)
 
-    @property
-    def count(self) -> str:
-        return f"{len(self.values)}**{math.prod(self.shape)} values, {self.source}"
+def _run(target: Target, free: Mapping[Address, _Free]) -> Callable[..., Execution]:
+    """The program at the values that digits stand for."""
 
-    def all(self) -> jax.Array:
-        """All joint values: ``[joint, *shape, *event_shape]``."""
-        n = math.prod(self.shape)
-        places = jnp.asarray([len(self.values) ** i for i in range(n)][::-1], int)
-        digits = jnp.arange(self.joint)[:, None] // places % len(self.values)
-        return self.values[digits.reshape(-1, *self.shape)]
+    def run(*digits: jax.Array) -> Execution:
+        values = [f.values[d] for f, d in zip(free.values(), digits, strict=True)]
+        return target.score(nest(zip(free, values, strict=True)))
+
+    return run
+
+
+def _variables(free: Mapping[Address, _Free]) -> list[Variable]:
+    return [Variable(f.shape, len(f.values), f"{show(a)} at {f.source}") for a, f in free.items()]
 
 
 def enumeration() -> Enumeration:

@@ -512,11 +512,7 @@ MODELS = {
 
 def by_brute_force(model: Model, p: Any) -> Any:
     """The log of the sum over all joint values."""
-    sizes = [int(np.prod(s)) for s in model.free.values()]
-    every = np.array(list(itertools.product(range(2), repeat=sum(sizes))))
-    parts = np.split(every, np.cumsum(sizes)[:-1], axis=1)
-    shaped = [a.reshape(-1, *s) for a, s in zip(parts, model.free.values(), strict=True)]
-    return logsumexp(jax.vmap(lambda *z: model.density(p, model.data, *z))(*shaped))
+    return logsumexp(jax.vmap(lambda *z: model.density(p, model.data, *z))(*joint_values(model)))
 
 
 def marginal(model: Model, p: Any, key: Any = None) -> Any:
@@ -548,6 +544,55 @@ def test_marginals_are_exact(name: str) -> None:
 def test_marginals_are_exact_in_an_objective(name: str) -> None:
     objective = ppl.expectation(lambda p: marginal(MODELS[name], p))
     compare(name, lambda p: objective.surrogate(jax.random.key(0), p))
+
+
+# --- draws ----------------------------------------------------------------------------------------
+
+
+def joint_values(model: Model) -> list[np.ndarray]:
+    """All joint values, for each choice of the model."""
+    sizes = [int(np.prod(s)) for s in model.free.values()]
+    every = np.array(list(itertools.product(range(2), repeat=sum(sizes))))
+    parts = np.split(every, np.cumsum(sizes)[:-1], axis=1)
+    return [a.reshape(-1, *s) for a, s in zip(parts, model.free.values(), strict=True)]
+
+
+def posterior(model: Model, p: Any) -> Any:
+    """The log density of all joint values given the data, by brute force."""
+    joint = jax.vmap(lambda *z: model.density(p, model.data, *z))(*joint_values(model))
+    return joint - logsumexp(joint)
+
+
+def number(model: Model, choices: Any) -> Any:
+    """Which of the joint values it is."""
+    bits = jnp.concatenate([jnp.ravel(choices[name]) for name in model.free])
+    return bits @ (2 ** jnp.arange(len(bits))[::-1])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_draws_are_from_the_posterior(name: str) -> None:
+    """Their density is exact, and every joint value comes as often as it should.
+
+    Values of a probability under .005 (100 of 20,000 draws) count together.
+    """
+    model, params = MODELS[name], jax.tree.map(jnp.asarray, PARAMS)
+    q = ppl.normalize(model.program(params), model.data, by=ppl.enumeration())
+    log_p = posterior(model, params)
+
+    def one(key: Any) -> tuple[Any, Any]:
+        trace = q.simulate(key)
+        return number(model, trace.choices), trace.log_density
+
+    which, densities = ztest.compiled(jax.vmap(one))(jax.random.split(jax.random.key(0), 100))
+    np.testing.assert_allclose(densities, log_p[which], rtol=1e-9, atol=1e-9)
+    p = np.exp(log_p)
+    often = p >= 0.005
+    assert often.sum() > 1
+
+    def hit(key: Any) -> Any:
+        return jax.nn.one_hot(number(model, q.simulate(key).choices), len(p))[often]
+
+    ztest.check(hit, p[often])
 
 
 # --- sizes that need the elimination --------------------------------------------------------------
@@ -659,6 +704,17 @@ def differs(name: str) -> None:
     params = jax.tree.map(jnp.asarray, PARAMS)
     found = ztest.compiled(lambda p: marginal(MODELS[name], p, jax.random.key(0)))(params)
     assert abs(found - exact(name)[0]) > 1e-3
+
+
+def test_draws_that_ignore_what_was_drawn_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = elimination._given
+
+    def mutant(plan: Any, x: Any, n: int, rest: Any, classes: Any, drawn: Any) -> Any:
+        return given(plan, x, n, rest, classes, {j: jnp.zeros_like(d) for j, d in drawn.items()})
+
+    monkeypatch.setattr(elimination, "_given", mutant)
+    with pytest.raises(AssertionError):
+        test_draws_are_from_the_posterior("global choice")
 
 
 def test_a_chain_without_lag_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.scipy.special import logsumexp
 
@@ -36,6 +37,10 @@ from .tables import (
 from .terms import split
 from .worlds import Stacked
 
+Pick = Callable[[int, jax.Array], jax.Array]
+"""``pick(i, logits)``: a draw of a variable, or of those of a chain of which it is the first, for
+each element: ``f32[..., K]`` to an index into the last axis."""
+
 
 def log_sum(f: Callable[..., jax.Array], variables: Sequence[Variable]) -> jax.Array:
     """The log of the sum of exp(f(*digits)), digits being int arrays of the variables' shapes.
@@ -43,6 +48,26 @@ def log_sum(f: Callable[..., jax.Array], variables: Sequence[Variable]) -> jax.A
     Raises:
         UnsupportedError: too many joint values are needed.
     """
+    return _eliminate(*_plan(f, variables))[0]
+
+
+def draw(
+    f: Callable[..., jax.Array], variables: Sequence[Variable], pick: Pick
+) -> tuple[list[jax.Array], jax.Array]:
+    """Digits from the distribution proportional to exp(f(*digits)), and the log of its sum.
+
+    Backwards from the variable that was summed out last, each given those that came after: for a
+    chain, forward filtering and backward sampling.
+    """
+    plan, tables = _plan(f, variables)
+    value, backwards = _eliminate(plan, tables)
+    drawn: dict[int, jax.Array] = {}
+    for step in reversed(backwards):
+        drawn |= step(drawn, pick)
+    return [_digits(plan, i, drawn[i]) for i in range(len(variables))], value
+
+
+def _plan(f: Callable[..., jax.Array], variables: Sequence[Variable]) -> tuple[Plan, list[Table]]:
     avals = [jax.ShapeDtypeStruct(v.shape, jnp.result_type(int)) for v in variables]
     closed, consts, _ = _jax.trace(f, *avals)
     inputs = [False] * len(consts) + [True] * len(variables)
@@ -55,8 +80,7 @@ def log_sum(f: Callable[..., jax.Array], variables: Sequence[Variable]) -> jax.A
     outs = [NONE if isinstance(v, _jax.Literal) else env[v] for v in program.jaxpr.outvars]
     plan = plan_of(variables, outs, lambda plan: _try(plan, outs))
     values = evaluate(program, consts, plan, outs)
-    tables = [table(plan, d, v) for d, v in zip(outs, values, strict=True)]
-    return _eliminate(plan, tables)
+    return plan, [table(plan, d, v) for d, v in zip(outs, values, strict=True)]
 
 
 def _try(plan: Plan, terms: Sequence[Dependence]) -> set[tuple[int, int]]:
@@ -78,8 +102,20 @@ class _Clash(Exception):
 # --- the elimination -----------------------------------------------------------------------------
 
 
-def _eliminate(plan: Plan, tables: Sequence[Table], dry: bool = False) -> Any:
-    """The variables summed out one by one, those in most classes first."""
+Drawn = dict[int, jax.Array]
+"""Numbers of joint values of variables, with an axis for each class, in order."""
+Backward = Callable[[Drawn, Pick], Drawn]
+
+
+def _eliminate(
+    plan: Plan, tables: Sequence[Table], dry: bool = False
+) -> tuple[jax.Array, list[Backward]]:
+    """The variables summed out one by one, those in most classes first.
+
+    Also, for each step, how its variables are drawn given those that are summed out later. A dry
+    run finds out whether it works.
+    """
+    backwards: list[Backward] = []
     left = [_reduced(plan, t, dry) for t in tables]
     remaining = set(range(len(plan.variables)))
     while remaining:
@@ -98,12 +134,14 @@ def _eliminate(plan: Plan, tables: Sequence[Table], dry: bool = False) -> Any:
                 if not plan.of(j) <= plan.of(i):
                     raise _Clash(j, plan.of(j) - plan.of(i))
         if chains:
-            new = _along_chain(plan, mine, group, next(iter(chains)), dry)
+            new, backward = _along_chain(plan, mine, group, next(iter(chains)), dry)
         else:
-            new = _summed_out(plan, mine, i, dry)
+            new, backward = _summed_out(plan, mine, i, dry)
+        backwards.append(backward)
         left.append(_reduced(plan, new, dry))
         remaining -= group
-    return None if dry else functools.reduce(jnp.add, [t.value for t in left], jnp.zeros(()))
+    values = [] if dry else [t.value for t in left]
+    return functools.reduce(jnp.add, values, jnp.zeros(())), backwards
 
 
 def _reduced(plan: Plan, t: Table, dry: bool) -> Table:
@@ -127,31 +165,46 @@ def _sum(tables: Sequence[Table], digits: Sequence[Digit], classes: Sequence[Cla
     return functools.reduce(jnp.add, [t.laid_out(digits, classes) for t in tables])
 
 
-def _summed_out(plan: Plan, tables: Sequence[Table], i: int, dry: bool) -> Table:
+def _given(
+    plan: Plan, x: jax.Array, n: int, rest: Sequence[Digit], classes: Sequence[Class], drawn: Drawn
+) -> jax.Array:
+    """``x`` at what was drawn for the digits ``rest``, axes that come after the first ``n``."""
+    for j, _ in rest:
+        sizes = [class_size(plan, j, c) if c in plan.of(j) else 1 for c in classes]
+        index = drawn[j].reshape([1] * (x.ndim - len(classes)) + sizes)
+        if x.shape[n] > 1:
+            x = jnp.take_along_axis(x, index, axis=n)
+        x = jnp.squeeze(x, axis=n)
+    return x
+
+
+def _summed_out(plan: Plan, tables: Sequence[Table], i: int, dry: bool) -> tuple[Table, Backward]:
     digits, _ = _axes(tables)
     classes = sorted(plan.of(i))
     rest = [d for d in digits if d[0] != i]
     if dry:
-        return Table(tuple(rest), tuple(classes))
+        return Table(tuple(rest), tuple(classes)), lambda drawn, pick: {}
     shape = [class_size(plan, i, c) for c in classes]
-    if not tables:  # it is in no term
-        value = jnp.full(shape, math.log(plan.values(i)))
-    else:
-        value = logsumexp(_sum(tables, [(i, 0), *rest], classes), axis=0)
-        value = jnp.broadcast_to(value, (*value.shape[: len(rest)], *shape))
-    return Table(tuple(rest), tuple(classes), value)
+    every = _sum(tables, [(i, 0), *rest], classes) if tables else jnp.zeros(())
+    outer = every.shape[1 : 1 + len(rest)]
+    every = jnp.broadcast_to(every, (plan.values(i), *outer, *shape))
+
+    def backward(drawn: Drawn, pick: Pick) -> Drawn:
+        return {i: pick(i, jnp.moveaxis(_given(plan, every, 1, rest, classes, drawn), 0, -1))}
+
+    return Table(tuple(rest), tuple(classes), logsumexp(every, axis=0)), backward
 
 
 def _along_chain(
     plan: Plan, tables: Sequence[Table], group: set[int], chain: Class, dry: bool
-) -> Table:
+) -> tuple[Table, Backward]:
     """The forward recursion."""
     digits, _ = _axes(tables)
     i = min(group)
     classes = sorted(plan.of(i) - {chain})
     rest = [d for d in digits if d[0] not in group]
     if dry:
-        return Table(tuple(rest), tuple(classes))
+        return Table(tuple(rest), tuple(classes)), lambda drawn, pick: {}
     now, late = [(j, 0) for j in sorted(group)], [(j, 1) for j in sorted(group)]
     n, length = len(group), class_size(plan, i, chain)
     sizes, order = [plan.values(j) for j in sorted(group)], [*late, *now, *rest]
@@ -168,14 +221,53 @@ def _along_chain(
     outer = jnp.broadcast_shapes(*(x.shape[1 + 2 * n :] for x in [first, *fixed, *varying]))
     drop = (0,) * n  # the first step has none before it; single terms never do
 
-    def step(alpha: jax.Array, x: list[jax.Array]) -> tuple[jax.Array, None]:
+    def step(alpha: jax.Array, x: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
         pair, single = (a[0] + b for a, b in zip(fixed, x, strict=True))
         before = alpha.reshape(*sizes, *[1] * n, *outer)
         new = logsumexp(before + pair, axis=tuple(range(n))) + single[drop]
-        return jnp.broadcast_to(new, (*sizes, *outer)), None
+        return jnp.broadcast_to(new, (*sizes, *outer)), alpha
 
     start = jnp.broadcast_to(first[(0, *drop)], (*sizes, *outer))
     xs = [jnp.broadcast_to(x, (length - 1, *x.shape[1:])) for x in varying]
-    alpha, _ = lax.scan(step, start, xs)
+    alpha, alphas = lax.scan(step, start, xs)
+
+    def backward(drawn: Drawn, pick: Pick) -> Drawn:
+        shape = [class_size(plan, i, c) for c in classes]
+        k = math.prod(sizes)
+
+        def at(x: jax.Array, m: int) -> jax.Array:
+            """Of the first ``m`` axes, which are digits of the chain, one or two at the end."""
+            x = jnp.broadcast_to(x, (*sizes * (m // n), *x.shape[m:]))
+            x = _given(plan, x, m, rest, classes, drawn)
+            x = jnp.broadcast_to(x, (*x.shape[:m], *shape)).reshape(*[k] * (m // n), *shape)
+            return jnp.moveaxis(x, range(m // n), range(-(m // n), 0))
+
+        def one(onward: jax.Array, x: Any) -> tuple[jax.Array, jax.Array]:
+            alpha, pair = x
+            state = pick(i, at(alpha, n) + onward)
+            pairs = at(fixed[0][0] + pair, 2 * n)
+            return jnp.take_along_axis(pairs, state[..., None, None], axis=-1)[..., 0], state
+
+        into = jnp.concatenate([jnp.zeros((1, *xs[0].shape[1:])), xs[0]])
+        steps = jnp.concatenate([alphas, alpha[None]]), into
+        _, states = lax.scan(one, jnp.zeros((*shape, k)), steps, reverse=True)
+        states = jnp.moveaxis(states, 0, sorted(plan.of(i)).index(chain))
+        places = [math.prod(sizes[a + 1 :]) for a in range(n)]
+        return {
+            j: states // place % size
+            for (j, _), place, size in zip(now, places, sizes, strict=True)
+        }
+
     value = logsumexp(alpha, axis=tuple(range(n)))
-    return Table(tuple(rest), tuple(classes), value)
+    return Table(tuple(rest), tuple(classes), value), backward
+
+
+def _digits(plan: Plan, i: int, number: jax.Array) -> jax.Array:
+    """The digits of each element, from numbers of joint values."""
+    v, classes = plan.variables[i], plan.classes[i]
+    joint = [1 if c is not None else n for n, c in zip(v.shape, classes, strict=True)]
+    places = np.array([v.n**k for k in range(math.prod(joint))][::-1], dtype=np.int32)
+    order = sorted(plan.of(i))
+    number = jnp.transpose(number, [order.index(c) for c in classes if c is not None])
+    number = number.reshape([1 if c is None else n for n, c in zip(v.shape, classes, strict=True)])
+    return jnp.broadcast_to(number // jnp.asarray(places.reshape(joint)) % v.n, v.shape)
