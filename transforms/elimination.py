@@ -17,7 +17,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.scipy.special import logsumexp
 
@@ -30,6 +29,7 @@ from .tables import (
     Table,
     Variable,
     class_size,
+    digits,
     evaluate,
     plan_of,
     table,
@@ -64,7 +64,7 @@ def draw(
     drawn: dict[int, jax.Array] = {}
     for step in reversed(backwards):
         drawn |= step(drawn, pick)
-    return [_digits(plan, i, drawn[i]) for i in range(len(variables))], value
+    return [digits(plan, i, drawn[i]) for i in range(len(variables))], value
 
 
 def _plan(f: Callable[..., jax.Array], variables: Sequence[Variable]) -> tuple[Plan, list[Table]]:
@@ -260,14 +260,3 @@ def _along_chain(
 
     value = logsumexp(alpha, axis=tuple(range(n)))
     return Table(tuple(rest), tuple(classes), value), backward
-
-
-def _digits(plan: Plan, i: int, number: jax.Array) -> jax.Array:
-    """The digits of each element, from numbers of joint values."""
-    v, classes = plan.variables[i], plan.classes[i]
-    joint = [1 if c is not None else n for n, c in zip(v.shape, classes, strict=True)]
-    places = np.array([v.n**k for k in range(math.prod(joint))][::-1], dtype=np.int32)
-    order = sorted(plan.of(i))
-    number = jnp.transpose(number, [order.index(c) for c in classes if c is not None])
-    number = number.reshape([1 if c is None else n for n, c in zip(v.shape, classes, strict=True)])
-    return jnp.broadcast_to(number // jnp.asarray(places.reshape(joint)) % v.n, v.shape)

@@ -222,33 +222,38 @@ def evaluate(
     """
     m = len(plan.variables)
     chained = [i for i in range(m) if plan.in_chain(i)]
-    digits: list[Digit] = [(i, 0) for i in range(m)] + [(i, 1) for i in chained]
-    digits.sort()
+    every: list[Digit] = sorted([*((i, 0) for i in range(m)), *((i, 1) for i in chained)])
     in_step = [frozenset(e for e, c in enumerate(cs) if c is not None) for cs in plan.classes]
     same = [*[NO] * len(consts), *in_step]
     program = compress(program, same)
     worlds = Worlds(program, consts, [i in chained for i in range(m)], same)
 
     def point(*indices: jax.Array) -> list[Any]:
-        at = dict(zip(digits, indices, strict=True))
-        here = [_digits(plan, i, at[i, 0]) for i in range(m)]
-        before = [_digits(plan, i, at.get((i, 1), at[i, 0])) for i in range(m)]
+        at = dict(zip(every, indices, strict=True))
+        here = [digits(plan, i, at[i, 0]) for i in range(m)]
+        before = [digits(plan, i, at.get((i, 1), at[i, 0])) for i in range(m)]
         return worlds.run(here, before)
 
     on = [plan.signature(d)[0] for d in outs]
-    for j, digit in reversed(list(enumerate(digits))):
-        in_axes = tuple(0 if k == j else None for k in range(len(digits)))
+    for j, digit in reversed(list(enumerate(every))):
+        in_axes = tuple(0 if k == j else None for k in range(len(every)))
         out_axes = [0 if digit in o else None for o in on]
         point = jax.vmap(point, in_axes=in_axes, out_axes=out_axes, axis_size=plan.values(digit[0]))
-    return point(*(jnp.arange(plan.values(i)) for i, _ in digits))
+    return point(*(jnp.arange(plan.values(i)) for i, _ in every))
 
 
-def _digits(plan: Plan, i: int, index: jax.Array) -> jax.Array:
-    """The joint value number ``index``: one digit for each element, the same along classes."""
-    v = plan.variables[i]
-    shape = [1 if c is not None else n for n, c in zip(v.shape, plan.classes[i], strict=True)]
-    places = np.array([v.n**k for k in range(math.prod(shape))][::-1], dtype=np.int32)
-    return jnp.broadcast_to((index // jnp.asarray(places) % v.n).reshape(shape), v.shape)
+def digits(plan: Plan, i: int, number: jax.Array) -> jax.Array:
+    """The digits of each element, from the number of a joint value: one for each element of the
+    classes, which are axes in order, or the same for all."""
+    v, classes = plan.variables[i], plan.classes[i]
+    if number.ndim:
+        order = sorted(plan.of(i))
+        number = jnp.transpose(number, [order.index(c) for c in classes if c is not None])
+        shape = [1 if c is None else n for n, c in zip(v.shape, classes, strict=True)]
+        number = number.reshape(shape)
+    joint = [1 if c is not None else n for n, c in zip(v.shape, classes, strict=True)]
+    places = np.array([v.n**k for k in range(math.prod(joint))][::-1], dtype=np.int32)
+    return jnp.broadcast_to(number // jnp.asarray(places.reshape(joint)) % v.n, v.shape)
 
 
 def class_size(plan: Plan, i: int, c: Class) -> int:
