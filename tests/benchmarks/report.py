@@ -244,7 +244,6 @@ def summed_out(
             compiled(name, wrap(f), KEY, problem.params, problem.data, repeats=repeats)
             for name, f in slopes.items()
         ]
-        repeats = 1
         label = f"{objective}, {what}"
         for row in measure.rows(contenders, options.blocks, options.seconds, per, measured=label):
             yield row | errors[row["program"]]
