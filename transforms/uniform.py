@@ -88,7 +88,7 @@ _FOLLOWING = frozenset(
 )
 
 
-_SHAPES = {"broadcast_in_dim", "gather", "reshape", "squeeze", "transpose"}
+_SHAPES = {"broadcast_in_dim", "concatenate", "gather", "pad", "squeeze", "transpose"}
 _RUN_ON_LESS = ELEMENTWISE | REDUCING | _SHAPES | {"dot_general"}
 """What is done with operands that have size 1 along an axis."""
 
@@ -161,8 +161,6 @@ def _once(eqn: _jax.JaxprEqn, operands: list[Any], axes: Axes) -> list[Any]:
     less = [1 if a in axes else n for a, n in enumerate(out)]
     if eqn.primitive.name == "broadcast_in_dim":
         return [lax.broadcast_in_dim(small[0], less, eqn.params["broadcast_dimensions"])]
-    if eqn.primitive.name == "reshape":
-        return [lax.reshape(small[0], less)]
     return _jax.evaluate_equation(eqn, small)
 
 
