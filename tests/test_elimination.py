@@ -591,6 +591,23 @@ def test_draws_are_from_the_posterior(name: str) -> None:
     ztest.check(one, {"which": p[often], "off": 1e-9})
 
 
+@pytest.mark.parametrize("name", ["nested plates", "hmm", "coupled"])
+def test_gradients_of_posterior_means_are_unbiased(name: str) -> None:
+    """Of how often the choices are 1, squared: by whatever estimators are chosen."""
+    model, params = MODELS[name], jax.tree.map(jnp.asarray, PARAMS)
+    count = lambda zs: sum(jnp.sum(z) for z in zs) ** 2.0
+
+    @ppl.expectation
+    def mean(p: Any) -> Any:
+        q = ppl.normalize(model.program(p), model.data, by=ppl.enumeration()).simulate()
+        return count([q.choices[name] for name in model.free])
+
+    def exact(p: Any) -> Any:
+        return jnp.exp(posterior(model, p)) @ jax.vmap(lambda *z: count(z))(*joint_values(model))
+
+    ztest.check(lambda key: mean.value_and_grad(key, params), jax.value_and_grad(exact)(params))
+
+
 # --- sizes that need the elimination --------------------------------------------------------------
 
 
