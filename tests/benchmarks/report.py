@@ -258,18 +258,17 @@ def variances(options: argparse.Namespace) -> Iterator[Row]:
     digits = images.digits(options.mnist)[:batch].reshape(batch, -1) > 0.5
     loss = variance.summed(ppl.reinforce())
     numpyro = peer("numpyro_variance")
-    for name, problem, share in (
-        ("flips", variance.flips(flips, variance.flips_terms, variance.flips_elbo), 1),
-        ("flips, summed loss", variance.flips(flips, variance.summed_terms, loss), 1),
-        ("chain", variance.chain(steps), 1),
-        ("vae", variance.vae(digits), 20),
+    for name, problem, chunk in (
+        ("flips", variance.flips(flips, variance.flips_terms, variance.flips_elbo), 500),
+        ("flips, summed loss", variance.flips(flips, variance.summed_terms, loss), 500),
+        ("chain", variance.chain(steps), 500),
+        ("vae", variance.vae(digits), 25),
     ):
         estimates = dict(problem.estimates)
         if numpyro and name in numpyro.ESTIMATES:
             estimates["NumPyro"] = numpyro.ESTIMATES[name]
-        n = max(pairs // share, 2)
         found = {
-            program: variance.spread(f, problem, n, chunk=min(n, 500 // share))
+            program: variance.spread(f, problem, pairs, min(pairs, chunk))
             for program, f in estimates.items()
         }
         exact = variance.exact_gradient(problem)
