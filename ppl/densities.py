@@ -218,8 +218,10 @@ class Enumeration(Algorithm):
             d = apart(abstract_distribution(e.choice)) if single else None
             problem = "it is no single choice." if d is None else Enum().unsuitable(d)
             if d is None or problem is not None:
+                why = str(problem).partition(". ")[0].rstrip(".")  # the advice is for a choice
                 raise UnsupportedError(
-                    f"enumeration() cannot enumerate {show(e.address)} at {e.source}: {problem}"
+                    f"enumeration() cannot enumerate {show(e.address)} at {e.source}: {why}. Use "
+                    "ppl.importance(n, proposal)."
                 )
             choice = e.choice
             zeros = [jnp.zeros(a.shape, a.dtype) for a in choice.own_avals]

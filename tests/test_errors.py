@@ -503,7 +503,7 @@ def no_proposal_for_a_marginal():
     ppl.marginal(ppl.marginal(model(), "x"), "x", ppl.importance(2)).simulate(KEY)
 
 
-@case(ppl.UnsupportedError, "cannot enumerate 'x'", "not finite")
+@case(ppl.UnsupportedError, "cannot enumerate 'x'", "not finite. Use ppl.importance")
 def enumerate_a_continuous_marginal():
     ppl.marginal(model(), "heights", ppl.enumeration()).simulate(KEY)
 
