@@ -1203,6 +1203,17 @@ def test_too_many_joint_values_name_what_meets(n: int) -> None:
         assert part in message, message
 
 
+def test_the_slope_of_a_term_is_multiplied_by_its_weight_alone() -> None:
+    """XLA repeats the factor wherever the slope goes, and would repeat the term with it."""
+    weight, f = jnp.array([0.0, 0.3]), jnp.array([-jnp.inf, 2.0])
+    np.testing.assert_array_equal(layout.times(weight, f), [0.0, 0.6])
+    slopes = jax.grad(lambda w, f: jnp.sum(layout.times(w, f)), argnums=(0, 1))(weight, f)
+    np.testing.assert_array_equal(slopes, [[0.0, 2.0], [0.0, 0.3]])
+    _, slope = jax.linearize(lambda f: layout.times(weight, f), f)
+    used = {eqn.primitive.name for eqn in jax.make_jaxpr(slope)(f).jaxpr.eqns}
+    assert used <= {"mul", "add", "add_any"}, used
+
+
 def unasked(p: Any, read: Callable[[Any], Any]) -> Any:
     """A chain of flips in whose payoff neighbours meet; nobody chose an estimator."""
 

@@ -202,20 +202,23 @@ def backwards_density(p: Any, d: Any, z: Any) -> Any:
     return path(soft(p["A"]), z[::-1], 1) + jnp.sum(normal(d["x"], p["m"][z], p["s"]))
 
 
+def sequence(p: Any, m: Any) -> Any:
+    """The last state of a hidden Markov model of three steps, with means ``m``."""
+
+    def step(z: Any, _: Any) -> Any:
+        z = pick("z", p["A"][z])
+        see(m[z], p)
+        return z, None
+
+    return lax.scan(step, 0, length=3)[0]
+
+
 def vmapped(p: Any) -> Any:
     """Sequences with parameters of their own."""
 
     @ppl.gen
     def g() -> None:
-        def sequence(m: Any) -> None:
-            def step(z: Any, _: Any) -> Any:
-                z = pick("z", p["A"][z])
-                see(m[z], p)
-                return z, None
-
-            lax.scan(step, 0, length=3)
-
-        jax.vmap(sequence)(jnp.stack([p["m"], p["m"] * p["w"]]))
+        jax.vmap(lambda m: sequence(p, m))(jnp.stack([p["m"], p["m"] * p["w"]]))
 
     return g()
 
@@ -229,15 +232,7 @@ def vmapped_density(p: Any, d: Any, z: Any) -> Any:
 def mapped_chains(p: Any) -> Any:
     @ppl.gen
     def g() -> None:
-        def sequence(m: Any) -> Any:
-            def step(z: Any, _: Any) -> Any:
-                z = pick("z", p["A"][z])
-                see(m[z], p)
-                return z, None
-
-            return lax.scan(step, 0, length=3)[0] * 1.0
-
-        lax.map(sequence, jnp.stack([p["m"], p["m"] * p["w"]]))
+        lax.map(lambda m: 1.0 * sequence(p, m), jnp.stack([p["m"], p["m"] * p["w"]]))
 
     return g()
 
