@@ -94,7 +94,7 @@ _ADVICE: tuple[tuple[type[Exception], str, str], ...] = (
     (ValueError, "setting an array element with a sequence", _NUMPY),
     (TypeError, r"unhashable type: '\w*Tracer'", _INDEX),
     (TypeError, r"^Shapes must be 1D sequences of concrete .*Trace", _SIZE),
-    (IndexError, r"static integers.*Trace", _SIZE),
+    (IndexError, r"static (integers|start/stop/step).*Trace", _SIZE),
     (TypeError, r"branch(es)? .*(equal|same)", _BRANCHES),
     (TypeError, r"carry", _CARRY),
     (TypeError, r"sample\(\) got an unexpected keyword argument 'obs'", _OBSERVED),

@@ -396,7 +396,7 @@ class Oracle:
                 taken, before = np.real(self.value(on, env)) > 0.5, self.mask
                 self.mask = before & taken
                 yes = self.block(then, env)
-                self.mask = before & ~taken
+                self.mask = before & np.logical_not(taken)
                 no = self.block(other, env)
                 self.mask = before
                 return {name: np.where(taken, yes, no)}

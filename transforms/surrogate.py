@@ -44,6 +44,7 @@ from .samples import SAMPLES, Context, draw, own_key
 from .seed import sampled
 from .site import Call, Densities, Expect, Factor, Site, _factor_outside, element_keys, per_element
 from .soundness import Soundness
+from .uniform import NO, compress
 
 # --- one scope ----------------------------------------------------------------------------------
 
@@ -249,8 +250,15 @@ def _enumerated(layout: Layout, path: Path, operands: list[Any], digits: Any) ->
     if digits is None:  # a support of one value
         shape = element_shape(site, operands)
         digits = jnp.zeros((*site.sizes, *shape), int)
-
-    return value_and_mass(site, estimator, operands, digits)
+        return value_and_mass(site, estimator, operands, digits)
+    s = layout.sites[path]
+    same = frozenset(i for i, apart in enumerate(s.apart[s.loops :]) if apart)
+    each = functools.partial(value_and_mass, site, estimator)
+    if not same:
+        return each(operands, digits)
+    closed, consts, _ = _jax.trace(each, operands, digits)
+    once = compress(closed, [*[NO] * (len(consts) + len(operands)), same])
+    return _jax.evaluate(once, *consts, *operands, digits)
 
 
 # --- expectations inside, and the outermost one ---------------------------------------------------

@@ -129,6 +129,9 @@ def _compressed(
         if eqn.primitive is _jax.jit_p:
             inner = [env.get(v, NO) if isinstance(v, _jax.Var) else NO for v in eqn.invars]
             outs = _compressed(eqn.params["jaxpr"], operands, inner, analysis, (*path, i))
+        elif name == "gather" and not axes and (alike := _read_alike(eqn, env)):
+            array = jnp.broadcast_to(operands[0], eqn.invars[0].aval.shape)  # type: ignore[attr-defined]
+            outs = [_gathered_at_once(array, operands[1], alike, **eqn.params)]
         else:
             outs = _once(eqn, operands, axes if name in _RUN_ON_LESS else NO)
         values.update(zip(eqn.outvars, outs, strict=True))
@@ -162,6 +165,44 @@ def _once(eqn: _jax.JaxprEqn, operands: list[Any], axes: Axes) -> list[Any]:
     if eqn.primitive.name == "broadcast_in_dim":
         return [lax.broadcast_in_dim(small[0], less, eqn.params["broadcast_dimensions"])]
     return _jax.evaluate_equation(eqn, small)
+
+
+def _read_alike(eqn: _jax.JaxprEqn, env: dict[Any, Axes]) -> list[tuple[int, int]]:
+    """The axes along which arrays that differ are read at the same places: of array and places."""
+    numbers, places = eqn.params["dimension_numbers"], eqn.invars[1]
+    same = env[places] if isinstance(places, _jax.Var) else NO
+    batching = zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True)
+    return [(int(a), int(b)) for a, b in batching if b in same]
+
+
+def _gathered_at_once(
+    array: jax.Array, places: jax.Array, apart: Sequence[tuple[int, int]], **how: Any
+) -> jax.Array:
+    """Arrays read at the same places, as one array whose rows are read.
+
+    Its derivative adds rows too, not number by number.
+    """
+    if not apart:
+        return lax.gather(array, places, **how)
+    (a, b), *rest = apart
+    numbers, sizes = how["dimension_numbers"], list(how["slice_sizes"])
+    rank = places.ndim - 1 + len(numbers.offset_dims)
+    to = [d for d in range(rank) if d not in numbers.offset_dims][b]
+    left = lambda dims, gone: tuple(d - (d > gone) for d in dims if d != gone)
+    del sizes[a]
+    how |= {
+        "dimension_numbers": lax.GatherDimensionNumbers(
+            offset_dims=left(numbers.offset_dims, to),
+            collapsed_slice_dims=left(numbers.collapsed_slice_dims, a),
+            start_index_map=left(numbers.start_index_map, a),
+            operand_batching_dims=left(numbers.operand_batching_dims, a),
+            start_indices_batching_dims=left(numbers.start_indices_batching_dims, b),
+        ),
+        "slice_sizes": sizes,
+    }
+    rest = [(x - (x > a), y - (y > b)) for x, y in rest]
+    each = lambda array, places: _gathered_at_once(array, places, rest, **how)
+    return jax.vmap(each, (a, None), to)(array, jnp.take(places, 0, axis=b))
 
 
 __all__ = ["Axes", "Uniform", "compress"]
