@@ -164,6 +164,55 @@ SPLITS = {
     "jit": Terms(
         lambda x: 2.0 * jax.jit(lambda y: jnp.sum(y**2) - jnp.sum(y))(x), (X5,), ["0:0"] * 2
     ),
+    "checkpoint": Terms(
+        lambda x: 2.0 * jax.checkpoint(lambda y: jnp.sum(y**2) - jnp.sum(y))(jnp.sin(x)),
+        (X5,),
+        ["0:0"] * 2,
+    ),
+    "checkpoint with a policy": Terms(
+        jax.checkpoint(
+            lambda x: jnp.mean(jnp.sin(x) ** 3) + 1.0,
+            policy=jax.checkpoint_policies.nothing_saveable,
+        ),
+        (X5,),
+        ["0:0"],
+    ),
+    "checkpoint of a loop": Terms(
+        jax.checkpoint(lambda x: jnp.sum(scanned(lambda c, v: (c + jnp.sin(v), None), 0.3)(x))),
+        (X5,),
+        ["0:0"],
+    ),
+    "checkpoint in a loop": Terms(
+        scanned(jax.checkpoint(lambda c, v: (c + jnp.sum(jnp.sin(v) ** 2), None)), 0.3),
+        (X34,),
+        ["0:0,0"],
+    ),
+    "jit in a loop": Terms(
+        scanned(jax.jit(lambda c, v: (jnp.sum(jnp.sin(v) ** 2) + c - 1.0, None)), 0.3),
+        (X34,),
+        ["0:0,0"],
+    ),
+    "checkpoints within checkpoints in a loop": Terms(
+        scanned(
+            jax.checkpoint(lambda c, v: (jax.checkpoint(lambda c: c - jnp.sum(v**2))(c), None)), 0.3
+        ),
+        (X34,),
+        ["0:0,0"],
+    ),
+    "a carry that jit uses twice": Terms(
+        scanned(jax.jit(lambda c, v: (c + v**2, c)), 0.3), (X5,), ["0:*"]
+    ),
+    "a carry that jit doubles": Terms(
+        scanned(jax.jit(lambda c, v: (c + (v**2 + c), None)), 0.3), (X5,), ["0:*"]
+    ),
+    "a count that is copied": Terms(
+        lambda x: (
+            0.5
+            * lax.scan(lambda c, v: (lax.copy_p.bind(c) + (v > 0), None), jnp.zeros((), int), x)[0]
+        ),
+        (X5,),
+        ["0:*"],
+    ),
     "literals": Terms(lambda x: 3.0 + jnp.sum(x**2) - 1.5, (X5,), ["0:0"]),
     "constant alone": Terms(lambda x: jnp.asarray(2.5), (X5,), []),
     "used twice": Terms(used_twice, (X5,), ["0:0", "0:0"]),
@@ -215,6 +264,24 @@ def test_payoff_is_the_sum_of_its_terms(name: str) -> None:
         for mine, exact in zip(jax.grad(total, every)(*at), jax.grad(f, every)(*at), strict=True):
             np.testing.assert_allclose(mine, exact, rtol=1e-12, atol=1e-14)
     assert outs == found
+
+
+def remats(closed: Any) -> list[Any]:
+    return [eqn for eqn in closed.jaxpr.eqns if eqn.primitive is _jax.remat_p]
+
+
+def test_a_checkpoint_stays_one() -> None:
+    """Nothing but its inputs is kept for the backward pass, though its terms are outputs now."""
+    policy = jax.checkpoint_policies.nothing_saveable
+    f = jax.checkpoint(lambda x: jnp.sum(jnp.exp(jnp.sin(x)) ** 2), policy=policy)
+    closed = jax.make_jaxpr(f)(X5)
+    (new,) = remats(terms.split(closed, NO_SITES, [True]).program)
+    (old,) = remats(closed)
+    assert new.params["policy"] is policy
+    assert new.params["prevent_cse"] == old.params["prevent_cse"]
+    parts, _ = split_up(f, X5)
+    kept = jax.make_jaxpr(lambda x: jax.vjp(lambda x: sum(map(jnp.sum, parts(x))), x)[1])(X5)
+    assert all(v in kept.jaxpr.invars for v in kept.jaxpr.outvars)
 
 
 def test_masked_infinities_are_no_term() -> None:
@@ -1276,6 +1343,19 @@ def test_neighbours_meet_in_a_loop_within_something(wrap: Any) -> None:
             total += weight * jnp.sum(jnp.cos(before + 2.0 * z))
         return total
 
+    found, expected = value_and_grad(f, 0.3), jax.value_and_grad(exact)(0.3)
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+
+
+def test_a_plate_under_checkpoint_is_enumerated_in_step() -> None:
+    """2**200 joint values, were the sum not seen through."""
+
+    @jax.checkpoint
+    def f(p: Any) -> Any:
+        z = 1.0 * flip("z", jnp.full(200, p))
+        return jnp.sum(jnp.cos(z) * jnp.arange(200.0))
+
+    exact = lambda p: jnp.sum(jnp.arange(200.0)) * (1 - p + p * jnp.cos(1.0))
     found, expected = value_and_grad(f, 0.3), jax.value_and_grad(exact)(0.3)
     np.testing.assert_allclose(found, expected, rtol=1e-10)
 

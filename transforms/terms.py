@@ -7,16 +7,16 @@ each element of each term.
 From the output backwards, equations that are linear in what the choices reach (sums, reshapes,
 products with constants, ...) are the *tail* of the program; what enters it, the *leaves*, are the
 terms, each times its coefficient: the derivative of the tail, which is the same everywhere. The
-tail goes into ``jit``, and into a ``scan`` where it adds up in the carry or stacks its outputs: the
-leaves of all steps are stacked then, and what only adds up is no carry any more.
+tail goes into ``jit`` and ``checkpoint``, and into a ``scan`` where it adds up in the carry or
+stacks its outputs: the leaves of all steps are stacked then, and what only adds up is no carry any
+more.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,11 +25,8 @@ import numpy as np
 from jax import lax
 
 from . import _jax
-from .interpret import INLINED, Path, is_random
+from .interpret import INLINED, Path, _remat_jaxpr, is_random
 from .site import OWN_DENSITY, Body, Call, Site
-
-Signed = list[tuple[float, Any]]
-"""A sum of variables (or literals), each with its sign."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +56,7 @@ def split(
     of the new program are those of the old one, in the same order (their paths may differ).
     """
     tainted = _tainted(closed, inputs or [False] * len(closed.in_avals), is_source, ())
-    level = _level(closed, [[(1.0, closed.jaxpr.outvars[0])]], tainted, is_source, ())
+    level = _level(closed, [closed.jaxpr.outvars[0]], tainted, is_source, ())
     lines: list[str] = []
     own: dict[str, float] = {}
 
@@ -95,26 +92,26 @@ class _Level:
     """The tail of one jaxpr, and of those in it."""
 
     closed: _jax.ClosedJaxpr
-    wanted: list[Signed]
+    wanted: list[Any]
     leaves: list[Any] = dataclasses.field(default_factory=list)
     constants: list[_jax.Var] = dataclasses.field(default_factory=list)
     tail: set[int] = dataclasses.field(default_factory=set)
     inner: dict[int, _Level] = dataclasses.field(default_factory=dict)
     passed: dict[_jax.Var, int] = dataclasses.field(default_factory=dict)
-    """Inputs that would be leaves, by their number: the tail goes on outside."""
+    """Inputs that would be leaves, by their number: the tail goes on outside, or before."""
     outs: dict[int, list[int]] = dataclasses.field(default_factory=dict)
     """Which outputs of an equation with an inner level are wanted."""
 
 
 def _level(
     closed: _jax.ClosedJaxpr,
-    wanted: list[Signed],
+    wanted: list[Any],
     tainted: set[Any],
     is_source: Callable[[Path], bool],
     path: Path,
 ) -> _Level:
     level, jaxpr = _Level(closed, wanted), closed.jaxpr
-    active: dict[Any, None] = {v: None for sum_ in wanted for _, v in sum_ if _is_var(v)}
+    active: dict[Any, None] = {v: None for v in wanted if _is_var(v)}
     for i in reversed(range(len(jaxpr.eqns))):
         eqn = jaxpr.eqns[i]
         outs = [n for n, v in enumerate(eqn.outvars) if v in active and v in tainted]
@@ -227,65 +224,75 @@ def _inner(
     hit = [_is_var(v) and v in tainted for v in eqn.invars]
     if sub is not None:
         inside = _tainted(sub, hit, is_source, path)
-        wanted: list[Signed] = [[(1.0, sub.jaxpr.outvars[n])] for n in outs]
-        level = _level(sub, wanted, inside, is_source, path)
-        number = {v: k for k, v in enumerate(sub.jaxpr.invars)}
-        level.passed = {v: number[v] for v in level.leaves if v in number}
-        level.leaves = [v for v in level.leaves if v not in number]
+        level = _level(sub, [sub.jaxpr.outvars[n] for n in outs], inside, is_source, path)
+        _pass(level, dict(enumerate(sub.jaxpr.invars)))
         return level, outs, set(level.passed.values())
     if eqn.primitive is not _jax.scan_p:
         return None
     body = eqn.params["jaxpr"]
     n_consts, n_carry = _jax.scan_layout(eqn)
     inside = _tainted_body(eqn, hit, is_source, path)
-    wanted, kept, linear = [], [], set()
-    for n in outs:
-        if n >= n_carry:
-            wanted.append([(1.0, body.jaxpr.outvars[n])])
-        else:
-            added = _added(body.jaxpr, body.jaxpr.invars[n_consts + n], body.jaxpr.outvars[n])
-            if added is None:
-                continue
-            wanted.append(added)
-            linear.add(n_consts + n)
-        kept.append(n)
-    if not kept:
-        return None
-    return _level(body, wanted, inside, is_source, path), kept, linear
+    carried = {n_consts + n: body.jaxpr.invars[n_consts + n] for n in outs if n < n_carry}
+    added = {k: v for k, v in carried.items() if _is_added_to(body, k, k - n_consts)}
+    while kept := [n for n in outs if n >= n_carry or n_consts + n in added]:
+        level = _level(body, [body.jaxpr.outvars[n] for n in kept], inside, is_source, path)
+        _pass(level, added)
+        if len(level.passed) == len(added):
+            return level, kept, set(added)
+        added = {k: v for v, k in level.passed.items()}
+    return None
+
+
+def _pass(level: _Level, inputs: Mapping[int, _jax.Var]) -> None:
+    """Some inputs of a level are no leaves."""
+    number = {v: k for k, v in inputs.items() if v in level.leaves}
+    level.passed = number
+    level.leaves = [v for v in level.leaves if v not in number]
 
 
 def _as_is(eqn: _jax.JaxprEqn) -> _jax.ClosedJaxpr | None:
     """The program that an equation runs on its own operands, if it may be taken apart."""
     if eqn.primitive is _jax.jit_p:
         return eqn.params[INLINED[eqn.primitive]]
+    if eqn.primitive is _jax.remat_p:
+        return _remat_jaxpr(eqn)
     call = eqn.params.get("call")
     if isinstance(call, Call) and isinstance(call.program, Body):
         return call.program.jaxpr
     return None
 
 
-def _added(jaxpr: _jax.Jaxpr, before: _jax.Var, after: Any) -> Signed | None:
-    """What is added to ``before`` to get ``after``, if ``before`` is used for nothing else."""
-    uses: dict[Any, int] = {}
-    for v in [*(v for eqn in jaxpr.eqns for v in eqn.invars), *jaxpr.outvars]:
-        if _is_var(v):
-            uses[v] = uses.get(v, 0) + 1
-    users: dict[Any, Any] = {v: eqn for eqn in jaxpr.eqns for v in eqn.invars if _is_var(v)}
-    found: Signed = []
-    at: Any = before
-    while at is not after:
-        eqn = users.get(at)
-        if uses.get(at) != 1 or eqn is None:
-            return None
-        name, operands = eqn.primitive.name, eqn.invars
-        if name in ("add", "add_any"):
-            found.append((1.0, operands[0] if operands[1] is at else operands[1]))
-        elif name == "sub" and operands[0] is at:
-            found.append((-1.0, operands[1]))
+def _is_added_to(closed: _jax.ClosedJaxpr, before: int, after: int) -> bool:
+    """Whether an output is an input, used for nothing else, with something added."""
+    chain = _additions(closed.jaxpr, closed.jaxpr.invars[before])
+    return chain is not None and chain[0] is closed.jaxpr.outvars[after] and chain[1]
+
+
+def _additions(jaxpr: _jax.Jaxpr, at: Any) -> tuple[Any, bool] | None:
+    """The output that a variable ends up in, and whether something is added on the way; None if
+    anything else becomes of it."""
+    uses: dict[Any, list[Any]] = {}
+    for user, read in [*((eqn, eqn.invars) for eqn in jaxpr.eqns), (None, jaxpr.outvars)]:
+        for v in read:
+            if _is_var(v):
+                uses.setdefault(v, []).append(user)
+    more = False
+    while len(uses.get(at, ())) == 1:
+        (eqn,) = uses[at]
+        if eqn is None:
+            return at, more
+        name, place, into = eqn.primitive.name, eqn.invars.index(at), 0
+        if name in ("add", "add_any") or (name == "sub" and place == 0):
+            more = True
+        elif (sub := _as_is(eqn)) is not None:
+            inside = _additions(sub.jaxpr, sub.jaxpr.invars[place])
+            if inside is None:
+                return None
+            into, more = sub.jaxpr.outvars.index(inside[0]), more or inside[1]
         elif name not in ("copy", "name") and not _is_same(eqn):
             return None
-        at = eqn.outvars[0]
-    return found if found and uses.get(after) == 1 else None
+        at = eqn.outvars[into]
+    return None
 
 
 def _is_same(eqn: _jax.JaxprEqn) -> bool:
@@ -371,11 +378,23 @@ def _run(level: _Level, args: Sequence[Any], outs: Sequence[Any]) -> dict[Any, A
         else:
             inner = level.inner[i]
             wanted = inner.closed.jaxpr.outvars if i in whole else []
-            inside = _run(inner, operands, wanted)
-            env[i] = _collect(inner, inside)
-            values = [_read(inside, v) for v in wanted]
+            values, env[i] = _as_before(eqn, functools.partial(_run_inside, inner, wanted))(
+                operands
+            )
         env.update(zip(eqn.outvars, values, strict=False))
     return env
+
+
+def _run_inside(level: _Level, outs: Sequence[Any], operands: list[Any]) -> tuple[list[Any], Any]:
+    inside = _run(level, operands, outs)
+    return [_read(inside, v) for v in outs], _collect(level, inside)
+
+
+def _as_before(eqn: _jax.JaxprEqn, f: Callable[..., Any]) -> Callable[..., Any]:
+    """``f``, under ``jax.checkpoint`` if the equation is that."""
+    if eqn.primitive is not _jax.remat_p:
+        return f
+    return jax.checkpoint(f, prevent_cse=eqn.params["prevent_cse"], policy=eqn.params["policy"])
 
 
 def _run_scan(
@@ -444,7 +463,10 @@ def _tail(level: _Level, leaves: Any, constants: Any, passed: Any = None) -> lis
         args = inside[number[i]], inside_constants[number[i]]
         if eqn.primitive is _jax.scan_p:
             n_consts, n_carry = _jax.scan_layout(eqn)
-            found = jax.vmap(lambda *a, inner=inner: _tail(inner, *a))(*args)
+            at_0 = lambda v: _as_float(jnp.zeros(v.aval.shape, v.aval.dtype))
+            start = {v: at_0(v) for v in inner.passed}
+            each = functools.partial(_tail, inner, passed=start)
+            found = jax.vmap(each)(*args)
             for n, v in zip(level.outs[i], found, strict=True):
                 if n < n_carry:
                     v = _read(env, eqn.invars[n_consts + n]) + jnp.sum(v, axis=0)
@@ -453,7 +475,7 @@ def _tail(level: _Level, leaves: Any, constants: Any, passed: Any = None) -> lis
             passed = {v: _read(env, eqn.invars[k]) for v, k in inner.passed.items()}
             found = _tail(inner, *args, passed)
             env.update({eqn.outvars[n]: v for n, v in zip(level.outs[i], found, strict=True)})
-    return [functools.reduce(operator.add, (s * _read(env, v) for s, v in w)) for w in level.wanted]
+    return [_read(env, v) for v in level.wanted]
 
 
 def _as_float(x: jax.Array) -> jax.Array:
