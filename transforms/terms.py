@@ -503,8 +503,9 @@ def _coefficients(level: _Level, leaves: Any, constants: Any) -> tuple[Any, list
 
     if jax.tree.leaves(constants):
         return affine(constants)
-    with jax.ensure_compile_time_eval():
-        out, slopes = jax.tree.map(np.asarray, affine(constants))
+    with jax.disable_jit(False):  # one program is compiled, not one for each equation
+        run = jax.jit(affine).lower(constants).compile()
+        out, slopes = jax.tree.map(np.asarray, run(constants))
     return out, [
         None if np.all(c == 1) else c.flat[0] if c.size and np.all(c == c.flat[0]) else c
         for c in slopes
