@@ -164,6 +164,18 @@ SPLITS = {
     "jit": Terms(
         lambda x: 2.0 * jax.jit(lambda y: jnp.sum(y**2) - jnp.sum(y))(x), (X5,), ["0:0"] * 2
     ),
+    "inner product": Terms(lambda x: x @ jnp.sin(x), (X5,), ["0:0"]),
+    "inner product of matrices": Terms(
+        lambda x: jnp.einsum("ij,ji->", x**2, jnp.sin(x).T), (X34,), ["0:0,0"]
+    ),
+    "inner product of each row": Terms(
+        lambda x: jnp.arange(3.0) @ jnp.einsum("ij,ij->i", x, x), (X34,), ["0:0,0"]
+    ),
+    "inner product in a loop": Terms(
+        scanned(lambda c, v: (c + 0.5 * jnp.vdot(v, v), None), 0.3), (X34,), ["0:0,0"]
+    ),
+    "quadratic form": Terms(lambda x: x @ np.ones((5, 5)) @ x, (X5,), ["0:*"]),
+    "matrix product of both": Terms(lambda x: jnp.sum(x @ x.T), (X34,), ["0:*,*"]),
     "checkpoint": Terms(
         lambda x: 2.0 * jax.checkpoint(lambda y: jnp.sum(y**2) - jnp.sum(y))(jnp.sin(x)),
         (X5,),
@@ -1356,6 +1368,19 @@ def test_a_plate_under_checkpoint_is_enumerated_in_step() -> None:
         return jnp.sum(jnp.cos(z) * jnp.arange(200.0))
 
     exact = lambda p: jnp.sum(jnp.arange(200.0)) * (1 - p + p * jnp.cos(1.0))
+    found, expected = value_and_grad(f, 0.3), jax.value_and_grad(exact)(0.3)
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+
+
+def test_a_squared_loss_as_an_inner_product() -> None:
+    """2**200 joint values, were it not a sum of squares."""
+    at = jnp.linspace(-1.0, 1.0, 200)
+
+    def f(p: Any) -> Any:
+        error = flip("z", jnp.full(200, p)) - at
+        return error @ error / 200
+
+    exact = lambda p: jnp.mean((1 - p) * at**2 + p * (1 - at) ** 2)
     found, expected = value_and_grad(f, 0.3), jax.value_and_grad(exact)(0.3)
     np.testing.assert_allclose(found, expected, rtol=1e-10)
 

@@ -6,8 +6,8 @@ each element of each term.
 
 From the output backwards, equations that are linear in what the choices reach (sums, reshapes,
 products with constants, ...) are the *tail* of the program; what enters it, the *leaves*, are the
-terms, each times its coefficient: the derivative of the tail, which is the same everywhere. The
-tail goes into ``jit`` and ``checkpoint``, and into a ``scan`` where it adds up in the carry or
+terms, each times its coefficient: the derivative of the tail, which is the same everywhere. An
+inner product is a sum of products. The tail goes into ``jit`` and ``checkpoint``, and into a ``scan`` where it adds up in the carry or
 stacks its outputs: the leaves of all steps are stacked then, and what only adds up is no carry any
 more.
 """
@@ -220,8 +220,12 @@ def _inner(
 ) -> tuple[_Level, list[int], set[int]] | None:
     """The level inside an equation, which of its outputs are linear there, and in which operands
     besides."""
-    sub = _as_is(eqn)
     hit = [_is_var(v) and v in tainted for v in eqn.invars]
+    sub = _as_is(eqn)
+    if sub is None and all(hit) and eqn.primitive.name == "dot_general":
+        sub = _products(
+            eqn.params["dimension_numbers"], *(v.aval for v in (*eqn.invars, *eqn.outvars))
+        )
     if sub is not None:
         inside = _tainted(sub, hit, is_source, path)
         level = _level(sub, [sub.jaxpr.outvars[n] for n in outs], inside, is_source, path)
@@ -260,6 +264,23 @@ def _as_is(eqn: _jax.JaxprEqn) -> _jax.ClosedJaxpr | None:
     if isinstance(call, Call) and isinstance(call.program, Body):
         return call.program.jaxpr
     return None
+
+
+@functools.lru_cache(maxsize=256)
+def _products(numbers: Any, left: Any, right: Any, out: Any) -> _jax.ClosedJaxpr | None:
+    """An inner product of arrays as the sum of products of their elements; None for others, which
+    would be larger that way."""
+    contracted, batch = numbers
+    orders = [(*b, *c) for b, c in zip(batch, contracted, strict=True)]
+    if any(len(order) != x.ndim for order, x in zip(orders, (left, right), strict=True)):
+        return None
+
+    def f(x: jax.Array, y: jax.Array) -> jax.Array:
+        each = jnp.transpose(x, orders[0]) * jnp.transpose(y, orders[1])
+        return jnp.sum(each.astype(out.dtype), axis=tuple(range(out.ndim, each.ndim)))
+
+    avals = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (left, right)]
+    return _jax.traced(f, *avals)
 
 
 def _is_added_to(closed: _jax.ClosedJaxpr, before: int, after: int) -> bool:
