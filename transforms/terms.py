@@ -7,9 +7,9 @@ each element of each term.
 From the output backwards, equations that are linear in what the choices reach (sums, reshapes,
 products with constants, ...) are the *tail* of the program; what enters it, the *leaves*, are the
 terms, each times its coefficient: the derivative of the tail, which is the same everywhere. An
-inner product is a sum of products. The tail goes into ``jit`` and ``checkpoint``, and into a ``scan`` where it adds up in the carry or
-stacks its outputs: the leaves of all steps are stacked then, and what only adds up is no carry any
-more.
+inner product is a sum of products. The tail goes into ``jit`` and ``checkpoint``, and into a
+``scan`` where it adds up in the carry or stacks its outputs: the leaves of all steps are stacked
+then, and what only adds up is no carry any more.
 """
 
 from __future__ import annotations
