@@ -71,7 +71,8 @@ class Bend:
 
 @node
 class Plate:
-    """``n`` independent blocks, whose outputs are summed or multiplied; ``i`` is the index.
+    """``n`` independent blocks, ``i`` is the index; their outputs are summed, or multiplied, or
+    their squares summed.
 
     by: "vmap", or "batch" for choices with a batch shape.
     """
@@ -211,6 +212,9 @@ BENT: Mapping[str, Callable[[Any, Any], Any]] = {
 }
 
 
+JOINED = {"sum": jnp.sum, "prod": jnp.prod, "squares": lambda out: out @ out}
+
+
 def _three(a: Any, b: Any) -> Any:
     return jnp.stack(jnp.broadcast_arrays(jnp.zeros(()), a, b), axis=-1)
 
@@ -255,7 +259,7 @@ class Library:
                     out = jnp.broadcast_to(self.block(body, {**env, "i": i, "batch": (n,)}), (n,))
                 else:
                     out = jax.vmap(lambda i: self.block(body, {**env, "i": i}))(i)
-                return {name: jnp.sum(out) if join == "sum" else jnp.prod(out)}
+                return {name: JOINED[join](out)}
             case Loop(name, n, start, body):
 
                 def advance(carry: Any, _: None) -> tuple[Any, None]:
@@ -337,6 +341,13 @@ NOISE = {
 }
 
 
+JOINED_EXACTLY = {
+    "sum": sum,
+    "prod": math.prod,
+    "squares": lambda out: sum(v**2 for v in out),
+}
+
+
 def _up(x: Any, at: Any) -> Any:
     return np.real(x) > np.real(at)
 
@@ -386,7 +397,7 @@ class Oracle:
                 return {name: BENT_EXACTLY[kind](env[of], self.value(at, env))}
             case Plate(name, _, n, body, join):
                 out = [self.block(body, {**env, "i": float(i)}) for i in range(n)]
-                return {name: sum(out) if join == "sum" else math.prod(out)}
+                return {name: JOINED_EXACTLY[join](out)}
             case Loop(name, n, start, body):
                 carry = self.value(start, env)
                 for _ in range(n):
@@ -760,6 +771,8 @@ class _Generator:
             block = Block((inner,), f"{self.c()}*{inner.name}")
             return [Plate(name, by, n, block, "sum")], [], [name]
         block = self.body([*scope, index], nest=0.25 if by == "vmap" else 0.0)
+        if self.likely(0.25):
+            return [Plate(name, by, n, block, "squares")], [], [name]
         if self.rng.choice((True, False)):
             block = Block(block.steps, f"1.0 + 0.4*sin({block.out})")
             return [Plate(name, by, n, block, "prod")], [Var(name, f"sin({name})", "bounded")], []
