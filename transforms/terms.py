@@ -302,18 +302,22 @@ def _additions(jaxpr: _jax.Jaxpr, at: Any) -> tuple[Any, bool] | None:
         (eqn,) = uses[at]
         if eqn is None:
             return at, more
-        name, place, into = eqn.primitive.name, eqn.invars.index(at), 0
+        name, place, into = eqn.primitive.name, _place(at, eqn.invars), 0
         if name in ("add", "add_any") or (name == "sub" and place == 0):
             more = True
         elif (sub := _as_is(eqn)) is not None:
             inside = _additions(sub.jaxpr, sub.jaxpr.invars[place])
             if inside is None:
                 return None
-            into, more = sub.jaxpr.outvars.index(inside[0]), more or inside[1]
+            into, more = _place(inside[0], sub.jaxpr.outvars), more or inside[1]
         elif name not in ("copy", "name") and not _is_same(eqn):
             return None
         at = eqn.outvars[into]
     return None
+
+
+def _place(v: Any, among: Sequence[Any]) -> int:
+    return next(i for i, other in enumerate(among) if other is v)
 
 
 def _is_same(eqn: _jax.JaxprEqn) -> bool:
