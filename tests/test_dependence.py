@@ -174,6 +174,17 @@ SPLITS = {
     "inner product in a loop": Terms(
         scanned(lambda c, v: (c + 0.5 * jnp.vdot(v, v), None), 0.3), (X34,), ["0:0,0"]
     ),
+    "inner product of small integers": Terms(
+        lambda x: (
+            1.0
+            * lax.dot(
+                *[(100.0 * jnp.sign(x)).astype(jnp.int8)] * 2,
+                preferred_element_type=jnp.dtype("int32"),
+            )
+        ),
+        (X5,),
+        ["0:0"],
+    ),
     "quadratic form": Terms(lambda x: x @ np.ones((5, 5)) @ x, (X5,), ["0:*"]),
     "matrix product of both": Terms(lambda x: jnp.sum(x @ x.T), (X34,), ["0:*,*"]),
     "checkpoint": Terms(

@@ -15,6 +15,13 @@ A = jax.random.normal(KEY, (4, 5, 6))
 PICK = jax.vmap(lambda row, k: row[k])
 TAKE = jax.vmap(lambda row, k: jnp.take_along_axis(row, k[None], -1)[0])
 
+
+def on_diagonal(m: Any, k: Any) -> Any:
+    """m[k, k], the place twice by a broadcast, which is the same along it."""
+    numbers = jax.lax.GatherDimensionNumbers((), (0, 1), (0, 1))
+    return jax.lax.gather(m, jnp.broadcast_to(k, (2,)), numbers, (1, 1))
+
+
 # of arrays a and places k: what is read, k's shape, the axes along which k is the same
 READS: dict[str, tuple[Any, tuple[int, ...], set[int]]] = {
     "an element of each row": (lambda a, k: PICK(a[:, 0], k), (4,), {0}),
@@ -39,6 +46,7 @@ READS: dict[str, tuple[Any, tuple[int, ...], set[int]]] = {
         (4,),
         {0},
     ),
+    "of a diagonal": (lambda a, k: jax.vmap(on_diagonal)(a, k), (4,), {0}),
     "filled outside": (
         lambda a, k: jax.vmap(lambda r, k: r.at[9 * k].get(mode="fill", fill_value=-3.0))(
             a[:, 0], k

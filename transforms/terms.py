@@ -276,8 +276,8 @@ def _products(numbers: Any, left: Any, right: Any, out: Any) -> _jax.ClosedJaxpr
         return None
 
     def f(x: jax.Array, y: jax.Array) -> jax.Array:
-        each = jnp.transpose(x, orders[0]) * jnp.transpose(y, orders[1])
-        return jnp.sum(each.astype(out.dtype), axis=tuple(range(out.ndim, each.ndim)))
+        x, y = (jnp.transpose(a, o).astype(out.dtype) for a, o in zip((x, y), orders, strict=True))
+        return jnp.sum(x * y, axis=tuple(range(out.ndim, x.ndim)))
 
     avals = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (left, right)]
     return _jax.traced(f, *avals)
@@ -528,9 +528,8 @@ def _coefficients(level: _Level, leaves: Any, constants: Any) -> tuple[Any, list
 
     if jax.tree.leaves(constants):
         return affine(constants)
-    with jax.disable_jit(False):  # one program is compiled, not one for each equation
-        run = jax.jit(affine).lower(constants).compile()
-        out, slopes = jax.tree.map(np.asarray, run(constants))
+    with jax.ensure_compile_time_eval():
+        out, slopes = jax.tree.map(np.asarray, affine(constants))
     return out, [
         None if np.all(c == 1) else c.flat[0] if c.size and np.all(c == c.flat[0]) else c
         for c in slopes

@@ -130,8 +130,9 @@ def _compressed(
             inner = [env.get(v, NO) if isinstance(v, _jax.Var) else NO for v in eqn.invars]
             outs = _compressed(eqn.params["jaxpr"], operands, inner, analysis, (*path, i))
         elif name == "gather" and not axes and (alike := _read_alike(eqn, env)):
-            array = jnp.broadcast_to(operands[0], eqn.invars[0].aval.shape)  # type: ignore[attr-defined]
-            outs = [_gathered_at_once(array, operands[1], alike, **eqn.params)]
+            shapes = [v.aval.shape for v in eqn.invars]  # type: ignore[attr-defined]
+            array, places = map(jnp.broadcast_to, operands, shapes)
+            outs = [_gathered_at_once(array, places, alike, **eqn.params)]
         else:
             outs = _once(eqn, operands, axes if name in _RUN_ON_LESS else NO)
         values.update(zip(eqn.outvars, outs, strict=True))
