@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import ppl
+from ppl import dist
 from transforms import _jax
 from transforms.uniform import NO, compress
 
@@ -58,11 +60,11 @@ READS: dict[str, tuple[Any, tuple[int, ...], set[int]]] = {
 }
 
 
-def gathers(closed: _jax.ClosedJaxpr) -> list[Any]:
+def equations(closed: _jax.ClosedJaxpr, name: str) -> list[Any]:
     found = []
     for eqn in closed.jaxpr.eqns:
-        found += [eqn] if eqn.primitive.name == "gather" else []
-        found += gathers(eqn.params["jaxpr"]) if eqn.primitive is _jax.jit_p else []
+        found += [eqn] if eqn.primitive.name == name else []
+        found += equations(eqn.params["jaxpr"], name) if eqn.primitive is _jax.jit_p else []
     return found
 
 
@@ -91,9 +93,9 @@ def test_reads_at_the_same_places(name):
     np.testing.assert_array_equal(
         jax.vmap(run, (None, 0))(A, each), jax.vmap(read, (None, 0))(A, each)
     )
-    assert any(map(batches, gathers(closed)))
+    assert any(map(batches, equations(closed, "gather")))
     if len(axes) == len(shape) or shape == (4, 3):
-        assert not any(map(batches, gathers(once)))
+        assert not any(map(batches, equations(once, "gather")))
 
 
 def test_no_place_that_differs_is_taken_for_another():
@@ -102,3 +104,18 @@ def test_no_place_that_differs_is_taken_for_another():
     k = jnp.array([2, 0, 5, 1])
     once = compress(jax.make_jaxpr(read)(A, k), [NO, NO])
     np.testing.assert_array_equal(_jax.evaluate(once, A, k)[0], A[jnp.arange(4), 0, k])
+
+
+def test_a_plate_with_logits_of_its_own_is_differentiated_by_rows():
+    """Each of the K runs reads a column of the logits; none adds number by number."""
+
+    @ppl.expectation
+    def f(logits):
+        z = jax.vmap(lambda l: ppl.sample("z", dist.Categorical(logits=l), ppl.enum()))(logits)
+        return jnp.sum(jnp.cos(1.0 * z))
+
+    logits = jax.random.normal(KEY, (50, 4))
+    exact = jax.grad(lambda l: jnp.sum(jax.nn.softmax(l) @ jnp.cos(jnp.arange(4.0))))(logits)
+    np.testing.assert_allclose(f.grad(KEY, logits), exact, rtol=1e-4, atol=1e-6)
+    found = equations(jax.make_jaxpr(lambda l: f.grad(KEY, l))(logits), "scatter-add")
+    assert found and not any(e.params["dimension_numbers"].operand_batching_dims for e in found)
