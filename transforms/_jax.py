@@ -62,6 +62,7 @@ __all__ = [
     "frames",
     "jit_p",
     "live",
+    "nothing_instead_of",
     "perturbed",
     "remat_p",
     "scan_p",
@@ -336,6 +337,19 @@ def wrap_batcher(p: Primitive, wrapper: Callable[..., Any]) -> None:
         return wrapper(functools.partial(rule, axis), axis.size, args, dims, **params)
 
     batching.fancy_primitive_batchers[p] = wrapped
+
+
+def nothing_instead_of(eqn: JaxprEqn) -> JaxprEqn:
+    """An equation that reads and returns as much, and does nothing."""
+    zeros = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.outvars]  # type: ignore[attr-defined]
+
+    @jax.jit
+    def nothing(*operands: Any) -> list[Any]:
+        return [jax.numpy.zeros(z.shape, z.dtype) for z in zeros]
+
+    avals = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]  # type: ignore[attr-defined]
+    (new,) = jax.make_jaxpr(nothing)(*avals).jaxpr.eqns
+    return new.replace(invars=eqn.invars, outvars=eqn.outvars)
 
 
 def with_equations(closed: ClosedJaxpr, eqns: Sequence[JaxprEqn]) -> ClosedJaxpr:

@@ -146,6 +146,8 @@ class Dependences:
         if inner is not None:
             run = self.run if p is _jax.jit_p else self._within
             return run(inner, ins, path, loops)
+        if not eqn.outvars:  # a callback
+            return []
         return [join([_moved(d, to) for d, to in zip(ins, _axes(eqn), strict=True)])] * len(
             eqn.outvars
         )

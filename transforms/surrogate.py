@@ -42,6 +42,7 @@ from .interpret import Path, Record, Steps, entering, interpret
 from .layout import Elements, Layout, laws, lay_out, onto, times
 from .samples import SAMPLES, Context, draw, own_key
 from .seed import sampled
+from .silent import silent
 from .site import Call, Densities, Expect, Factor, Site, _factor_outside, element_keys, per_element
 from .soundness import Soundness
 from .uniform import NO, compress
@@ -62,6 +63,7 @@ def scope(
         chosen = assign(closed, choose, context.samples)
     layout = lay_out(closed, chosen)
     run = functools.partial(_run, layout, context)
+    quiet = functools.partial(_run, layout, context, program=silent(layout.program))
     continued = layout.of(Continued)
     averaged = {i: layout.on_grid(d) for i, d in enumerate(layout.others) if layout.is_apart(d)}
     entropic = [s for s in layout.of(InPlace) if s.own]
@@ -101,7 +103,7 @@ def scope(
             means.append(times(law, others[i]))
         extra = zero
         for s in continued:
-            extra += correction(layout, s, run, list(args), key, given, made, terms)
+            extra += correction(layout, s, quiet, list(args), key, given, made, terms)
         return values, payoffs, parts, means, extra
 
     every = layout.everywhere if continued else frozenset()
@@ -127,7 +129,7 @@ def scope(
     for i, mean in zip(averaged, means, strict=True):
         outs[i] = jnp.sum(mean, axis=tuple(range(layout.axes(averaged[i]))))
     if len(averaged) < len(outs):  # where elements meet that meet in no term
-        drawn = run(args, key, {}, enumerate=False)[0][len(layout.terms) :]
+        drawn = quiet(args, key, {}, enumerate=False)[0][len(layout.terms) :]
         outs = [d if o is None else o for d, o in zip(drawn, outs, strict=True)]
     return [value, *outs]
 
@@ -145,11 +147,12 @@ def _run(
     given: Record,
     resumable: bool = False,
     enumerate: bool = True,
+    program: _jax.ClosedJaxpr | None = None,
 ) -> tuple[list[Any], Record]:
     """One run of a scope: its outputs, and what its choices record of each of their elements.
 
     Enumerated choices record how much more probable a value is than if all were the same: that is
-    0 in a branch that is not taken.
+    0 in a branch that is not taken. ``program`` is that of the layout, or silent.
     """
 
     @entering
@@ -191,7 +194,8 @@ def _run(
         value = lax.stop_gradient(value)
         return [value], acc, {path: _score(choice, estimator, operands, value)}
 
-    outs, _, made = interpret(layout.program, args, rule, key=key, given=given, resumable=resumable)
+    program = program or layout.program
+    outs, _, made = interpret(program, args, rule, key=key, given=given, resumable=resumable)
     return outs, made
 
 

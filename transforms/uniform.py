@@ -48,7 +48,7 @@ class Uniform:
         if inner is not None:
             env = self.variables(inner, ins, path)
             return [env[v] if isinstance(v, _jax.Var) else NO for v in inner.jaxpr.outvars]
-        return [_of_result(eqn, ins)] * len(eqn.outvars)
+        return [_of_result(eqn, ins)] * len(eqn.outvars) if eqn.outvars else []
 
 
 def _of_result(eqn: _jax.JaxprEqn, ins: list[Axes]) -> Axes:
@@ -124,7 +124,7 @@ def _compressed(
 
     for i, eqn in enumerate(jaxpr.eqns):
         operands = [read(v) for v in eqn.invars]
-        axes = env[eqn.outvars[0]]
+        axes = env[eqn.outvars[0]] if eqn.outvars else NO
         name = eqn.primitive.name
         if eqn.primitive is _jax.jit_p:
             inner = [env.get(v, NO) if isinstance(v, _jax.Var) else NO for v in eqn.invars]

@@ -20,6 +20,7 @@ from . import _jax
 from .dependence import NONE, Dependence, Dependences
 from .errors import UnsupportedError
 from .interpret import is_random
+from .silent import silent, silent_equation
 from .uniform import NO, Axes, Uniform
 
 
@@ -64,10 +65,12 @@ class Worlds:
         self._chained = {v for v, d in found.items() if d}
         self._once = dict(zip(jaxpr.constvars, closed.consts, strict=True))
         self._once.update(zip(jaxpr.invars, consts, strict=False))
-        self._reached = set(self._digits)
+        self._equations: list[_jax.JaxprEqn] = []
+        reached = set(self._digits)
         for eqn in jaxpr.eqns:
-            if self._reached.intersection(v for v in eqn.invars if isinstance(v, _jax.Var)):
-                self._reached.update(eqn.outvars)
+            if reached.intersection(v for v in eqn.invars if isinstance(v, _jax.Var)):
+                reached.update(eqn.outvars)
+                self._equations.append(eqn)
             else:
                 outs = _jax.evaluate_equation(eqn, [_read(self._once, v) for v in eqn.invars])
                 self._once.update(zip(eqn.outvars, outs, strict=True))
@@ -75,17 +78,16 @@ class Worlds:
     def run(self, here: Sequence[Any], before: Sequence[Any]) -> list[jax.Array | Stacked]:
         """The outputs, at digits and those one step before."""
         worlds = [self._once | dict(zip(self._digits, ds, strict=True)) for ds in (here, before)]
-        for eqn in self._jaxpr.eqns:
-            if not self._reached.intersection(eqn.outvars):
-                continue
+        for eqn in self._equations:
             now, late = ([_whole(_read(w, v)) for v in eqn.invars] for w in worlds)
             chained = any(map(self._is_chained, eqn.outvars))
             if eqn.primitive is _jax.scan_p and chained:
                 # before, what lags behind would need two steps back: nothing asks for it
-                both = self._scan(eqn, now, late), self._scan(eqn, late, late)
+                both = self._scan(eqn, now, late), self._scan(silent_equation(eqn), late, late)
             else:
                 outs = _jax.evaluate_equation(eqn, now)
-                both = outs, _jax.evaluate_equation(eqn, late) if chained else outs
+                quiet = silent_equation(eqn)
+                both = outs, _jax.evaluate_equation(quiet, late) if chained else outs
             for world, values in zip(worlds, both, strict=True):
                 world.update(zip(eqn.outvars, values, strict=True))
         return [_read(worlds[0], v) for v in self._jaxpr.outvars]
@@ -126,12 +128,18 @@ class _Loop:
     def length(self) -> int:
         return self.eqn.params["length"]
 
-    def step(self, plain: Sequence[Any], drawn: Sequence[Any], x: Sequence[Any]) -> Any:
-        """The carries and the outputs, from those carries that are of no chain, and the others."""
+    def outputs(self, plain: Sequence[Any], drawn: Sequence[Any], x: Sequence[Any]) -> list[Any]:
+        """The outputs, from those carries that are of no chain, and the others."""
+        return self._step(self.eqn.params["jaxpr"], plain, drawn, x)[len(self.init) :]
+
+    def carries(self, plain: Sequence[Any], drawn: Sequence[Any], x: Sequence[Any]) -> list[Any]:
+        """The carries, without the messages of the step."""
+        return self._step(silent(self.eqn.params["jaxpr"]), plain, drawn, x)[: len(self.init)]
+
+    def _step(self, body: _jax.ClosedJaxpr, plain: Any, drawn: Any, x: Any) -> list[Any]:
         given, rest = iter(plain), iter(drawn)
         carry = [next(rest) if d else next(given) for d in self.drawn]
-        outs = _jax.evaluate(self.eqn.params["jaxpr"], *self.consts, *carry, *x)
-        return outs[: len(carry)], outs[len(carry) :]
+        return _jax.evaluate(body, *self.consts, *carry, *x)
 
     def of_chain(self, carry: Sequence[Any], yes: bool = True) -> list[Any]:
         return [c for c, d in zip(carry, self.drawn, strict=True) if d == yes]
@@ -142,17 +150,17 @@ class _Loop:
         in_axes = [0 if m else None for m in self.mapped]
 
         def alone(plain: list[Any], x: list[Any]) -> Any:
-            return self.of_chain(self.step(plain, drawn, x)[0], False), plain
+            return self.of_chain(self.carries(plain, drawn, x), False), plain
 
         reverse, n = self.eqn.params["reverse"], self.length
         last, entering = lax.scan(alone, plain, xs, length=n, reverse=reverse)
         if not drawn:
-            outs = jax.vmap(lambda c, x: self.step(c, [], x)[1], (0, in_axes), axis_size=n)
+            outs = jax.vmap(lambda c, x: self.outputs(c, [], x), (0, in_axes), axis_size=n)
             return [*last, *outs(entering, some(xs, lambda x: x))]
         assert not reverse
-        _, first = self.step(plain, drawn, [x[0] for x in xs])
+        first = self.outputs(plain, drawn, [x[0] for x in xs])
         late_changes, changes = self._changes()
-        made = lambda c, x: self.of_chain(self.step(c, drawn, x)[0])
+        made = lambda c, x: self.of_chain(self.carries(c, drawn, x))
         if late_changes:
             all_but_last = lambda x: x[: n - 1]
             late = jax.vmap(made, (0, in_axes), axis_size=n - 1)(
@@ -161,7 +169,7 @@ class _Loop:
         else:
             late = made(plain, [x[0] for x in xs_before])
         later = jax.vmap(
-            lambda c, late, x: self.step(c, late, x)[1],
+            lambda c, late, x: self.outputs(c, late, x),
             in_axes=(0, 0 if late_changes else None, in_axes),
             out_axes=[0 if c else None for c in changes],
             axis_size=n - 1,
