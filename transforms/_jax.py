@@ -56,6 +56,7 @@ __all__ = [
     "cond_p",
     "custom_jvp_call_p",
     "custom_vjp_call_p",
+    "debug_instead_of",
     "define_primitive",
     "evaluate",
     "evaluate_equation",
@@ -341,15 +342,38 @@ def wrap_batcher(p: Primitive, wrapper: Callable[..., Any]) -> None:
 
 def nothing_instead_of(eqn: JaxprEqn) -> JaxprEqn:
     """An equation that reads and returns as much, and does nothing."""
-    zeros = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.outvars]  # type: ignore[attr-defined]
+    return _instead_of(eqn, lambda *operands: None)
+
+
+def debug_instead_of(eqn: JaxprEqn) -> JaxprEqn:
+    """A callback whose results nobody reads as ``jax.debug.callback``.
+
+    JAX refuses an ``io_callback`` in a mapped branch and under ``jax.checkpoint``, and drops it in
+    a ``scan`` that is differentiated.
+    """
+    if eqn.primitive.name != "io_callback":
+        return eqn
+    host, ordered = eqn.params["callback"], eqn.params["ordered"]
+
+    def tell(*operands: Any) -> None:
+        host(*operands)
+
+    return _instead_of(eqn, lambda *xs: jax.debug.callback(tell, *xs, ordered=ordered))
+
+
+def _instead_of(eqn: JaxprEqn, f: Callable[..., None]) -> JaxprEqn:
+    avals, zeros = (
+        [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in vs]  # type: ignore[attr-defined]
+        for vs in (eqn.invars, eqn.outvars)
+    )
 
     @jax.jit
-    def nothing(*operands: Any) -> list[Any]:
+    def other(*operands: Any) -> list[Any]:
+        f(*operands)
         return [jax.numpy.zeros(z.shape, z.dtype) for z in zeros]
 
-    avals = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]  # type: ignore[attr-defined]
-    (new,) = jax.make_jaxpr(nothing)(*avals).jaxpr.eqns
-    return new.replace(invars=eqn.invars, outvars=eqn.outvars)
+    (new,) = jax.make_jaxpr(other)(*avals).jaxpr.eqns
+    return new.replace(invars=eqn.invars, outvars=eqn.outvars, source_info=eqn.source_info)
 
 
 def with_equations(closed: ClosedJaxpr, eqns: Sequence[JaxprEqn]) -> ClosedJaxpr:

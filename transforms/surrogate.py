@@ -40,9 +40,9 @@ from .elements import apart, element_shape, value_and_mass
 from .estimator import Continued, Enumerated, InPlace, magic_box
 from .interpret import Path, Record, Steps, entering, interpret
 from .layout import Elements, Layout, laws, lay_out, onto, times
+from .messages import silent, transformable
 from .samples import SAMPLES, Context, draw, own_key
 from .seed import sampled
-from .silent import silent
 from .site import Call, Densities, Expect, Factor, Site, _factor_outside, element_keys, per_element
 from .soundness import Soundness
 from .uniform import NO, compress
@@ -61,7 +61,7 @@ def scope(
     chosen = context.plans.get(id(closed))
     if chosen is None:  # of no consequence for the payoff, or not checked
         chosen = assign(closed, choose, context.samples)
-    layout = lay_out(closed, chosen)
+    layout = lay_out(transformable(closed), chosen)
     run = functools.partial(_run, layout, context)
     quiet = functools.partial(_run, layout, context, program=silent(layout.program))
     continued = layout.of(Continued)

@@ -20,7 +20,7 @@ from . import _jax
 from .dependence import NONE, Dependence, Dependences
 from .errors import UnsupportedError
 from .interpret import is_random
-from .silent import silent, silent_equation
+from .messages import silent, silent_equation
 from .uniform import NO, Axes, Uniform
 
 
