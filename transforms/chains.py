@@ -130,7 +130,12 @@ class _Chain:
             a is not None and a.lag <= 1 for d in outs for along in d.values() for a in along
         ):
             return None
-        plan = plan_of(self.variables, outs)
+        plan = plan_of(
+            self.variables,
+            outs,
+            who="ppl.enum()",
+            instead="use ppl.reinforce() or ppl.mvd() for some of them",
+        )
         groups = _groups(plan, outs)
         if groups is None:
             return None

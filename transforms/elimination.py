@@ -78,7 +78,13 @@ def _plan(f: Callable[..., jax.Array], variables: Sequence[Variable]) -> tuple[P
     ]
     env = Dependences(lambda _: False).variables(program, [*[NONE] * len(consts), *own])
     outs = [NONE if isinstance(v, _jax.Literal) else env[v] for v in program.jaxpr.outvars]
-    plan = plan_of(variables, outs, lambda plan: _try(plan, outs))
+    plan = plan_of(
+        variables,
+        outs,
+        lambda plan: _try(plan, outs),
+        who="enumeration()",
+        instead="use ppl.importance(n, proposal)",
+    )
     values = evaluate(program, consts, plan, outs)
     return plan, [table(plan, d, v) for d, v in zip(outs, values, strict=True)]
 

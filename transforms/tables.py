@@ -105,11 +105,15 @@ def plan_of(
     variables: Sequence[Variable],
     terms: Sequence[Dependence],
     clashes: Callable[[Plan], set[tuple[int, int]]] = lambda _: set(),
+    *,
+    who: str,
+    instead: str,
 ) -> Plan:
     """The classes of the axes. ``clashes`` says which axes must be joint for what comes next.
 
     Raises:
-        UnsupportedError: a term depends on too many joint values.
+        UnsupportedError: a term depends on too many joint values; the message begins with ``who``
+            enumerates, and ends with what to use ``instead``.
     """
     joint = {
         (i, e)
@@ -128,22 +132,23 @@ def plan_of(
         digits, _ = plan.signature(d)
         total = math.prod(plan.values(i) for i, _ in digits)
         if total > MAX_JOINT:
-            raise UnsupportedError(_too_many(plan, {i for i, _ in digits}))
+            raise UnsupportedError(
+                f"{who} needs too many joint values ({total:,}; at most {MAX_JOINT:,}), since "
+                f"these meet: {', '.join(_sizes(plan, digits))}. Let each element touch only "
+                "itself (a plate, jax.vmap) or the one before it (a chain, jax.lax.scan whose "
+                f"carry is the last choice), or {instead}."
+            )
     return plan
 
 
-def _too_many(plan: Plan, which: set[int]) -> str:
+def _sizes(plan: Plan, digits: frozenset[Digit]) -> list[str]:
     parts = []
-    for i in sorted(which):
+    for i, late in sorted(digits):
         v = plan.variables[i]
         met = [n for n, c in zip(v.shape, plan.classes[i], strict=True) if c is None]
         count = f"{v.n}**{math.prod(met)}" if met else str(v.n)
-        parts.append(f"{v.name} ({count} values)")
-    return (
-        f"enumeration() needs too many joint values, since these meet: {', '.join(parts)}. Let "
-        "each element touch only itself (a plate, jax.vmap) or the one before it (a chain, "
-        "jax.lax.scan whose carry is the last choice), or use ppl.importance(n, proposal)."
-    )
+        parts.append(f"{v.name} ({count} values{', of the step before' if late else ''})")
+    return parts
 
 
 def _classes(
