@@ -289,7 +289,7 @@ class Marginal(Generative):
     def execute(
         self, given: Choices, *, exact: bool = False, select: Select = lambda address: False
     ) -> Execution:
-        if given or exact:
+        if given or exact or not self._keep:  # the evidence is a weight, drawn or not
             x = match_shapes(given, self._like, self.name)
             log_p = self._by.estimate(Target(self._g, x))
             return Execution(x, x, log_p, log_p)
@@ -337,7 +337,9 @@ def marginal(
 
     Args:
         g: a generative function that was called.
-        keep: the addresses to keep; an outer address keeps all that is nested below it.
+        keep: the addresses to keep; an outer address keeps all that is nested below it. ``[]``
+            keeps none: the density is the evidence of what the program observes (``ppl.observe``,
+            ``ppl.factor``).
         by: how the other choices are integrated out, ``ppl.importance(n, proposal)`` (default:
             one particle from the program itself) or ``ppl.enumeration()``. The proposal gets
             the kept choices.
@@ -369,9 +371,10 @@ def normalize(g: Generative, data: Choices, by: Algorithm | None = None) -> Gene
 def _addresses(keep: Any) -> list[Address]:
     if isinstance(keep, str):
         return [(keep,)]
-    if not isinstance(keep, list | tuple | set | frozenset) or not keep:
+    if not isinstance(keep, list | tuple | set | frozenset):
         raise AddressError(
-            f"keep is {keep!r} ({_jax.user_line()}). Give the addresses to keep, 'x' or ['x', 'y']."
+            f"keep is {keep!r} ({_jax.user_line()}). Give the addresses to keep, 'x' or ['x', 'y'], "
+            "or [] for the evidence."
         )
     return [(k,) if isinstance(k, str) else tuple(k) for k in keep]
 

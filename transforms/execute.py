@@ -91,7 +91,8 @@ def execute(
             outs = [value.astype(choice.dtype)]
         else:
             value, outs, lp = _call(choice, operands, given.get(path))
-        add = _add(selected, lp) if select(address) else selected
+        weighs = isinstance(choice, Call) and not jax.tree.leaves(value)  # an evidence: a factor
+        add = _add(selected, lp) if weighs or select(address) else selected
         return outs, (_add(total, lp), add), {path: value}
 
     zero = jnp.zeros(())
