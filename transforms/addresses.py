@@ -2,8 +2,9 @@
 
 A value has an axis for each ``vmap`` and ``scan`` around its choice, outermost first, then the
 shape of one draw. Inside, the interpreter has those of the ``scan``\\s in front: an
-:class:`Entry` converts. ``jax.lax.map(f, xs, batch_size=b)`` with a remainder runs its body in
-two places, which are one entry with one axis for both.
+:class:`Entry` converts. An entry may have several choices: ``jax.lax.map(f, xs, batch_size=b)`` with
+a remainder runs its body in two places, whose values stand side by side along one axis; and of
+branches that exclude each other, the value of the one that is taken counts.
 """
 
 from __future__ import annotations
@@ -25,35 +26,49 @@ Choices = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """An address and the choices behind it: one, or the two parts of a batched ``lax.map``."""
+    """An address and the choices behind it.
+
+    ``windows`` is one, or the two parts of a batched ``lax.map``; each has one choice, or those of
+    branches that exclude each other.
+    """
 
     address: Address
-    parts: tuple[Choice, ...]
+    windows: tuple[tuple[Choice, ...], ...]
+
+    @property
+    def parts(self) -> list[Choice]:
+        """All of the choices."""
+        return [c for window in self.windows for c in window]
 
     @property
     def choice(self) -> Choice:
         """The first of the choices."""
-        return self.parts[0]
+        return self.windows[0][0]
 
     @property
     def source(self) -> str:
         return self.choice.source
 
     @property
+    def branches(self) -> bool:
+        """Whether it is one of several choices that is made: :meth:`join` has to be told."""
+        return len(self.windows[0]) > 1
+
+    @property
     def like(self) -> Any:
         """Shape and dtype of the value, or of the tree of values of a nested distribution."""
         inner = {c.path: jax.tree.map(lambda s: s, _like(c)) for c in self.parts}
+        if self.branches:
+            inner = {c.path: (inner[c.path], _like_taken(c)) for c in self.parts}
         return jax.eval_shape(self.join, inner)
 
     def join(self, values: Mapping[Path, Any]) -> Any:
-        """The value as a user sees it, from those that the interpreter has."""
-        outer = [
-            jax.tree.map(lambda v, c=c: jnp.transpose(v, _order(c, v.ndim)), values[c.path])
-            for c in self.parts
-        ]
+        """The value as a user sees it, from those that the interpreter has; with ``branches``
+        these are pairs of a value and whether it is in a branch that is taken."""
+        outer = [_outer(window, values) for window in self.windows]
         if len(outer) == 1:
             return outer[0]
-        at = _split_axis(*self.parts)
+        at = _split_axis(*_halves(self.windows))
 
         def together(batches: jax.Array, rest: jax.Array) -> jax.Array:
             shape = batches.shape
@@ -65,9 +80,10 @@ class Entry:
     def split(self, value: Any) -> dict[Path, Any]:
         """The values that the interpreter has, from the one that a user gives."""
         outer = [value]
-        if len(self.parts) > 1:
-            at = _split_axis(*self.parts)
-            n, b = self.parts[0].lengths[_own_loop(*self.parts)], _batch_size(*self.parts)
+        if len(self.windows) > 1:
+            halves = _halves(self.windows)
+            at = _split_axis(*halves)
+            n, b = halves[0].lengths[_own_loop(*halves)], _batch_size(*halves)
 
             def batches(v: jax.Array) -> jax.Array:
                 full = jax.lax.slice_in_dim(v, 0, n * b, axis=at)
@@ -79,8 +95,33 @@ class Entry:
             outer = [jax.tree.map(batches, value), jax.tree.map(rest, value)]
         return {
             c.path: jax.tree.map(lambda u, c=c: jnp.transpose(u, _inverse(_order(c, u.ndim))), v)
-            for c, v in zip(self.parts, outer, strict=True)
+            for window, v in zip(self.windows, outer, strict=True)
+            for c in window
         }
+
+
+def _outer(window: Sequence[Choice], values: Mapping[Path, Any]) -> Any:
+    """The value of the choice that is made, with its axes in the order of a user."""
+
+    def outer(c: Choice, tree: Any) -> Any:
+        return jax.tree.map(lambda v: jnp.transpose(v, _order(c, v.ndim)), tree)
+
+    if len(window) == 1:
+        return outer(window[0], values[window[0].path])
+    found = None
+    for c in window:
+        value, taken = (outer(c, v) for v in values[c.path])
+
+        def select(new: jax.Array, old: jax.Array, taken: jax.Array = taken) -> jax.Array:
+            return jnp.where(taken.reshape(taken.shape + (1,) * (new.ndim - taken.ndim)), new, old)
+
+        found = value if found is None else jax.tree.map(select, value, found)
+    return found
+
+
+def _like_taken(choice: Choice) -> Any:
+    sizes = (a.size for a in _axes(choice))
+    return jax.ShapeDtypeStruct((*choice.lengths, *sizes), jnp.bool_)
 
 
 def _axes(choice: Choice) -> tuple[Axis, ...]:
@@ -138,6 +179,11 @@ def _split_axis(batches: Choice, rest: Choice) -> int:
     )
 
 
+def _halves(windows: Sequence[Sequence[Choice]]) -> tuple[Choice, Choice]:
+    """A choice of the batches, and the same one of the remainder."""
+    return next((a, b) for a in windows[0] for b in windows[1] if _same_map(a, b))
+
+
 def _same_map(a: Choice, b: Choice) -> bool:
     """Whether b is the remainder of the ``lax.map`` in batches that a is in."""
     if a.source != b.source or type(a.random) is not type(b.random):
@@ -159,38 +205,104 @@ def entries(closed: _jax.ClosedJaxpr) -> list[Entry]:
         AddressError: an address is used twice, or inside another.
         UnsupportedError: the program simulates another, or calls an expectation.
     """
-    found: dict[Address, Entry] = {}
-    factors: dict[Address, Choice] = {}
+    found: dict[Address, list[list[Choice]]] = {}
+    factors: dict[Address, list[Choice]] = {}
     for c in choices(closed):
         _check(c)
-        same = found.get(c.address)
-        if same is not None and len(same.parts) == 1:
-            first = same.choice
-            ordered = (first, c) if len(first.lengths) > len(c.lengths) else (c, first)
-            if _same_map(*ordered):
-                found[c.address] = Entry(c.address, ordered)
-                continue
-        known = {a: e.source for a, e in found.items()} | {a: f.source for a, f in factors.items()}
-        if c.address in factors and isinstance(c.random, Factor) and _twice(factors[c.address], c):
+        same, weights = found.get(c.address), factors.get(c.address)
+        weight = isinstance(c.random, Factor)
+        if same is not None and not weight and _admit(same, c):
             continue
+        if weights is not None and weight and _adds(weights, c):
+            weights.append(c)
+            continue
+        known = {a: w[0][0] for a, w in found.items()} | {a: fs[0] for a, fs in factors.items()}
         if c.address in known:
-            raise AddressError(
-                f"the address {show(c.address)} is used twice: at {known[c.address]} and at "
-                f"{c.source}. Give each random choice of a generative function its own address "
-                f'(in a Python loop, like f"{c.address[-1]}{{i}}"; under jax.vmap or jax.lax.scan '
-                "one address is an array of choices)."
-            )
+            raise _used_twice(known[c.address], c)
         clash = next((a for a in known if _nested(a, c.address)), None)
         if clash is not None:
             raise AddressError(
                 f"the address {show(c.address)} at {c.source} lies inside {show(clash)} at "
-                f"{known[clash]}. Rename one of them."
+                f"{known[clash].source}. Rename one of them."
             )
-        if isinstance(c.random, Factor):
-            factors[c.address] = c
+        if weight:
+            factors[c.address] = [c]
         else:
-            found[c.address] = Entry(c.address, (c,))
-    return list(found.values())
+            found[c.address] = [[c]]
+    for windows in found.values():
+        _check_windows(windows)
+    return [Entry(a, tuple(map(tuple, windows))) for a, windows in found.items()]
+
+
+def _admit(windows: list[list[Choice]], c: Choice) -> bool:
+    """Add a choice where another one has its address already, if it may have it too."""
+    for window in windows:
+        if all(_exclusive(p, c) for p in window) and _seen(window[0]) == _seen(c):
+            window.append(c)
+            return True
+    if len(windows) == 1 and any(_same_map(*_ordered(p, c)) for p in windows[0]):
+        windows.append([c])
+        windows.sort(key=lambda window: -len(window[0].lengths))
+        return True
+    return False
+
+
+def _ordered(a: Choice, b: Choice) -> tuple[Choice, Choice]:
+    return (a, b) if len(a.lengths) > len(b.lengths) else (b, a)
+
+
+def _exclusive(a: Choice, b: Choice) -> bool:
+    """Whether two choices are in different branches of one ``cond``."""
+    common = next(n for n, (i, j) in enumerate(zip(a.path, b.path, strict=False)) if i != j)
+    if a.path[:common] in a.conds:
+        return True
+    mine, others = (() if isinstance(c.random, Expect) else c.random.arms for c in (a, b))
+    branch_of = dict(others)
+    return any(branch_of.get(cond, branch) != branch for cond, branch in mine)
+
+
+def _seen(c: Choice) -> Any:
+    """The shape and type of the value of a choice, as a user sees it."""
+    return jax.tree.map(lambda s: (s.shape, s.dtype), Entry(c.address, ((c,),)).like)
+
+
+def _check_windows(windows: Sequence[Sequence[Choice]]) -> None:
+    """Each choice in a batched ``lax.map`` needs its counterpart in the remainder."""
+    if len(windows) == 1:
+        return
+    for mine, others in (windows, windows[::-1]):
+        for c in mine:
+            if not any(_same_map(*_ordered(c, o)) for o in others):
+                raise _used_twice(next(p for w in windows for p in w if p is not c), c)
+
+
+def _adds(factors: Sequence[Choice], c: Choice) -> bool:
+    """Whether a factor is in another branch than those of its address, or in another part of one
+    batched ``lax.map``."""
+    return all(_exclusive(f, c) for f in factors) or any(_twice(f, c) for f in factors)
+
+
+def _used_twice(first: Choice, c: Choice) -> AddressError:
+    where = f"the address {show(c.address)} is used twice: at {first.source} and at {c.source}"
+    if not _exclusive(first, c):
+        return AddressError(
+            f"{where}. Give each random choice of a generative function its own address "
+            f'(in a Python loop, like f"{c.address[-1]}{{i}}"; under jax.vmap or jax.lax.scan '
+            "one address is an array of choices; the branches of one jax.lax.cond may share one)."
+        )
+    return AddressError(
+        f"{where}, in branches that exclude each other. They may share it if both are choices of "
+        f"the same shape and type; one is {_in_words(first)}, the other {_in_words(c)}. Make "
+        "them agree (d.expand(shape) for the shape, another distribution for the type), or give "
+        "each its own address."
+    )
+
+
+def _in_words(c: Choice) -> str:
+    if isinstance(c.random, Factor):
+        return "a weight"
+    leaves = jax.tree.leaves(Entry(c.address, ((c,),)).like)
+    return " and ".join(f"{s.dtype}[{','.join(map(str, s.shape))}]" for s in leaves)
 
 
 def _twice(a: Choice, b: Choice) -> bool:

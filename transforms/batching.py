@@ -16,26 +16,45 @@ from jax import lax
 
 from . import _jax
 from .interpret import Random, interpret, is_random
-from .site import Body, Call, Densities, Factor, Site, call_p, expect_p, factor_p, sample_p
+from .site import (
+    Arm,
+    Body,
+    Call,
+    Densities,
+    Expect,
+    Factor,
+    Opaque,
+    Site,
+    call_p,
+    expect_p,
+    factor_p,
+    sample_p,
+)
 
 
-def masked(closed: _jax.ClosedJaxpr, args: Sequence[Any], mask: Any) -> list[Any]:
-    """The program with its densities switched off where ``mask`` (a scalar) is False."""
+def masked(closed: _jax.ClosedJaxpr, args: Sequence[Any], mask: Any, arm: Arm) -> list[Any]:
+    """A branch with its densities switched off where ``mask`` (a scalar) is False."""
 
     def rule(choice: Random, operands: list[Any], **_: Any) -> Any:
+        if isinstance(choice, Expect):
+            return expect_p.bind(*operands, expect=choice), None, {}
+        choice = dataclasses.replace(choice, arms=(*choice.arms, arm))
         if isinstance(choice, Site):
             return _mask_site(choice, operands, mask), None, {}
         if isinstance(choice, Factor):
             weight = jnp.where(mask, operands[0], jnp.zeros_like(operands[0]))
             return factor_p.bind(weight, factor=choice), None, {}
-        if isinstance(choice, Call):
-            inner = choice.program
-            program = _mask_body(inner) if isinstance(inner, Body) else _mask_densities(inner)
-            call = dataclasses.replace(choice, program=program)
-            return call_p.bind(*operands, mask, call=call), None, {}
-        return expect_p.bind(*operands, expect=choice), None, {}
+        return _mask_call(choice, operands, mask, arm), None, {}
 
     return interpret(closed, args, rule)[0]
+
+
+def _mask_call(call: Call, operands: list[Any], mask: Any, arm: Arm) -> Any:
+    inner = call.program
+    program = _mask_body(inner, arm) if isinstance(inner, Body) else _mask_densities(inner)
+    axes = tuple(dataclasses.replace(a, mapped=(*a.mapped, False)) for a in call.axes)
+    call = dataclasses.replace(call, program=program, axes=axes, masks=call.masks + 1)
+    return call_p.bind(*operands, mask, call=call)
 
 
 def _mask_site(site: Site, operands: list[Any], mask: Any) -> Any:
@@ -50,9 +69,9 @@ def _mask_site(site: Site, operands: list[Any], mask: Any) -> Any:
     return sample_p.bind(*operands, every, site=dataclasses.replace(site, axes=axes, masked=True))
 
 
-def _mask_body(body: Body) -> Body:
+def _mask_body(body: Body, arm: Arm) -> Body:
     def f(*xs: Any) -> list[Any]:
-        return masked(body.jaxpr, xs[:-1], xs[-1])
+        return masked(body.jaxpr, xs[:-1], xs[-1], arm)
 
     return Body(_retrace(f, body.jaxpr.in_avals))
 
@@ -95,9 +114,11 @@ def _cond_batch(
     if dims[0] is None or not any(is_random(e) for b in branches for e in b.jaxpr.eqns):
         return original(args, dims, branches=branches, **params)
 
+    cond = Opaque(None)
+
     def select(index: Any, *ops: Any) -> list[Any]:
         index = jnp.clip(index, 0, len(branches) - 1)
-        outs = [masked(branch, ops, index == b) for b, branch in enumerate(branches)]
+        outs = [masked(branch, ops, index == b, (cond, b)) for b, branch in enumerate(branches)]
         return [lax.select_n(index, *cases) for cases in zip(*outs, strict=True)]
 
     outs = jax.vmap(select, in_axes=tuple(dims), axis_size=axis_size)(*args)

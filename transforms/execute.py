@@ -43,16 +43,19 @@ class Execution:
 
 
 def log_density_of(
-    site: Site, operands: Sequence[Any], value: Any, *, own: bool = False
+    site: Site, operands: Sequence[Any], value: Any, *, own: bool = False, other: bool = False
 ) -> jax.Array:
     """Log density of all elements of a site at ``value``: a scalar.
 
-    ``own`` says that the value is the draw of the site; the density of each element has a name
+    ``other`` says that in a branch that is not taken the value is that of another choice. ``own``
+    says that the value is the draw of the site; the density of each element has a name
     then, by which it is found among the terms of an objective.
     """
 
     def one(operands: list[Any], value: Any) -> jax.Array:
         d = site.rebuild(site.live(operands))
+        if other and site.masked:  # the derivative may be no number there
+            value = jnp.where(site.mask(operands), value, jnp.asarray(0.5, value.dtype))
         log_prob = apart(d).log_prob(value) if own else d.log_prob(value)
         log_density = jnp.sum(checkpoint_name(log_prob, own_density(site)) if own else log_prob)
         return jnp.where(site.mask(operands), log_density, 0.0) if site.masked else log_density
@@ -83,17 +86,20 @@ def execute(
         if isinstance(choice, Factor):
             weight = _add(jnp.zeros(()), jnp.sum(operands[0]))
             return [], (_add(total, weight), _add(selected, weight)), {}
-        address = by_path[path].address
+        entry = by_path[path]
+        address = entry.address
         if isinstance(choice, Site):
             site = dataclasses.replace(choice, address=address, drawn=True)
             value = given[path] if path in given else sample_p.bind(*operands, site=site)[0]
-            outs, lp = [value], log_density_of(site, operands, value, own=path not in given)
+            known = {"own": path not in given, "other": entry.branches}
+            outs, lp = [value], log_density_of(site, operands, value, **known)
             outs = [value.astype(choice.dtype)]
         else:
             value, outs, lp = _call(choice, operands, given.get(path))
         weighs = isinstance(choice, Call) and not jax.tree.leaves(value)  # an evidence: a factor
         add = _add(selected, lp) if weighs or select(address) else selected
-        return outs, (_add(total, lp), add), {path: value}
+        made = (value, choice.taken(operands)) if entry.branches else value
+        return outs, (_add(total, lp), add), {path: made}
 
     zero = jnp.zeros(())
     retval, (total, selected), made = interpret(closed, args, rule, given=fixed, acc=(zero, zero))

@@ -86,7 +86,8 @@ class Choice:
     """A random choice and where it stands.
 
     ``address`` includes the addresses of the generative functions around it; ``lengths`` are
-    the trip counts of the ``scan``\\ s around it, outermost first.
+    the trip counts of the ``scan``\\ s around it, outermost first; ``loops`` and ``conds``
+    the paths of the ``scan``\\ s and ``cond``\\ s.
     """
 
     path: Path
@@ -95,7 +96,11 @@ class Choice:
     avals: tuple[Any, ...] = ()
     lengths: tuple[int, ...] = ()
     loops: tuple[Path, ...] = ()
-    conditional: bool = False
+    conds: tuple[Path, ...] = ()
+
+    @property
+    def conditional(self) -> bool:
+        return bool(self.conds)
 
     @property
     def source(self) -> str:
@@ -146,7 +151,7 @@ def choices(
                 address=(*around.get("address", ()), *c.address),
                 lengths=(*around.get("lengths", ()), *c.lengths),
                 loops=(*around.get("loops", ()), *c.loops),
-                conditional=around.get("conditional", False) or c.conditional,
+                conds=(*around.get("conds", ()), *c.conds),
             )
 
     for i, eqn in enumerate(closed.jaxpr.eqns):
@@ -163,7 +168,7 @@ def choices(
             yield from inside(eqn.params["jaxpr"], at, lengths=(eqn.params["length"],), loops=(at,))
         elif eqn.primitive is _jax.cond_p:
             for b, branch in enumerate(eqn.params["branches"]):
-                yield from inside(branch, (*at, b), conditional=True)
+                yield from inside(branch, (*at, b), conds=(at,))
         elif eqn.primitive in INLINED:
             yield from inside(eqn.params[INLINED[eqn.primitive]], at)
         elif eqn.primitive is _jax.remat_p:

@@ -54,6 +54,10 @@ class Axis:
     loops: int = 0
 
 
+Arm = tuple[Opaque, int]
+"""A branch of a ``cond`` that has become a selection: which ``cond``, and which branch."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Site:
     """One random choice of a program, all but the numbers.
@@ -75,6 +79,7 @@ class Site:
     axes: tuple[Axis, ...] = ()
     loops: int = 0
     masked: bool = False
+    arms: tuple[Arm, ...] = ()
     drawn: bool = False
 
     @property
@@ -114,6 +119,18 @@ class Site:
     def mask(self, operands: Sequence[Any]) -> Any:
         """The mask operand, without its ``vmap`` axes; True where the site has none."""
         return operands[-1] if self.masked else True
+
+    def taken(self, operands: Sequence[Any]) -> jax.Array:
+        """Which elements of the ``vmap``\\ s are in a branch that is taken."""
+        return _taken(self.axes, operands, self.masked)
+
+
+def _taken(axes: Sequence[Axis], operands: Sequence[Any], masks: int) -> jax.Array:
+    """Where the last operands, ``masks`` of them, are all true."""
+    first = len(operands) - masks
+    own = [dataclasses.replace(a, mapped=a.mapped[len(a.mapped) - masks :]) for a in axes]
+    every = lambda masks: jnp.all(jnp.stack([jnp.ones((), bool), *masks]))
+    return per_element(own, every, 0)(list(operands[first:]))
 
 
 def own_density(site: Site) -> str:
@@ -254,6 +271,7 @@ class Factor:
 
     address: Address
     source: str
+    arms: tuple[Arm, ...] = ()
 
 
 def _factor_batch(axis_size: int, args: Any, dims: Any, *, factor: Factor) -> Any:
@@ -352,13 +370,22 @@ def _batch_jaxpr(
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """A generative function used as a site; the operands are those of its program."""
+    """A generative function used as a site; the operands are those of its program.
+
+    ``masks`` of them, the last ones, say whether a branch around it is taken.
+    """
 
     address: Address
     source: str
     program: Body | Densities
     axes: tuple[Axis, ...] = ()
     loops: int = 0
+    masks: int = 0
+    arms: tuple[Arm, ...] = ()
+
+    def taken(self, operands: Sequence[Any]) -> jax.Array:
+        """Which elements of the ``vmap``\\ s are in a branch that is taken."""
+        return _taken(self.axes, operands, self.masks)
 
 
 def _call_batch(axis_size: int, args: Any, dims: Any, *, call: Call) -> Any:
