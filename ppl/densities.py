@@ -30,12 +30,12 @@ from jax.scipy.special import logsumexp
 
 from estimators.enumeration import Enum
 from transforms import _jax
-from transforms.addresses import flatten, match_shapes, nest
+from transforms.addresses import Entry, flatten, match_shapes, nest
 from transforms.elements import apart
 from transforms.elimination import draw, log_sum
 from transforms.errors import Address, AddressError, UnsupportedError, describe, nearest, show
 from transforms.execute import Execution
-from transforms.interpret import abstract_distribution
+from transforms.interpret import Choice, abstract_distribution
 from transforms.marks import hold
 from transforms.site import Site
 from transforms.site import sample as _sample
@@ -214,21 +214,42 @@ class Enumeration(Algorithm):
         for e in program.entries:
             if target.covers(e.address):
                 continue
-            single = isinstance(e.choice.random, Site) and len(e.parts) == 1
-            d = apart(abstract_distribution(e.choice)) if single else None
-            problem = "it is no single choice." if d is None else Enum().unsuitable(d)
-            if d is None or problem is not None:
-                why = str(problem).partition(". ")[0].rstrip(".")  # the advice is for a choice
+            problem, values = _support(e)
+            if problem is not None:
+                why = problem.partition(". ")[0].rstrip(".")  # the advice is for a choice
                 raise UnsupportedError(
                     f"enumeration() cannot enumerate {show(e.address)} at {e.source}: {why}. Use "
                     "ppl.importance(n, proposal)."
                 )
-            choice = e.choice
-            zeros = [jnp.zeros(a.shape, a.dtype) for a in choice.own_avals]
-            values = Enum().support(apart(choice.site.rebuild(zeros))).astype(choice.site.dtype)
-            shape = e.like.shape[: e.like.ndim - len(d.event_shape)]
+            shape = e.like.shape[: e.like.ndim - (values.ndim - 1)]
             free[e.address] = _Free(values, shape, e.source)
         return free
+
+
+def _support(e: Entry) -> tuple[str | None, jax.Array]:
+    """Why a choice cannot be enumerated, or None; and the values of an element of it."""
+    none = jnp.zeros(0)
+    if len(e.windows) > 1 or not all(isinstance(c.random, Site) for c in e.parts):
+        return "it is no single choice.", none
+    for choice in e.parts:
+        problem = Enum().unsuitable(apart(abstract_distribution(choice)))
+        if problem is not None:
+            return problem, none
+    values = _values(e.choice)
+    for choice in e.parts[1:]:  # other branches
+        with jax.ensure_compile_time_eval():
+            first, own = _values(e.choice), _values(choice)
+            same = first.shape == own.shape and bool(jnp.all(first == own))
+        if not same:
+            return "its support differs from branch to branch.", none
+    return None, values
+
+
+def _values(choice: Choice) -> jax.Array:
+    """All values of an element of a choice."""
+    zeros = [jnp.zeros(a.shape, a.dtype) for a in choice.own_avals]
+    d = apart(choice.site.rebuild(zeros))
+    return Enum().support(d).astype(choice.site.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
