@@ -10,7 +10,7 @@ import contextlib
 import difflib
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -19,6 +19,8 @@ from jax import errors
 
 from transforms import _jax
 from transforms.errors import PPLError, UnsupportedError, describe
+
+from .frozen import generators, warn
 
 _UNKNOWN = "and what depends on a draw or an argument has none while the program is traced. "
 _TRUTH = (
@@ -107,11 +109,14 @@ _ADVICE: tuple[tuple[type[Exception], str, str], ...] = (
 
 
 @contextlib.contextmanager
-def user_code(name: str) -> Iterator[None]:
-    """Around a run of the user's function ``name``: refuses numpyro's primitives, adds notes."""
+def user_code(name: str, f: Callable[..., Any]) -> Iterator[None]:
+    """Around a run of the user's function ``f``: refuses numpyro's primitives, adds notes, and
+    warns of numbers that are frozen."""
     try:
-        with _NumpyroRefused(name):
+        run = _NumpyroRefused(name)
+        with run:
             yield
+        run.warn_of_frozen_numbers(f)
     except PPLError:
         raise
     except Exception as error:
@@ -141,6 +146,16 @@ class _NumpyroRefused(numpyro.primitives.Messenger):
     def __init__(self, name: str):
         super().__init__()
         self.name = name
+        self.generators = generators()
+
+    def warn_of_frozen_numbers(self, f: Callable[..., Any]) -> None:
+        """Tell of them once: not again for the functions that the run is inside of."""
+        now = generators()
+        if now != self.generators:
+            for outer in numpyro.primitives._PYRO_STACK:
+                if isinstance(outer, _NumpyroRefused):
+                    outer.generators = now
+            warn(self.name, f)
 
     def process_message(self, msg: Any) -> None:
         instead = _instead_of(msg)

@@ -61,7 +61,7 @@ class Expectation:
         """The jaxpr of the objective, the values it closes over, its output with shapes."""
 
         def run() -> Any:
-            with user_code(self.name):
+            with user_code(self.name, self._f):
                 out = self._f(*args, **kwargs)
                 bad_return(where, out)
                 return out

@@ -210,7 +210,7 @@ class Program(Generative):
         self.name = getattr(f, "__qualname__", repr(f)).split("<locals>.")[-1]
 
         def run() -> Any:
-            with user_code(self.name):
+            with user_code(self.name, f):
                 out = f(*args, **kwargs)
                 bad_return(_jax.definition(f), out)
                 return out
@@ -522,7 +522,7 @@ def seed(f: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(f)
     def of_key(key: jax.Array, *args: Any, **kwargs: Any) -> Any:
         def run() -> Any:
-            with user_code(name):
+            with user_code(name, f):
                 return f(*args, **kwargs)
 
         closed, consts, out = _jax.trace(run)

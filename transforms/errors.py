@@ -40,6 +40,10 @@ class SoundnessWarning(UserWarning):
     """The gradient of an objective is estimated with a bias."""
 
 
+class RandomnessWarning(UserWarning):
+    """Numbers of a global random number generator are constants of a traced program."""
+
+
 class SoundnessError(PPLError):
     """As :class:`SoundnessWarning`, under ``strict``."""
 

@@ -1,0 +1,60 @@
+"""Numbers of the global generators of numpy and of Python, which tracing freezes into a program."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+import random
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from transforms import _jax
+from transforms.errors import RandomnessWarning
+
+
+def generators() -> tuple[Any, bytes]:
+    """The states of the global generators."""
+    return random.getstate(), pickle.dumps(np.random.get_state(legacy=False))
+
+
+def warn(name: str, f: Callable[..., Any]) -> None:
+    """Tell that a generator moved while ``f``, the user's function ``name``, was traced."""
+    lines = ", ".join(_lines(f))
+    where = f"at {lines}" if lines else f"in what {_jax.definition(f)} calls"
+    warnings.warn(
+        f"a global random number generator, np.random or random, is used while {name} is traced, "
+        f"{where}. The program is traced once, so its numbers are constants of it: the same in "
+        'every run, and no random choices. Use ppl.sample("x", d) for a choice; for a constant, '
+        f"draw it outside of {name} and close over it.",
+        RandomnessWarning,
+        stacklevel=2,
+    )
+
+
+def _lines(f: Callable[..., Any]) -> Iterator[str]:
+    """The lines of a function in which names of the generators are read."""
+    f = inspect.unwrap(getattr(f, "__func__", f))
+    try:
+        source, first = inspect.getsourcelines(f)
+    except (OSError, TypeError):
+        return
+    names = getattr(f, "__globals__", {}).items()
+    calls = [call for name, value in names for call in _calls(name, value)]
+    pattern = rf"(?<![\w.])({'|'.join(calls)})"
+    for n, line in enumerate(source):
+        if calls and re.search(pattern, line.partition("#")[0]):
+            yield f"{f.__code__.co_filename}:{first + n}"
+
+
+def _calls(name: str, value: Any) -> Iterator[str]:
+    """How the global generators are called by a global name."""
+    if value is np:
+        yield rf"{name}\.random\."
+    elif value is np.random or value is random:
+        yield rf"{name}\."
+    elif isinstance(getattr(value, "__self__", None), random.Random | np.random.RandomState):
+        yield rf"{name}\("
