@@ -11,6 +11,7 @@ ADEV, Lew et al. 2023; TraceEnum in Pyro.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any, final
 
@@ -18,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jax.scipy.special import gammaln
 
 from transforms.estimator import Enumerated
 
@@ -91,17 +91,102 @@ def mass(d: Any, value: jax.Array) -> jax.Array:
     if isinstance(d, dist.MaskedDistribution):  # masks its density, not its draws
         return mass(d.base_dist, value)
     if isinstance(d, dist.ExpandedDistribution):
-        return jnp.broadcast_to(mass(d.base_dist, value), d.batch_shape)
-    if isinstance(d, dist.BernoulliProbs | dist.BernoulliLogits):
+        masses = mass(d.base_dist, value)
+        return jnp.broadcast_to(masses, jnp.broadcast_shapes(masses.shape, d.batch_shape))
+    if isinstance(d, dist.BernoulliProbs):
         p: Any = d.probs
         return jnp.where(value == 1, p, 1.0 - p)
+    if isinstance(d, dist.BernoulliLogits):
+        return jax.nn.sigmoid(jnp.where(value == 1, d.logits, -jnp.asarray(d.logits)))
     if isinstance(d, dist.CategoricalProbs | dist.CategoricalLogits):
         probs: Any = d.probs
-        probs = jnp.broadcast_to(probs, (*d.batch_shape, probs.shape[-1]))
-        index = jnp.broadcast_to(value, d.batch_shape)[..., None].astype(int)
+        shape = jnp.broadcast_shapes(jnp.shape(value), d.batch_shape)
+        probs = jnp.broadcast_to(probs, (*shape, probs.shape[-1]))
+        index = jnp.broadcast_to(value, shape)[..., None].astype(int)
         return jnp.take_along_axis(probs, index, axis=-1)[..., 0]
-    if isinstance(d, dist.BinomialProbs | dist.BinomialLogits):
-        n, q = jnp.asarray(d.total_count), jnp.asarray(d.probs)
-        ways = jnp.exp(gammaln(n + 1.0) - gammaln(value + 1.0) - gammaln(n - value + 1.0))
-        return ways * q**value * (1.0 - q) ** (n - value)
+    if isinstance(d, dist.BinomialProbs):
+        q = jnp.asarray(d.probs)
+        return binomial(_count(d), value, q, 1.0 - q)
+    if isinstance(d, dist.BinomialLogits):
+        logits = jnp.asarray(d.logits)
+        return binomial(_count(d), value, jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits))
+    if isinstance(d, dist.BetaBinomial):
+        return _beta_binomial(_count(d), value, d.concentration1, d.concentration0)
+    if isinstance(d, dist.ZeroInflatedProbs):
+        zero, other = _gate(d)
+        return jnp.where(value == 0, zero, 0.0) + other * mass(d.base_dist, value)
     return jnp.exp(d.log_prob(value))
+
+
+def _count(d: Any) -> int:
+    return int(np.max(d.total_count))
+
+
+def _gate(d: Any) -> tuple[Any, Any]:
+    """How probable a zero that was put in is, and that there is none."""
+    if isinstance(d, dist.ZeroInflatedLogits):
+        logits = jnp.asarray(d.gate_logits)
+        return jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits)
+    return d.gate, 1.0 - d.gate
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def binomial(n: int, k: Any, q: Any, r: Any) -> jax.Array:
+    """C(n, k) q^k r^(n - k) for r = 1 - q, of every size and with all its derivatives.
+
+    By Loader's expansion about the most probable k (2000), in which nothing large is subtracted.
+    """
+    k, q, r = jnp.broadcast_arrays(jnp.asarray(k, jnp.result_type(q)), q, r)
+    if n < 1:
+        return jnp.where(k == n, 1.0, 0.0).astype(q.dtype)
+    inner = (k > 0) & (k < n) & (q > 0) & (r > 0)
+    x, p, s = jnp.where(inner, k, n / 2), jnp.where(inner, q, 0.5), jnp.where(inner, r, 0.5)
+    excess = jnp.where(p <= s, x - n * p, n * s - (n - x))  # of x over its mean
+    error = jnp.asarray(_stirling_error(n), q.dtype)
+    index = jnp.clip(k, 0, n).astype(int)
+    exponent = error[n] - error[index] - error[n - index]
+    exponent -= _deviance(excess, n * p) + _deviance(-excess, n * s)
+    middle = jnp.exp(exponent) * jnp.sqrt(n / (2 * math.pi * x * (n - x)))
+    ends = jnp.exp(n * jnp.where(k == 0, _log(r, q), _log(q, r)))
+    ends = jnp.where((k == 0) | (k == n), ends, 0.0)
+    return jnp.where(inner, middle, ends)
+
+
+@binomial.defjvp
+def _(n: int, primals: Any, tangents: Any) -> Any:
+    k, q, r = primals
+    m = max(n - 1, 0)
+    slope = n * binomial(m, k - 1, q, r) * tangents[1] + n * binomial(m, k, q, r) * tangents[2]
+    return binomial(n, k, q, r), slope
+
+
+def _log(p: jax.Array, other: jax.Array) -> jax.Array:
+    """log(p), p being 1 - other."""
+    return jnp.where(p <= 0.5, jnp.log(p), jnp.log1p(-other))
+
+
+def _deviance(excess: jax.Array, mean: jax.Array) -> jax.Array:
+    """x log(x / mean) + mean - x, at x = mean + excess."""
+    t = excess / mean
+    return mean * ((1.0 + t) * jnp.log1p(t) - t)
+
+
+@functools.cache
+def _stirling_error(n: int) -> np.ndarray:
+    """log k! without Stirling's formula for it, of k = 0, ..., n."""
+    k = np.arange(1, n + 1, dtype=float)
+    log_factorial = np.array([math.lgamma(i + 1) for i in k])
+    series = 1 / (12 * k) - 1 / (360 * k**3) + 1 / (1260 * k**5) - 1 / (1680 * k**7)
+    exact = log_factorial - (k + 0.5) * np.log(k) + k - 0.5 * math.log(2 * math.pi)
+    return np.concatenate([[0.0], np.where(k < 16, exact, series)])
+
+
+def _beta_binomial(n: int, value: Any, a: Any, b: Any) -> jax.Array:
+    """Normalised products of the ratios of one probability to the one before it."""
+    k = np.arange(n)
+    a, b = jnp.broadcast_arrays(a, b)
+    ratio = jnp.log(a[..., None] + k) - jnp.log(b[..., None] + (n - 1 - k))
+    ratio += jnp.asarray(np.log((n - k) / (k + 1.0)), ratio.dtype)
+    first = jnp.zeros((*a.shape, 1), ratio.dtype)
+    probs = jax.nn.softmax(jnp.concatenate([first, jnp.cumsum(ratio, -1)], -1), axis=-1)
+    return mass(dist.CategoricalProbs(probs), value)

@@ -306,9 +306,11 @@ def _row(d: Any) -> Any:
 
 
 def _elementwise(d: Any) -> bool:
-    """Whether the transforms act on each element by itself and have no parameters."""
+    """Whether the transforms act on each element by itself, have an inverse and no parameters."""
     return not jax.tree.leaves(d.transforms) and all(
-        t.domain.event_dim == t.codomain.event_dim == 0 for t in d.transforms
+        t.domain.event_dim == t.codomain.event_dim == 0
+        and not isinstance(t, dist.transforms.AbsTransform)
+        for t in d.transforms
     )
 
 

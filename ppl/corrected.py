@@ -2,7 +2,7 @@
 
 numpyro computes log(1 + exp(x)) as max(x, 0) + log(1 + exp(-|x|)). JAX takes 1/2 and 1 for the
 slopes of max and |x| at 0, so the derivative of a Bernoulli or binomial log density is off by 1/2
-at logits of exactly 0, where a fit often starts. ``jax.nn.softplus`` is right there, and cheaper.
+at logits of exactly 0, where a fit often starts. ``jax.nn.softplus`` is right there, and cheaper. A censored distribution asks an expanded one for a cdf, which has none.
 """
 
 from __future__ import annotations
@@ -36,16 +36,36 @@ _CORRECTED: dict[type, type] = {
     dist.BernoulliLogits: BernoulliLogits,
     dist.BinomialLogits: BinomialLogits,
 }
+_CENSORED = (
+    dist.LeftCensoredDistribution,
+    dist.RightCensoredDistribution,
+    dist.IntervalCensoredDistribution,
+)
 
 
 def corrected(d: dist.Distribution) -> dist.Distribution:
     """``d`` with its corrected form, or those of its parts, in its place."""
 
+    def wrong(part: Any) -> bool:
+        return type(part) in _CORRECTED or type(part) in _CENSORED
+
     def replace(part: Any) -> Any:
-        if type(part) not in _CORRECTED:
+        if not wrong(part):
             return part
         part = copy.copy(part)
-        part.__class__ = _CORRECTED[type(part)]
+        if type(part) in _CENSORED:
+            part.base_dist = corrected(_unexpanded(part.base_dist))
+        else:
+            part.__class__ = _CORRECTED[type(part)]
         return part
 
-    return jax.tree.map(replace, d, is_leaf=lambda part: type(part) in _CORRECTED)
+    if not any(map(wrong, jax.tree.leaves(d, is_leaf=wrong))):
+        return d
+    return jax.tree.map(replace, d, is_leaf=wrong)
+
+
+def _unexpanded(d: dist.Distribution) -> dist.Distribution:
+    """What was expanded, which has a cdf: a censored distribution broadcasts by itself."""
+    while isinstance(d, dist.ExpandedDistribution):
+        d = d.base_dist
+    return d

@@ -96,7 +96,7 @@ def _chosen(
         else:
             shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in c.avals]
             estimator, reason = c.site.rebuild_estimator(shapes), "chosen"
-        problem = estimator.unsuitable(d)
+        problem = _censored(d) or estimator.unsuitable(d)
         if problem is not None:
             raise UnsupportedError(
                 f"{estimator.name} cannot be used for {show(c.address)} ~ {type(d).__name__} at "
@@ -104,6 +104,20 @@ def _chosen(
             )
         out.append(Chosen(c, estimator, reason))
     return out
+
+
+def _censored(d: Any) -> str | None:
+    """Why there is no estimator for a distribution whose density is not that of its draws."""
+    kinds = []
+    while d is not None:
+        kinds.append(type(d).__name__)
+        d = getattr(d, "base_dist", None)
+    kind = next((k for k in kinds if k.endswith("CensoredDistribution")), None)
+    return kind and (
+        f"the density of a {kind} is that of observations, not that of its draws, which are not "
+        "censored. Give its value as data; where a draw is meant, sample from the distribution "
+        "inside of it."
+    )
 
 
 def joint_size(choice: Choice, estimator: Enumerated) -> int:
