@@ -53,7 +53,7 @@ class Stairs(dist.transforms.ParameterFreeTransform):
         return x + 0.5 * jnp.floor(x)
 
     def _inverse(self, y):
-        return jnp.where(y > 0.0, 0.5 * y, y)
+        return jnp.where(y > 0.0, 0.5 * y + 0.7, y)
 
     def log_abs_det_jacobian(self, x, y, intermediates=None):
         return jnp.zeros_like(x)
@@ -75,7 +75,7 @@ DERIVATIVES = {
     "slope of relu6": lambda x: slope(jax.nn.relu6)(x) @ W,
     "slope of clip": lambda x: slope(lambda x: jnp.clip(x, -0.3, 0.6))(x) @ W,
     "slope of interp": lambda x: slope(lambda x: jnp.interp(x, KNOTS, HEIGHTS))(x) @ W,
-    "slope of median": lambda x: slope(jnp.median)(x) @ W,
+    "slope of median": lambda x: slope(jnp.median)(x) @ KNOTS[1:],
     "slope of quantile": lambda x: slope(lambda x: jnp.quantile(x, 0.2))(x) @ W,
     "slope of sort": lambda x: slope(lambda x: jnp.sort(x) * W)(x) @ W,
     "slope of top_k": lambda x: slope(lambda x: lax.top_k(x, 2)[0])(x) @ W,
@@ -109,7 +109,7 @@ POLES = {
     "tanh of a negative power": lambda x: jnp.tanh(x**-3) @ W,
     "tanh of a product over x": lambda x: jnp.tanh(x[0] / (x[1] * x[2])),
     "arctan of tan": lambda x: jnp.arctan(jnp.tan(2.0 * x)) @ W,
-    "exp of a pole": lambda x: jnp.exp(-jnp.exp(-1.0 / x)) @ W,
+    "sign by a product of poles": lambda x: jnp.cos(jnp.arctan(x[0] / x[1]) + 1.0),
     "ratio of sums": lambda x: jnp.sin(jnp.arctan(x.sum() / (x @ W))),
     "tanh of 1/x in a scan": lambda x: lax.scan(
         lambda c, x: (c + jnp.tanh(1.0 / x), None), 0.0, x
@@ -147,7 +147,7 @@ NAMES = {
         jnp.linalg.lstsq(jnp.diag(jax.nn.relu(x[:2])), jnp.ones(2))[2] * 1.0
     ),
     "matrix_rank": lambda x: jnp.linalg.matrix_rank(jnp.diag(x), 0.5) * 1.0,
-    "pinv with a cut": lambda x: jnp.linalg.pinv(jnp.diag(x[:2] + 2.0), rtol=0.6).sum(),
+    "pinv with a cut": lambda x: jnp.linalg.pinv(jnp.diag(x[:2] + 2.0), rtol=0.6)[0, 0],
     "nan_to_num of a root": lambda x: jnp.nan_to_num(jnp.sqrt(x), nan=1.0) @ W,
     "number of nonzeros": lambda x: jnp.count_nonzero(jax.nn.relu(x)) * 1.0,
 }
@@ -157,7 +157,7 @@ PREDICATES = {
     "isfinite of the log of a relu": lambda x: jnp.isfinite(jnp.log(jax.nn.relu(x))) @ W,
     "isnan of a power": lambda x: jnp.where(jnp.isnan(x**0.5), 1.0, x) @ W,
     "isinf of a log": lambda x: jnp.isinf(jnp.log(jax.nn.relu(x))) @ W,
-    "nansum": lambda x: jnp.nansum(jnp.log(x + 1.0) + 1.0),
+    "nansum": lambda x: jnp.nansum(jnp.sqrt(x) + 1.0),
 }
 
 CUTS = {

@@ -102,6 +102,8 @@ def convicted(
     ``varied`` are the values that change with draws; ``supports`` tells which are positive.
     """
     places = _meets(flat, index, carrying, sunk)
+    sizes = {op.outs[0]: "positive" for op in flat.ops if op.name == "svd"}
+    supports = {**supports, **sizes}
     while places:
         ops = _slice(flat, index, places, carrying)
         if ops is not None:
@@ -379,6 +381,11 @@ def _is_cut(op: Op) -> bool:
     return op.name in CUTS and jnp.issubdtype(aval.dtype, jnp.complexfloating)
 
 
+def _zero(op: Op, operand: Any) -> jax.Array:
+    """What is zero at the poles of an equation."""
+    return _flat(jnp.cos(operand) if op.name == "tan" else operand)
+
+
 def _is_seen_to_jump(
     flat: Flat,
     index: int,
@@ -394,7 +401,7 @@ def _is_seen_to_jump(
 
     def at(begin: Any, end: Any, fixed: Any, i: Any, t: Any) -> tuple[Any, Any, list[jax.Array]]:
         env = _along(ops, begin, end, fixed, t)
-        outcome = _outcome(fault, env) if pole is None else _flat(env[pole])
+        outcome = _outcome(fault, env) if pole is None else _zero(fault, env[pole])
         operand = _flat(env[fault.values[0]]) if fault.name == "is_finite" else outcome
         j = i % max(outcome.size, 1)
         return outcome[j], operand[j % max(operand.size, 1)], [_flat(env[v]) for v in places]

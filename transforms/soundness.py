@@ -51,7 +51,7 @@ class Value(NamedTuple):
 
 
 CONSTANT = Value()
-SUSPECTS = 24
+SUSPECTS = 16
 """Most suspects of an objective that are evaluated; the others are believed."""
 
 
@@ -99,6 +99,7 @@ class Soundness:
         self._cured: dict[tuple[Flat, int], set[tuple[Flat, int, str]]] = {}
         self._tried: set[tuple[Flat, int, str]] = set()
         self._trials = SUSPECTS
+        self._guilty: set[Source] = set()
         self._supports: dict[Flat, dict[int, str]] = {}
         self._positive: dict[Flat, set[int]] = {}
         self._contradicted: dict[Source, Op] = {}
@@ -195,7 +196,7 @@ class Soundness:
         while True:
             self._sweep()
             cured = False
-            for f in sorted(self._faults_reached(), key=lambda f: f.suspect):
+            for f in sorted(self._faults_reached(), key=lambda f: (f.suspect, f.index)):
                 at = (f.flat, f.index, f.kind)
                 if f.kind == "nonlinear" or at in self._tried or not matters(f):
                     continue
@@ -218,15 +219,13 @@ class Soundness:
     def _convicted(self, f: Fault) -> bool:
         """Whether a suspect is seen to jump; else it is no fault any more."""
         values, at = self._values[f.flat], (f.flat, f.index, f.kind)
-        known: set[Source] = set().union(
-            *(g.sources for g in self._reached if g is not f and (g.flat, g.index, g.kind) in self._tried)
-        )
-        if not f.sources <= known and self._trials > 0:
+        if not f.sources <= self._guilty and self._trials > 0:
             self._trials -= 1
             carrying = {v for v, a in values.items() if f in a.faults}
             varied = {v for v, a in values.items() if a.drawn}
             supports, sunk = self._supports.get(f.flat, {}), self._sunk.get(f.flat, set())
             if convicted(f.flat, f.index, carrying, varied, sunk, supports):
+                self._guilty |= f.sources
                 return True
         for v in f.op.outs:
             self._cured.setdefault((f.flat, v), set()).add(at)
@@ -338,7 +337,9 @@ class Soundness:
             broken = self._broken("custom", flat, i, out)
             return [broken._replace(sources=out.sources)] * len(op.outs)
         if (suspect or verdict == verdicts.SUSPECT) and not stops:
-            if not out.drawn:
+            pairs = zip(op.ins, args, strict=True)
+            known = any(a.sources and isinstance(v, int) and not smooth(v) for v, a in pairs)
+            if known or not out.drawn:  # what is whole was tried where it became so
                 return [out] * len(op.outs)
             broken = self._broken("jump", flat, i, out, suspect=True)
             return [broken._replace(sources=out.sources) if j else out for j in jumps]
@@ -429,8 +430,18 @@ class Soundness:
             outs = self._run(op.bodies[0], [*consts, *carry, *xs], scope)
             new = [_join([c, _of_last_step(o)]) for c, o in zip(carry, outs[:m], strict=True)]
             if new == carry:
-                return [*carry, *outs[m:]]
+                return self._kept_for_later(flat, i, [*carry, *outs[m:]])
             carry = new
+
+    def _kept_for_later(self, flat: Flat, i: int, outs: list[Value]) -> list[Value]:
+        """The results of a loop, those with a fault that are whole: tried where they are used."""
+        smooth = lambda v: jnp.issubdtype(flat.avals[v].dtype, jnp.inexact)
+        return [
+            self._broken("jump", flat, i, o, suspect=True)._replace(sources=o.sources)
+            if o.sources and o.drawn and not smooth(v)
+            else o
+            for v, o in zip(flat.ops[i].outs, outs, strict=True)
+        ]
 
     def _cond(self, flat: Flat, i: int, args: list[Value], scope: _Scope) -> list[Value]:
         index, *operands = args
