@@ -75,7 +75,7 @@ DERIVATIVES = {
     "slope of relu6": lambda x: slope(jax.nn.relu6)(x) @ W,
     "slope of clip": lambda x: slope(lambda x: jnp.clip(x, -0.3, 0.6))(x) @ W,
     "slope of interp": lambda x: slope(lambda x: jnp.interp(x, KNOTS, HEIGHTS))(x) @ W,
-    "slope of median": lambda x: slope(jnp.median)(x) @ KNOTS[1:],
+    "slope of median": lambda x: slope(jnp.median)(x) @ np.array([1.0, 0.0, -1.0]),
     "slope of quantile": lambda x: slope(lambda x: jnp.quantile(x, 0.2))(x) @ W,
     "slope of sort": lambda x: slope(lambda x: jnp.sort(x) * W)(x) @ W,
     "slope of top_k": lambda x: slope(lambda x: lax.top_k(x, 2)[0])(x) @ W,
@@ -169,8 +169,10 @@ CUTS = {
 
 ORDERS = {
     "unique": lambda x: jnp.unique(jax.nn.relu(x), size=3, fill_value=-1.0) @ W,
-    "sign of an eigenvector": lambda x: jnp.linalg.eigh(symmetric(x))[1][0] @ W,
-    "sign of a singular vector": lambda x: jnp.linalg.svd(symmetric(x))[0][:, 0] @ W,
+    "sign of an eigenvector": lambda x: jnp.linalg.eigh(symmetric(x))[1][2] @ np.array([-1.0, 1.0, 0.0]),
+    "sign of a singular vector": lambda x: (
+        jnp.linalg.svd(symmetric(x))[0][0] @ np.array([0.0, 1.0, -1.0])
+    ),
     "sign of an orthogonal factor": lambda x: jnp.linalg.qr(symmetric(x))[0][0] @ W,
 }
 

@@ -102,7 +102,7 @@ def convicted(
     ``varied`` are the values that change with draws; ``supports`` tells which are positive.
     """
     places = _meets(flat, index, carrying, sunk)
-    sizes = {op.outs[0]: "positive" for op in flat.ops if op.name == "svd"}
+    sizes = {op.outs[0]: "not negative" for op in flat.ops if op.name == "svd"}
     supports = {**supports, **sizes}
     while places:
         ops = _slice(flat, index, places, carrying)
@@ -371,6 +371,8 @@ CLEAR = 0.1
 """How much the values beside a jump may vary, relative to it: more is a pole, not a jump."""
 HUGE = 1e6
 """What is larger, where it ceases to be finite, overflows."""
+FAR = 10.0
+"""Farthest that values are from zero on the lines of a suspect."""
 TOUCHED = 1e-4
 """How close to zero, relative to its largest value, a denominator comes that has a zero."""
 
@@ -427,7 +429,8 @@ def _in_their_supports(flat: Flat, lines: Any, supports: Mapping[int, str]) -> A
     """Lines within the supports of draws, and at positive values of what is fixed."""
     begin, end, fixed = lines
     within = {"positive": jnp.abs, "unit": lambda x: jnp.abs(x) / (1.0 + jnp.abs(x))}
-    inside = lambda v, x: within[supports[v]](x) if v in supports else x
+    within["not negative"] = jax.nn.relu
+    inside = lambda v, x: within.get(supports.get(v, ""), lambda x: x)(_near(x))
     floats = lambda v: jnp.issubdtype(flat.avals[v].dtype, jnp.floating)
     fixed = {v: jnp.abs(inside(v, x)) if floats(v) else x for v, x in fixed.items()}
     return (
@@ -435,6 +438,15 @@ def _in_their_supports(flat: Flat, lines: Any, supports: Mapping[int, str]) -> A
         {v: inside(v, x) for v, x in end.items()},
         fixed,
     )
+
+
+def _near(x: Any) -> jax.Array:
+    """Where functions that saturate do not do so yet."""
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return x
+    farthest = jnp.max(jnp.abs(x), axis=range(1, x.ndim), keepdims=True, initial=1e-9)
+    return x * jnp.minimum(1.0, FAR / farthest).astype(x.dtype)
 
 
 def _closer_to_a_change(points: Callable[..., Any], n: int) -> tuple[Any, ...]:
