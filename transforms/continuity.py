@@ -418,8 +418,9 @@ def _is_seen_to_jump(
     table = fault.name in _ROUNDING and any(op.name in _LOOKUPS for op in ops)
     seen = False
     for near, line in zip(fine, coarse, strict=True):
-        jumps, continuous = _sides(near, line, below, above, crossed)
-        if continuous >= ENOUGH and jumps <= (SEAMS if table else 0.0) * (jumps + continuous):
+        jumps, poles, continuous = _sides(near, line, below, above, crossed)
+        allowed = (SEAMS if table else 0.0) * (jumps + continuous)
+        if continuous >= ENOUGH and jumps + poles <= allowed:
             return False
         seen |= jumps >= ENOUGH
     return seen
@@ -488,8 +489,8 @@ def _closer_to_zero(points: Callable[..., Any], n: int) -> tuple[Any, ...]:
     return below, above, crossed, operands, coarse, fine
 
 
-def _sides(near: Any, line: Any, below: Any, above: Any, crossed: Any) -> tuple[int, int]:
-    """On how many lines a value jumps by a finite amount, and on how many it is continuous."""
+def _sides(near: Any, line: Any, below: Any, above: Any, crossed: Any) -> tuple[int, int, int]:
+    """On how many lines a value jumps by a finite amount, has a pole, and is continuous."""
     each = np.arange(len(near))
     left, right = near[each, below], near[each, above]
     with np.errstate(invalid="ignore", over="ignore"):
@@ -498,7 +499,9 @@ def _sides(near: Any, line: Any, below: Any, above: Any, crossed: Any) -> tuple[
         beside = np.maximum(np.abs(left - near[:, 0]), np.abs(right - near[:, -1]))
         clear = np.max(beside, axis=1, initial=0.0) <= CLEAR * height
     decisive = crossed & np.isfinite(gap)
-    return int((decisive & (gap > 1.0) & clear).sum()), int((decisive & (gap <= 1.0)).sum())
+    kinds = (gap > 1.0) & clear, (gap > 1.0) & ~clear, gap <= 1.0
+    jumps, poles, continuous = (int((decisive & kind).sum()) for kind in kinds)
+    return jumps, poles, continuous
 
 
 def _gap(below: np.ndarray, above: np.ndarray, along: np.ndarray) -> np.ndarray:
