@@ -214,10 +214,14 @@ def _empty() -> Jaxpr:
 
 
 class Called(NamedTuple):
-    """A function behind an equation, and the library that it comes from (None: the user's)."""
+    """A function behind an equation, the library that it comes from (None: the user's), its file.
+
+    Of our own functions the library is ``"ppl"``.
+    """
 
     name: str
     library: str | None
+    module: str = ""
 
 
 def called_function(eqn: JaxprEqn, sub: ClosedJaxpr) -> Called:
@@ -227,20 +231,31 @@ def called_function(eqn: JaxprEqn, sub: ClosedJaxpr) -> Called:
 
 
 def frames(eqn: JaxprEqn) -> Iterator[Called]:
-    """The functions of libraries that were running when an equation was traced."""
+    """The functions of libraries that the user's code was in when an equation was traced.
+
+    The innermost ones, up to the first that is the user's.
+    """
     traceback = eqn.source_info.traceback
     for frame in traceback.frames if traceback is not None else ():
-        library = _library(frame.file_name)
+        file = frame.file_name
+        if is_users(file):
+            return
+        library = "ppl" if _is_ours(file) else _library(file)
         if library is not None:
-            yield Called(frame.function_name.rpartition(".")[2], library)
+            module = pathlib.PurePath(file).stem
+            yield Called(frame.function_name.rpartition(".")[2], library, module)
+
+
+@functools.cache
+def _is_ours(file: str) -> bool:
+    return any(file.startswith(str(_ROOT / package)) for package in _PACKAGES)
 
 
 @functools.cache
 def is_users(file: str) -> bool:
     """Whether a file is neither ours, nor of a library or of Python itself."""
-    ours = any(file.startswith(str(_ROOT / package)) for package in _PACKAGES)
     installed = sysconfig.get_path("purelib"), sysconfig.get_path("stdlib")
-    return not ours and not file.startswith(("<", *installed)) and _library(file) is None
+    return not _is_ours(file) and not file.startswith(("<", *installed)) and _library(file) is None
 
 
 @functools.cache

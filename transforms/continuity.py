@@ -19,13 +19,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from . import verdicts
 from .flat import Flat, Op
 from .interpret import is_random
 
@@ -58,6 +59,9 @@ _HEAVY = {"scan", "while", "cond", "cholesky", "eigh", "svd"}
 _HEAVY |= {"sort", "lu", "qr", "linear_solve", "triangular_solve", "custom_lin", "pure_callback"}
 _ROUNDING = {"floor", "ceil", "round", "convert_element_type"}
 _LOOKUPS = {"gather", "dynamic_slice"}
+FACTORS = {"eigh", "svd", "qr", "geqrf", "householder_product", "eig", "schur"}
+"""Their vectors have signs, which are the solver's choice."""
+CUTS = {"log", "log1p", "sqrt", "rsqrt", "pow", "acosh", "asinh", "atanh", "acos", "asin", "atan"}
 _UNREACHED = {"eq", "ne", "atan2"}
 """Where these jump, if anywhere, is no matter of scale: lines that do not cross it settle it."""
 
@@ -85,6 +89,30 @@ def gone(
     return None
 
 
+def convicted(
+    flat: Flat,
+    index: int,
+    carrying: Collection[int],
+    varied: Collection[int],
+    sunk: Collection[int],
+    supports: Mapping[int, str],
+) -> bool:
+    """Whether a value is seen to jump, by a finite amount, because of equation ``index``.
+
+    ``varied`` are the values that change with draws; ``supports`` tells which are positive.
+    """
+    places = _meets(flat, index, carrying, sunk)
+    sizes = {op.outs[0]: "not negative" for op in flat.ops if op.name == "svd"}
+    supports = {**supports, **sizes}
+    while places:
+        ops = _slice(flat, index, places, carrying)
+        if ops is not None:
+            question = _Question(flat, index, "suspect", places, ops, varied, supports)
+            return not any(_passed(question))
+        places = places[: len(places) // 2]
+    return False
+
+
 class _Question:
     """A slice and what is asked of it; equal if it reads the same, wherever it stands."""
 
@@ -96,16 +124,18 @@ class _Question:
         places: Sequence[int],
         ops: Sequence[Op],
         varied: Collection[int],
+        supports: Mapping[int, str] | None = None,
     ):
         self.kind = kind
         self.args = (flat, index, places, ops, varied)
+        self.supports = supports or {}
         local: dict[int, tuple[Any, ...]] = {}
 
         def named(v: Any) -> Any:
             if not isinstance(v, int):
                 return np.asarray(v.val).tobytes(), str(np.asarray(v.val).dtype)
             aval = flat.avals[v]
-            return local.setdefault(v, (len(local), str(aval), v in varied))
+            return local.setdefault(v, (len(local), str(aval), v in varied, self.supports.get(v)))
 
         fault = flat.ops[index]
         every = [
@@ -126,6 +156,8 @@ def _passed(question: _Question) -> list[bool]:
     """The answer for each place; an objective is traced more often than its slices change."""
     test = {"jump": _jumps, "seam": _seam}.get(question.kind, _slopes)
     with jax.ensure_compile_time_eval():
+        if question.kind == "suspect":
+            return [not _is_seen_to_jump(*question.args, question.supports)]
         return test(*question.args)
 
 
@@ -288,7 +320,10 @@ def _jumps(
 
 
 def _flat(value: Any) -> jax.Array:
-    return jnp.ravel(jnp.asarray(value, float))
+    value = jnp.ravel(jnp.asarray(value))
+    if jnp.issubdtype(value.dtype, jnp.complexfloating):
+        value = jnp.concatenate([jnp.real(value), jnp.imag(value)])
+    return value.astype(float)
 
 
 def _outcome(op: Op, env: dict[int, Any]) -> jax.Array:
@@ -300,7 +335,14 @@ def _outcome(op: Op, env: dict[int, Any]) -> jax.Array:
         return jnp.ravel((operands[0] < 0) & (operands[1] < 0)).astype(float)
     if op.name == "sort":
         return jnp.ravel(jnp.argsort(operands[0], axis=op.eqn.params["dimension"])).astype(float)
+    if op.name == "is_finite":
+        return _flat(jnp.where(jnp.isfinite(operands[0]), 0.0, 1.0))
+    if _is_cut(op):
+        z = jnp.asarray(operands[0])
+        return jnp.ravel((jnp.real(z) < 0) & (jnp.imag(z) < 0)).astype(float)
     outs = [env[v] for v in op.outs]
+    if op.name in FACTORS:
+        return jnp.concatenate([jnp.ravel(jnp.sign(jnp.real(a))) for a in outs])
     whole = [a for a in outs if not jnp.issubdtype(a.dtype, jnp.inexact)]  # of top_k: the indices
     return jnp.concatenate([jnp.ravel(a).astype(float) for a in whole or outs])
 
@@ -321,6 +363,145 @@ def _seam(
     turn = np.linspace(-np.pi, np.pi, 9, dtype=np.float32)
     gaps = [_gap(v[:, 0], v[:, -1], v) for v in _on_lines(at, begin, fixed)(np.tile(turn, (n, 1)))]
     return [_agree(np.isfinite(g), g <= 1.0) for g in gaps]
+
+
+# --- suspects -----------------------------------------------------------------------------------
+
+CLEAR = 0.1
+"""How much the values beside a jump may vary, relative to it: more is a pole, not a jump."""
+HUGE = 1e6
+"""What is larger, where it ceases to be finite, overflows."""
+FAR = 10.0
+"""Farthest that values are from zero on the lines of a suspect."""
+TOUCHED = 1e-4
+"""How close to zero, relative to its largest value, a denominator comes that has a zero."""
+
+
+def _is_cut(op: Op) -> bool:
+    """Whether an equation has a branch cut along the negative numbers."""
+    aval: Any = op.eqn.outvars[0].aval
+    return op.name in CUTS and jnp.issubdtype(aval.dtype, jnp.complexfloating)
+
+
+def _zero(op: Op, operand: Any) -> jax.Array:
+    """What is zero at the poles of an equation."""
+    return _flat(jnp.cos(operand) if op.name == "tan" else operand)
+
+
+def _is_seen_to_jump(
+    flat: Flat,
+    index: int,
+    places: Sequence[int],
+    ops: Sequence[Op],
+    varied: Collection[int],
+    supports: Mapping[int, str],
+) -> bool:
+    """Whether none of ``places`` is continuous, and one jumps by a finite amount."""
+    fault, n = flat.ops[index], _lines(flat, index, ops)
+    lines = _in_their_supports(flat, _ends(flat, ops, varied, n), supports)
+    pole = verdicts.pole(fault)
+
+    def at(begin: Any, end: Any, fixed: Any, i: Any, t: Any) -> tuple[Any, Any, list[jax.Array]]:
+        env = _along(ops, begin, end, fixed, t)
+        outcome = _outcome(fault, env) if pole is None else _zero(fault, env[pole])
+        operand = _flat(env[fault.values[0]]) if fault.name == "is_finite" else outcome
+        j = i % max(outcome.size, 1)
+        return outcome[j], operand[j % max(operand.size, 1)], [_flat(env[v]) for v in places]
+
+    points = _on_lines(at, *lines)
+    closer = _closer_to_a_change if pole is None else _closer_to_zero
+    below, above, crossed, operands, coarse, fine = closer(points, n)
+    if fault.name == "is_finite":
+        edge = np.stack([operands[np.arange(n), below], operands[np.arange(n), above]])
+        size = np.max(np.abs(edge), axis=0, where=np.isfinite(edge), initial=0.0)
+        crossed &= size < HUGE
+    table = fault.name in _ROUNDING and any(op.name in _LOOKUPS for op in ops)
+    seen = False
+    for near, line in zip(fine, coarse, strict=True):
+        jumps, poles, continuous = _sides(near, line, below, above, crossed)
+        allowed = (SEAMS if table else 0.0) * (jumps + continuous)
+        if continuous >= ENOUGH and jumps + poles <= allowed:
+            return False
+        seen |= jumps >= ENOUGH
+    return seen
+
+
+def _in_their_supports(flat: Flat, lines: Any, supports: Mapping[int, str]) -> Any:
+    """Lines within the supports of draws, and at positive values of what is fixed."""
+    begin, end, fixed = lines
+    within = {"positive": jnp.abs, "unit": lambda x: jnp.abs(x) / (1.0 + jnp.abs(x))}
+    within["not negative"] = jax.nn.relu
+    inside = lambda v, x: within.get(supports.get(v, ""), lambda x: x)(_near(x))
+    floats = lambda v: jnp.issubdtype(flat.avals[v].dtype, jnp.floating)
+    fixed = {v: jnp.abs(inside(v, x)) if floats(v) else x for v, x in fixed.items()}
+    return (
+        {v: inside(v, x) for v, x in begin.items()},
+        {v: inside(v, x) for v, x in end.items()},
+        fixed,
+    )
+
+
+def _near(x: Any) -> jax.Array:
+    """Where functions that saturate do not do so yet."""
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return x
+    farthest = jnp.max(jnp.abs(x), axis=range(1, x.ndim), keepdims=True, initial=1e-9)
+    return x * jnp.minimum(1.0, FAR / farthest).astype(x.dtype)
+
+
+def _closer_to_a_change(points: Callable[..., Any], n: int) -> tuple[Any, ...]:
+    """The two sides of a change of the outcome on each line, as indices of the finest grid."""
+    grid, each, coarse = np.broadcast_to(GRID, (n, GRID.size)), np.arange(n), None
+    weights = np.asarray(_weights(GRID.size - 1, each[:, None]))
+    crossed = np.zeros(n, bool)
+    for i in range(CLOSER):
+        outcomes, operands, fine = points(grid)
+        changes = outcomes[:, 1:] != outcomes[:, :-1]
+        first = np.argmax(changes * weights, axis=1)
+        if coarse is None:
+            coarse, crossed = fine, changes.any(1)
+            if not crossed.any():
+                break
+        if i < CLOSER - 1:
+            low, high = grid[each, first, None], grid[each, first + 1, None]
+            grid = low * (1 - GRID) + high * GRID
+    return first, first + 1, crossed, operands, coarse, fine
+
+
+def _closer_to_zero(points: Callable[..., Any], n: int) -> tuple[Any, ...]:
+    """Two places beside a zero of the outcome on each line, as indices of the finest grid."""
+    grid, each, coarse, size = np.broadcast_to(GRID, (n, GRID.size)), np.arange(n), None, 0.0
+    last = GRID.size - 1
+    for i in range(CLOSER):
+        outcomes, operands, fine = points(grid)
+        distance = np.where(np.isfinite(outcomes), np.abs(outcomes), np.inf)
+        if coarse is None:
+            coarse = fine
+            size = np.max(distance, axis=1, where=np.isfinite(distance), initial=0.0)
+        nearest = np.argmin(distance, axis=1)
+        if i < CLOSER - 1:
+            low = grid[each, np.maximum(nearest - 1, 0), None]
+            high = grid[each, np.minimum(nearest + 1, last), None]
+            grid = low * (1 - GRID) + high * GRID
+    crossed = (distance[each, nearest] <= TOUCHED * size) & (nearest > 1) & (nearest < last - 1)
+    below, above = np.maximum(nearest - 2, 0), np.minimum(nearest + 2, last)
+    return below, above, crossed, operands, coarse, fine
+
+
+def _sides(near: Any, line: Any, below: Any, above: Any, crossed: Any) -> tuple[int, int, int]:
+    """On how many lines a value jumps by a finite amount, has a pole, and is continuous."""
+    each = np.arange(len(near))
+    left, right = near[each, below], near[each, above]
+    with np.errstate(invalid="ignore", over="ignore"):
+        gap = _gap(left, right, line)
+        height = np.max(np.abs(right - left), axis=1, initial=0.0)
+        beside = np.maximum(np.abs(left - near[:, 0]), np.abs(right - near[:, -1]))
+        clear = np.max(beside, axis=1, initial=0.0) <= CLEAR * height
+    decisive = crossed & np.isfinite(gap)
+    kinds = (gap > 1.0) & clear, (gap > 1.0) & ~clear, gap <= 1.0
+    jumps, poles, continuous = (int((decisive & kind).sum()) for kind in kinds)
+    return jumps, poles, continuous
 
 
 def _gap(below: np.ndarray, above: np.ndarray, along: np.ndarray) -> np.ndarray:

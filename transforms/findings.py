@@ -17,13 +17,14 @@ from .interpret import abstract_distribution
 from .support import support_operands
 
 BIASED, UNSUPPORTED, ALMOST = "biased", "unsupported", "almost everywhere"
+CONTRADICTION = "contradiction"
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
     """Something that the gradient of an objective must not be trusted with.
 
-    ``kind`` is "biased", "unsupported" or "almost everywhere"; ``addresses`` are those of the
+    ``kind`` is "biased", "unsupported", "contradiction" or "almost everywhere"; ``addresses`` are those of the
     choices concerned; ``operation`` and ``source`` name the equation and its line; ``message``
     says it all, and what to type instead.
     """
@@ -168,6 +169,20 @@ def _nonlinear(op: Op) -> str:
         "for the function of the expectation. Use it linearly (+, -, times something "
         "independent), or make it exact with ppl.enum() at each of its choices."
     )
+
+
+def of_contradiction(op: Op, s: Chosen) -> Finding:
+    """An estimator that was chosen since a derivative rule is not that of its value."""
+    address, estimator = show(s.choice.address), s.estimator.name
+    site = f'ppl.sample("{s.choice.address[-1]}", ..., ppl.{estimator}())'
+    message = (
+        f"the automatic choice for {address} ({s.choice.source}) is {estimator}, which does not "
+        f"use the derivative rule of {operation(op)} at {op.line}: the rule is not the derivative "
+        "of what the function computes, and the gradient is that of the value. If you mean the "
+        "rule, type ppl.continuous(f, reason) around the function; if you mean the value, type "
+        f"the estimator: {site}."
+    )
+    return Finding(CONTRADICTION, (s.choice.address,), operation(op), op.line, message)
 
 
 def of_baseline(s: Chosen) -> Finding:

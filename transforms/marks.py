@@ -22,6 +22,7 @@ CONTINUOUS = "ppl.continuous"
 
 _STATED = re.compile(re.escape(CONTINUOUS) + r"\[(.*?)\]")
 _ANY = re.compile("|".join(map(re.escape, (DENSITY, ESTIMATE, CONTINUOUS))))
+_DERIVATIVE = "jvp("
 
 
 def mark(name: str) -> Any:
@@ -43,6 +44,22 @@ def reason_of(stack: str) -> str | None:
 def is_smooth(stack: str) -> bool:
     """Whether equations under this name stack are known to be continuous."""
     return _ANY.search(stack) is not None
+
+
+def is_density(stack: str) -> bool:
+    """Whether equations under this name stack are those of a density alone."""
+    return DENSITY in stack and CONTINUOUS not in stack and ESTIMATE not in stack
+
+
+def is_differentiated(stack: str) -> bool:
+    """Whether equations under this name stack are of a function that the user differentiates."""
+    return _DERIVATIVE in stack
+
+
+def is_differentiated_outside(stack: str) -> bool:
+    """Whether what is marked under this name stack is a function that the user differentiates."""
+    found = _ANY.search(stack)
+    return found is not None and ESTIMATE not in stack and _DERIVATIVE in stack[: found.start()]
 
 
 def is_held(stack: str) -> bool:

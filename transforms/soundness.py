@@ -27,11 +27,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from . import _jax, marks
+from . import _jax, marks, verdicts
 from .assignment import Choose, Chosen, Rough, assign
-from .continuity import gone
+from .continuity import CUTS, FACTORS, convicted, gone
 from .estimator import Baseline, Enumerated, InPlace
-from .findings import of_baseline, of_fault, of_kink, of_support, why
+from .findings import of_baseline, of_contradiction, of_fault, of_kink, of_support, why
 from .flat import Flat, Op, flatten
 from .interpret import Path, abstract_distribution, random_of
 from .site import Expect, Site
@@ -51,6 +51,8 @@ class Value(NamedTuple):
 
 
 CONSTANT = Value()
+SUSPECTS = 16
+"""Most suspects of an objective that are evaluated; the others are believed."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -62,6 +64,8 @@ class Fault:
     index: int
     sources: set[Source] = dataclasses.field(default_factory=set)
     drawn: set[Source] = dataclasses.field(default_factory=set)
+    suspect: bool = False
+    """It is none unless it is seen to jump."""
 
     @property
     def op(self) -> Op:
@@ -94,6 +98,11 @@ class Soundness:
         self._scopes: dict[int, _Scope] = {}
         self._cured: dict[tuple[Flat, int], set[tuple[Flat, int, str]]] = {}
         self._tried: set[tuple[Flat, int, str]] = set()
+        self._trials = SUSPECTS
+        self._guilty: set[Source] = set()
+        self._supports: dict[Flat, dict[int, str]] = {}
+        self._positive: dict[Flat, set[int]] = {}
+        self._contradicted: dict[Source, Op] = {}
         self._root = self._scope(closed, choose, slice(1))
         known = list(constant) or [False] * len(closed.in_avals)
         self._inputs = [
@@ -135,6 +144,7 @@ class Soundness:
         found += [
             of_support(s, self._root.choose) for s, x in self._moving if not wanted.isdisjoint(x)
         ]
+        found += [of_contradiction(op, self._sites([s])[0]) for s, op in self._contradicted.items()]
         for _, s in self.sites:
             baseline = getattr(s.estimator, "baseline", None)
             if baseline is not None and sees_own_draw(baseline, self.samples):
@@ -148,7 +158,7 @@ class Soundness:
             found += [
                 of_kink(f.op, True)
                 for f in self._reached
-                if f.kind == "jump" and not f.drawn and not wanted.isdisjoint(f.sources)
+                if f.kind == "jump" and not (f.drawn or f.suspect) and not wanted.isdisjoint(f.sources)
             ]
         return tuple(dict.fromkeys(found))
 
@@ -186,11 +196,14 @@ class Soundness:
         while True:
             self._sweep()
             cured = False
-            for f in self._faults_reached():
+            for f in sorted(self._faults_reached(), key=lambda f: (f.suspect, f.index)):
                 at = (f.flat, f.index, f.kind)
                 if f.kind == "nonlinear" or at in self._tried or not matters(f):
                     continue
                 self._tried.add(at)
+                if f.suspect:
+                    cured |= not self._convicted(f)
+                    continue
                 values = self._values[f.flat]
                 carrying = {v for v, a in values.items() if f in a.faults}
                 varied = {v for v, a in values.items() if a.sources}
@@ -203,11 +216,26 @@ class Soundness:
             if not cured:
                 return
 
+    def _convicted(self, f: Fault) -> bool:
+        """Whether a suspect is seen to jump; else it is no fault any more."""
+        values, at = self._values[f.flat], (f.flat, f.index, f.kind)
+        if not f.sources <= self._guilty and self._trials > 0:
+            self._trials -= 1
+            carrying = {v for v, a in values.items() if f in a.faults}
+            varied = {v for v, a in values.items() if a.drawn}
+            supports, sunk = self._supports.get(f.flat, {}), self._sunk.get(f.flat, set())
+            if convicted(f.flat, f.index, carrying, varied, sunk, supports):
+                self._guilty |= f.sources
+                return True
+        for v in f.op.outs:
+            self._cured.setdefault((f.flat, v), set()).add(at)
+        return False
+
     def _choose_estimators(self) -> None:
         """Assign estimators; no automatic site stays pathwise whose use is not smooth."""
         self._settle(lambda f: any(s in self._automatic() for s in f.sources))
         while True:
-            automatic = self._automatic()
+            automatic, contradicted = self._automatic(), {}
             rough = {
                 source: f for f in self._faults_reached() for source in f.sources & set(automatic)
             }
@@ -217,8 +245,11 @@ class Soundness:
                 scope, chosen = automatic[source]
                 fixed = not support_operands(chosen)
                 scope.rough[chosen.choice.path] = Rough(why(f.kind, f.op), fixed)
+                if f.kind == "custom":
+                    contradicted[source] = f.op
             for scope in {id(automatic[s][0]): automatic[s][0] for s in rough}.values():
                 scope.assign(self.samples)
+            self._contradicted |= contradicted
             self._settle(lambda f: any(s in self._automatic() for s in f.sources))
 
     def _automatic(self) -> dict[Source, tuple[_Scope, Chosen]]:
@@ -272,7 +303,7 @@ class Soundness:
             return [self._site(flat, i, random, args, scope)]
         if isinstance(random, Expect):
             return self._expect(random, args, scope)
-        if op.bodies:
+        if op.bodies and not _is_lookup(flat, op):
             return _CONTROL[op.eqn.primitive](self, flat, i, args, scope)
         return self._plain(flat, i, args)
 
@@ -290,38 +321,61 @@ class Soundness:
         smooth = lambda v: jnp.issubdtype(flat.avals[v].dtype, jnp.inexact)
         jumps = [op.name in _JUMPS or not smooth(v) for v in op.outs]
         jumps[1:] = [j or op.name == "sort" for j in jumps[1:]]  # what is sorted along with keys
+        jumps = [j or op.name in FACTORS for j in jumps]
+        suspect = op.name in FACTORS or op.name == "is_finite"
+        if not any(jumps) and (self._has_pole(flat, op, args) or _is_cut(flat, op)):
+            jumps, suspect = [True] * len(jumps), True
         stops = op.name in ("stop_gradient", "bitcast_convert_type")
         if out.sources and op.name in _KINKS:
             self._kinks[flat, i] = Fault("kink", flat, i, set(out.sources))
-        if not out.sources or not (any(jumps) or stops or op.custom) or self._is_smooth(op):
+        if not out.sources or not (any(jumps) or stops or op.custom):
+            return [out] * len(op.outs)
+        verdict = self._verdict(op)
+        if verdict == verdicts.SMOOTH or (verdict == verdicts.SUSPECT and not any(jumps)):
             return [out] * len(op.outs)
         if op.custom:
             broken = self._broken("custom", flat, i, out)
             return [broken._replace(sources=out.sources)] * len(op.outs)
-        if op.name == "is_finite":  # true of almost every draw
-            return [out._replace(sources=frozenset())]
+        if (suspect or verdict == verdicts.SUSPECT) and not stops:
+            pairs = zip(op.ins, args, strict=True)
+            known = any(a.sources and isinstance(v, int) and not smooth(v) for v, a in pairs)
+            if known or not out.drawn:  # what is whole was tried where it became so
+                return [out] * len(op.outs)
+            broken = self._broken("jump", flat, i, out, suspect=True)
+            return [broken._replace(sources=out.sources) if j else out for j in jumps]
         broken = self._broken("stop" if stops else "jump", flat, i, out)
         return [broken if j or stops else out for j in jumps]
 
-    def _is_smooth(self, op: Op) -> bool:
+    def _has_pole(self, flat: Flat, op: Op, args: list[Value]) -> bool:
+        """Whether a draw may take an equation to where it is not defined, for all that is known."""
+        v = verdicts.pole(op)
+        if v is None:
+            return False
+        moving = args[op.ins.index(v)]
+        if not (moving.sources and moving.drawn):
+            return False
+        if flat not in self._positive:
+            self._positive[flat] = verdicts.positive(flat, self._supports.get(flat, {}))
+        return v not in self._positive[flat]
+
+    def _verdict(self, op: Op) -> str:
         reason = marks.reason_of(op.stack)
         if reason is not None:
             self._stated.setdefault(reason, op.line)
-        if marks.is_smooth(op.stack) or not _KNOWN.isdisjoint(op.within):
-            return True
-        called = list(_jax.frames(op.origin))
-        if any(c.library == "numpyro" for c in called):  # its densities and transforms
-            return not any(c.name in _SAMPLERS for c in called)
-        return any(c.name in _KNOWN for c in called)
+        return verdicts.of(op)
 
-    def _fault(self, kind: str, flat: Flat, i: int, value: Value) -> Fault:
-        fault = self._faults.setdefault((flat, i, kind), Fault(kind, flat, i))
+    def _fault(
+        self, kind: str, flat: Flat, i: int, value: Value, *, suspect: bool = False
+    ) -> Fault:
+        fault = self._faults.setdefault((flat, i, kind), Fault(kind, flat, i, suspect=suspect))
         fault.sources |= value.sources
         fault.drawn |= value.drawn
         return fault
 
-    def _broken(self, kind: str, flat: Flat, i: int, value: Value) -> Value:
-        fault = self._fault(kind, flat, i, value)
+    def _broken(
+        self, kind: str, flat: Flat, i: int, value: Value, *, suspect: bool = False
+    ) -> Value:
+        fault = self._fault(kind, flat, i, value, suspect=suspect)
         return value._replace(sources=frozenset(), faults=value.faults | {fault})
 
     def _site(self, flat: Flat, i: int, site: Site, args: list[Value], scope: _Scope) -> Value:
@@ -330,6 +384,9 @@ class Soundness:
         parameters = _join([*args[:end], *args[len(args) - site.masked :]])
         d = abstract_distribution(chosen.choice)
         circular = _is_circular(d)
+        support = verdicts.support(d)
+        if support is not None:
+            self._supports.setdefault(flat, {}).update(dict.fromkeys(flat.ops[i].outs, support))
         turns = {f for f in parameters.faults if circular and f.op.name == "atan2"}
         self._reached.update(dict.fromkeys(parameters.faults - turns))
         self._sunk.setdefault(flat, set()).update(flat.ops[i].values)
@@ -373,8 +430,18 @@ class Soundness:
             outs = self._run(op.bodies[0], [*consts, *carry, *xs], scope)
             new = [_join([c, _of_last_step(o)]) for c, o in zip(carry, outs[:m], strict=True)]
             if new == carry:
-                return [*carry, *outs[m:]]
+                return self._kept_for_later(flat, i, [*carry, *outs[m:]])
             carry = new
+
+    def _kept_for_later(self, flat: Flat, i: int, outs: list[Value]) -> list[Value]:
+        """The results of a loop, those with a fault that are whole: tried where they are used."""
+        smooth = lambda v: jnp.issubdtype(flat.avals[v].dtype, jnp.inexact)
+        return [
+            self._broken("jump", flat, i, o, suspect=True)._replace(sources=o.sources)
+            if o.sources and o.drawn and not smooth(v)
+            else o
+            for v, o in zip(flat.ops[i].outs, outs, strict=True)
+        ]
 
     def _cond(self, flat: Flat, i: int, args: list[Value], scope: _Scope) -> list[Value]:
         index, *operands = args
@@ -478,18 +545,17 @@ _LINEAR |= {"concatenate", "pad", "gather", "scatter", "scatter-add", "select_n"
 _LINEAR |= {"convert_element_type", "stop_gradient", "dynamic_update_slice", "real", "split"}
 _LINEAR |= {"conv_general_dilated", "reduce_window_sum", "copy_p", "optimization_barrier"}
 
-_KNOWN_NAMES = """
-relu relu6 leaky_relu elu celu selu gelu silu swish softplus squareplus mish hard_tanh
-hard_sigmoid hard_silu sparse_plus sparse_sigmoid log_sigmoid glu softmax log_softmax logsumexp
-logmeanexp standardize logaddexp logaddexp2 clip norm ndtr log_ndtr ndtri erfinv xlogy xlog1py
-entr rel_entr kl_div betaln gammaln huber_loss hypot sinc nan_to_num logit slogdet det inv solve
-lu_solve expm pinv lstsq median nanmedian quantile nanquantile percentile interp
-cosine_similarity logcosh
-"""
-_KNOWN = frozenset(_KNOWN_NAMES.split())
-"""Functions of jax and optax that are continuous, with right derivatives, though they are made of
-comparisons or stopped gradients. The list saves time only: ``continuity.py`` finds them so too."""
-_SAMPLERS = {"sample", "rsample", "sample_with_intermediates"}
+
+def _is_lookup(flat: Flat, op: Op) -> bool:
+    """Whether an equation is a loop of a library function with whole results: one jump."""
+    whole = all(not jnp.issubdtype(flat.avals[v].dtype, jnp.inexact) for v in op.outs)
+    return op.name == "scan" and bool(op.within) and whole
+
+
+def _is_cut(flat: Flat, op: Op) -> bool:
+    """Whether an equation has a branch cut."""
+    aval = flat.avals[op.outs[0]]
+    return op.name in CUTS and jnp.issubdtype(aval.dtype, jnp.complexfloating)
 
 
 def _is_linear(op: Op, args: Sequence[Value]) -> bool:
