@@ -756,6 +756,8 @@ INTEGERS = {
     "int8": ("{a}*100 + {b}*100", "-{a}*{b}*70", "({a} + {b})*60 + 100", "{a} - 2"),
     "int32": ("{a}*2000000000 + {b}*2000000000", "({a} - {b})*1500000000 + 1500000000"),
 }
+PROBABILITIES = 1e-8, 1e-7, 1e-5, 1e-4, 1e-3
+RARE = tuple(f"{math.log(p):.4f} " for p in PROBABILITIES)
 SMALL = {"uint8": "0.008*", "int8": "0.01*", "int32": "1e-9*"}
 """What the integers of a type are scaled by."""
 
@@ -977,7 +979,7 @@ class _Generator:
         """An enumerated choice of small probability whose payoff is large."""
         name, by, out = self.name("b"), self.rng.choice(HOLDERS), self.name("r")
         scope = [*scope, INDEX] if by in ("vmap", "batch", "map") else scope
-        p = self.rng.choice((1e-8, 1e-7, 1e-5, 1e-4, 1e-3))
+        p = self.rng.choice(PROBABILITIES)
         logit = f"{math.log(p):.4f} + 0.5*{self.smooth(scope)}"
         law = self.rng.choice(("bernoulli", "probability", "categorical", "logits"))
         few = law in ("bernoulli", "probability")
