@@ -4,7 +4,8 @@ A program is a small syntax tree (:class:`Program`) whose expressions are Python
 read in two ways that share no code but this tree:
 
 - :func:`objective` renders it as a user would write it, with ``ppl.sample``, ``jax.vmap``,
-  ``lax.scan``, ``lax.cond``, ``jit``, ``checkpoint``, generative functions and inner expectations;
+  ``lax.scan``, ``lax.map``, ``lax.cond``, ``lax.switch``, ``jit``, ``checkpoint``, ``custom_jvp``,
+  masked and expanded distributions, integers, generative functions and inner expectations;
 - :func:`exact` sums over a product grid in numpy. A discrete choice adds an axis with its values,
   a continuous one an axis with the nodes of a composite Gauss-Legendre rule in its noise
   (x = loc + scale ε) that is split where a later use of x jumps or has a kink. The derivative is a
@@ -51,12 +52,41 @@ class Block:
 
 @node
 class Draw:
-    """A random choice. ``params``: logits of a discrete law, loc and scale of a continuous one."""
+    """A random choice. ``params``: logits of a discrete law, loc and scale of a continuous one.
+
+    Where ``mask`` is false its density does not count; it is drawn all the same.
+    """
 
     name: str
     law: str
     params: tuple[str, ...]
     estimator: str
+    mask: str = ""
+
+
+@node
+class Many:
+    """One choice of ``n`` elements ``name_0``, ``name_1`` ... of a law.
+
+    ``wraps`` are applied to it in order: "expand", "event" (``to_event``), "mask". The parameters
+    may mention the index ``k``, unless expanded; the mask (that of the draw) where it stands
+    between the other two.
+    """
+
+    name: str
+    n: int
+    draw: Draw
+    wraps: tuple[str, ...]
+
+
+@node
+class Integer:
+    """Arithmetic of discrete choices in a type of integers, which wraps around."""
+
+    name: str
+    dtype: str
+    of: tuple[str, ...]
+    source: str
 
 
 @node
@@ -74,7 +104,7 @@ class Plate:
     """``n`` independent blocks, ``i`` is the index; their outputs are summed, or multiplied, or
     their squares summed.
 
-    by: "vmap", or "batch" for choices with a batch shape.
+    by: "vmap", "map" (``lax.map``), or "batch" for choices with a batch shape.
     """
 
     name: str
@@ -105,8 +135,17 @@ class Branch:
 
 
 @node
+class Switch:
+    """``lax.switch`` on the discrete choice ``on``."""
+
+    name: str
+    on: str
+    branches: tuple[Block, ...]
+
+
+@node
 class Wrap:
-    """A block within ``jit`` or ``checkpoint``."""
+    """A block within ``jit``, ``jit`` of ``jit``, or ``checkpoint``."""
 
     name: str
     by: str
@@ -185,7 +224,23 @@ ESTIMATORS: Mapping[str, Callable[[], Any]] = {
     "mvd": ppl.mvd,
 }
 
-FUNCTIONS = {"sin": jnp.sin, "cos": jnp.cos, "tanh": jnp.tanh, "exp": jnp.exp}
+
+@jax.custom_jvp
+def _own(x: Any) -> Any:
+    return jnp.sin(x)
+
+
+_own.defjvp(lambda primals, tangents: (_own(*primals), jnp.cos(primals[0]) * tangents[0]))
+
+FUNCTIONS: Mapping[str, Callable[..., Any]] = {
+    "sin": jnp.sin,
+    "cos": jnp.cos,
+    "tanh": jnp.tanh,
+    "exp": jnp.exp,
+    "own": _own,
+    "ratio": lambda z, n: jnp.where(n > 0, z / jnp.asarray(n), 0.0),
+    "entropy": lambda z, w: jnp.where(w > 0, z * jnp.log(w), 0.0),
+}
 
 DISTRIBUTIONS: Mapping[str, Callable[..., Any]] = {
     "bernoulli": lambda a: dist.Bernoulli(logits=a),
@@ -212,6 +267,11 @@ BENT: Mapping[str, Callable[[Any, Any], Any]] = {
 }
 
 
+WRAPS: Mapping[str, Callable[..., Any]] = {
+    "jit": jax.jit,
+    "checkpoint": jax.checkpoint,
+    "jit of jit": lambda f: jax.jit(lambda t: jax.jit(f)(t)),
+}
 JOINED = {"sum": jnp.sum, "prod": jnp.prod, "squares": lambda out: out @ out}
 
 
@@ -247,8 +307,15 @@ class Library:
                 if "batch" in env:
                     values = [jnp.broadcast_to(v, env["batch"]) for v in values]
                 d = DISTRIBUTIONS[law](*values)
+                if step.mask:
+                    d = d.mask(self.value(step.mask, env))
                 x = ppl.sample(name, d, self.estimators[estimator]())
-                return {name: jnp.asarray(x, float)}
+                return {name: jnp.asarray(x, float), f"{name}_n": x}
+            case Many():
+                return self.many(step, env)
+            case Integer(name, dtype, of, source):
+                small = {z: env[f"{z}_n"].astype(dtype) for z in of}
+                return {name: self.value(source, small)}
             case Bend(name, kind, of, at):
                 x, at = jnp.broadcast_arrays(env[of], self.value(at, env))
                 bent = jnp.vectorize(BENT[kind]) if "batch" in env else BENT[kind]
@@ -258,7 +325,8 @@ class Library:
                 if by == "batch":
                     out = jnp.broadcast_to(self.block(body, {**env, "i": i, "batch": (n,)}), (n,))
                 else:
-                    out = jax.vmap(lambda i: self.block(body, {**env, "i": i}))(i)
+                    run = lambda i: self.block(body, {**env, "i": i})
+                    out = lax.map(run, i) if by == "map" else jax.vmap(run)(i)
                 return {name: JOINED[join](out)}
             case Loop(name, n, start, body):
 
@@ -270,9 +338,11 @@ class Library:
             case Branch(name, on, then, other):
                 run = lambda block: lambda: jnp.asarray(self.block(block, env), float)
                 return {name: lax.cond(self.value(on, env) > 0.5, run(then), run(other))}
+            case Switch(name, on, branches):
+                run = lambda block: lambda: jnp.asarray(self.block(block, env), float)
+                return {name: lax.switch(env[f"{on}_n"], [run(b) for b in branches])}
             case Wrap(name, by, body):
-                wrap = {"jit": jax.jit, "checkpoint": jax.checkpoint}[by]
-                f = wrap(lambda t: jnp.asarray(self.block(body, {**env, "t": t}), float))
+                f = WRAPS[by](lambda t: jnp.asarray(self.block(body, {**env, "t": t}), float))
                 return {name: f(env["t"])}
             case Guide(name, choices, body):
                 g = ppl.gen(lambda t: self.block(body, {**env, "t": t}))
@@ -295,6 +365,25 @@ class Library:
                 return {name: scale * jnp.sum(jax.vmap(one, axis_size=drawn)())}
         raise TypeError(step)
 
+    def many(self, step: Many, env: dict[str, Any]) -> dict[str, Any]:
+        draw, names = step.draw, {**env, "k": jnp.arange(step.n) * 1.0}
+        values = [self.value(p, names) for p in draw.params]
+        if "expand" not in step.wraps:
+            values = [jnp.broadcast_to(v, (step.n,)) for v in values]
+        d = DISTRIBUTIONS[draw.law](*values)
+        for wrap in step.wraps:
+            match wrap:
+                case "expand":
+                    d = d.expand((step.n,))
+                case "event":
+                    d = d.to_event(1)
+                case "mask":
+                    d = d.mask(self.value(draw.mask, names))
+        xs = ppl.sample(step.name, d, self.estimators[draw.estimator]())
+        elements = {f"{step.name}_{k}": xs[k] for k in range(step.n)}
+        integers = {f"{name}_n": x for name, x in elements.items()}
+        return {**integers, **{name: jnp.asarray(x, float) for name, x in elements.items()}}
+
 
 def objective(program: Program, library: Library | None = None) -> Any:
     """The program as an objective of its parameters."""
@@ -313,12 +402,31 @@ def _elsewhere(t: Any) -> Any:
 
 # --- exactly ------------------------------------------------------------------------------------
 
-AXES = 24
+AXES = 30
 STEP = 1e-150
 NODES = 28
 """For each panel of a composite Gauss-Legendre rule."""
 
-NUMPY = {"sin": np.sin, "cos": np.cos, "tanh": np.tanh, "exp": np.exp}
+
+def _guarded(f: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """A function of z and n where n exceeds 0, and 0 elsewhere."""
+
+    def run(z: Any, n: Any) -> Any:
+        some = np.real(n) > 0
+        return np.where(some, f(z, np.where(some, n, 1.0)), 0.0)
+
+    return run
+
+
+NUMPY: Mapping[str, Callable[..., Any]] = {
+    "sin": np.sin,
+    "cos": np.cos,
+    "tanh": np.tanh,
+    "exp": np.exp,
+    "own": np.sin,
+    "ratio": _guarded(lambda z, n: z / n),
+    "entropy": _guarded(lambda z, n: z * np.log(n)),
+}
 
 
 @node
@@ -341,8 +449,13 @@ NOISE = {
 }
 
 
+def _wide(x: Any) -> Any:
+    """Sums of small integers are made in large ones."""
+    return x.astype(np.int64) if getattr(x, "dtype", np.dtype(float)).kind in "iu" else x
+
+
 JOINED_EXACTLY = {
-    "sum": sum,
+    "sum": lambda out: sum(map(_wide, out)),
     "prod": math.prod,
     "squares": lambda out: sum(v**2 for v in out),
 }
@@ -393,6 +506,16 @@ class Oracle:
         match step:
             case Draw():
                 return {step.name: self.draw(step, env)}
+            case Many(name, n, draw):
+                drawn = {}
+                for k in range(n):
+                    one = dataclasses.replace(draw, name=f"{name}_{k}")
+                    drawn[one.name] = self.draw(one, {**env, "k": float(k)})
+                return drawn
+            case Integer(name, dtype, of, source):
+                with np.errstate(over="ignore"):
+                    small = {z: np.asarray(np.real(env[z])).astype(dtype) for z in of}
+                    return {name: self.value(source, small)}
             case Bend(name, kind, of, at):
                 return {name: BENT_EXACTLY[kind](env[of], self.value(at, env))}
             case Plate(name, _, n, body, join):
@@ -411,6 +534,14 @@ class Oracle:
                 no = self.block(other, env)
                 self.mask = before
                 return {name: np.where(taken, yes, no)}
+            case Switch(name, on, branches):
+                before, outs = self.mask, []
+                taken = [np.real(env[on]) == k for k in range(len(branches))]
+                for here, branch in zip(taken, branches, strict=True):
+                    self.mask = before & here
+                    outs.append(self.block(branch, env))
+                self.mask = before
+                return {name: sum(np.where(*case, 0.0) for case in zip(taken, outs, strict=True))}
             case Wrap(name, _, body):
                 return {name: self.block(body, env)}
             case Guide(name, _, body):
@@ -467,7 +598,8 @@ class Oracle:
             else:
                 loc, scale = params
                 log_p = NOISE[step.law].log_density((value - loc) / scale) - np.log(scale)
-        self.log_p = self.log_p + np.where(self.mask, log_p, 0.0)
+        counts = self.mask & np.asarray(self.value(step.mask or "True", env), bool)
+        self.log_p = self.log_p + np.where(counts, log_p, 0.0)
         self.drawn.append(value)
         return value
 
@@ -539,11 +671,16 @@ def _ordered(steps: Sequence[Any], choices: Mapping[str, Any], index: tuple[int,
         match step:
             case Draw(name):
                 out.append(np.asarray(choices[name], float)[index])
+            case Many(name, n):
+                out += [np.asarray(choices[name], float)[(*index, k)] for k in range(n)]
             case Plate(_, _, n, body, _) | Loop(_, n, _, body):
                 for i in range(n):
                     out += _ordered(body.steps, choices, (*index, i))
             case Branch(_, _, then, other):
                 out += _ordered((*then.steps, *other.steps), choices, index)
+            case Switch(_, _, branches):
+                for branch in branches:
+                    out += _ordered(branch.steps, choices, index)
             case Wrap(_, _, body):
                 out += _ordered(body.steps, choices, index)
     return out
@@ -552,7 +689,8 @@ def _ordered(steps: Sequence[Any], choices: Mapping[str, Any], index: tuple[int,
 def has_density(block: Block) -> bool:
     """Whether the block is a generative function whose choices all stand in it by name."""
     below = [s for s in walk(block) if not isinstance(s, Block)]
-    plain = all(isinstance(s, Draw | Bend | Plate | Loop | Branch | Wrap) for s in below)
+    made_of = Draw | Many | Integer | Bend | Plate | Loop | Branch | Switch | Wrap
+    plain = all(isinstance(s, made_of) for s in below)
     return plain and any(isinstance(s, Draw) for s in below)
 
 
@@ -571,11 +709,17 @@ def grid(program: Program) -> int:
                 case Draw(name, law, params):
                     panels = len(NOISE[law].ends) - 1 + bends.get(name, 0) if law in NOISE else 0
                     points *= NODES * panels if panels else len(params) + 1
+                case Many(name, n, draw):
+                    for k in range(n):
+                        points = after([dataclasses.replace(draw, name=f"{name}_{k}")], points)
                 case Plate(_, _, n, body, _) | Loop(_, n, _, body):
                     for _ in range(n):
                         points = after(body.steps, points)
                 case Branch(_, _, then, other):
                     points = after((*then.steps, *other.steps), points)
+                case Switch(_, _, branches):
+                    for branch in branches:
+                        points = after(branch.steps, points)
                 case Wrap(_, _, body) | Guide(_, _, body):
                     points = after(body.steps, points)
                 case Inner(_, body) | Subsample(_, _, _, body):
@@ -595,6 +739,27 @@ OFFSET = -0.6, -0.2, 0.1, 0.3, 0.5
 FAVOURITES = None, "reparam", "reinforce", "loo", "enum", "enum", "mvd", "mvd", "auto"
 FOR_DISCRETE = "enum", "enum", "reinforce", "constant", "loo", "mvd", "auto"
 FOR_CONTINUOUS = "reparam", "reinforce", "constant", "loo", "mvd", "auto"
+SCORES = "reinforce", "constant", "loo"
+WRAPPED = (
+    ("expand",),
+    ("event",),
+    ("expand", "event"),
+    ("mask", "expand"),
+    ("expand", "mask"),
+    ("expand", "mask", "event"),
+    ("mask", "expand", "event"),
+    ("expand", "event", "mask"),
+    ("event", "mask"),
+)
+INTEGERS = {
+    "uint8": ("{a}*200 + {b}*200", "{a} - 1", "-{a}", "({a} - {b})*3", "{a}*100 + {b}*77"),
+    "int8": ("{a}*100 + {b}*100", "-{a}*{b}*70", "({a} + {b})*60 + 100", "{a} - 2"),
+    "int32": ("{a}*2000000000 + {b}*2000000000", "({a} - {b})*1500000000 + 1500000000"),
+}
+PROBABILITIES = 1e-8, 1e-7, 1e-5, 1e-4, 1e-3
+RARE = tuple(f"{math.log(p):.4f} " for p in PROBABILITIES)
+SMALL = {"uint8": "0.008*", "int8": "0.01*", "int32": "1e-9*"}
+"""What the integers of a type are scaled by."""
 
 
 def generate(rng: random.Random) -> Program:
@@ -613,6 +778,13 @@ class Var:
     bounded: str
     kind: str
     """One of real, positive, discrete, jump, bounded."""
+    held: bool = False
+    """Whether it carries no derivative of its own, as data do not."""
+
+    @property
+    def flag(self) -> bool:
+        """Whether a branch may depend on it."""
+        return self.kind in ("discrete", "jump")
 
 
 class _Generator:
@@ -622,6 +794,7 @@ class _Generator:
         self.parameters = rng.choice((2, 3))
         self.favourite = rng.choice(FAVOURITES)
         self.moving = self.bending = True
+        self.masking = 0.15
 
     def program(self) -> Program:
         theta = tuple(self.rng.choice((-0.7, -0.3, 0.2, 0.5, 0.8)) for _ in range(self.parameters))
@@ -661,7 +834,7 @@ class _Generator:
             if self.likely(0.7):
                 factor = f"*{self.theta()}" if self.likely(0.25) else ""
                 terms.append(f"{self.c()}*{v.bounded}{factor}")
-        return f"{self.rng.choice(('tanh', 'sin'))}({' + '.join(terms)})"
+        return f"{self.rng.choice(('tanh', 'sin', 'tanh', 'sin', 'own'))}({' + '.join(terms)})"
 
     def payoff(self, scope: Sequence[Var], linear: Sequence[str]) -> str:
         terms = [self.term(v, scope) for v in scope] or [f"{self.c()}*{self.theta()}"]
@@ -682,7 +855,20 @@ class _Generator:
             forms += [f"sin({v.name} + {self.theta()})", f"cos({v.name} - {other})"]
         if v.kind == "real":
             forms.append(f"0.3*{v.name}*{v.name}")
+        if v.held:
+            forms += [self.guarded(v, scope)] * 2
         return f"{self.c()}*{self.rng.choice(forms)}"
+
+    def guarded(self, v: Var, scope: Sequence[Var]) -> str:
+        """A division by data, or a logarithm of data, that may be 0, and is then not used."""
+        n = self.rng.choice(("i", "i", "i - 1.0") if INDEX in scope else ("0.0", "0.0", "2.0"))
+        return f"{self.rng.choice(('ratio', 'ratio', 'entropy'))}({v.bounded}, {n})"
+
+    def mask(self, scope: Sequence[Var]) -> str:
+        if not self.likely(self.masking):
+            return ""
+        masks = ["True", "False", "False", *[f"{v.name} > 0.5" for v in scope[-2:] if v.flag]]
+        return self.rng.choice((*masks, "i > 0.5", "i > 0.5") if INDEX in scope else masks)
 
     # steps; each returns itself, what it adds to the scope, and what may be used linearly
 
@@ -697,6 +883,10 @@ class _Generator:
                 *[self.guide] * 2,
                 *[self.inner] * 2,
                 self.subsample,
+                *[self.many] * 3,
+                *[self.switch] * 2,
+                *[self.integers] * 2,
+                *[self.rare] * 2,
             )
         )
         out = make(scope)
@@ -722,12 +912,13 @@ class _Generator:
             loc, scale = (f"0.5*{self.smooth(scope)}", scale) if moves else ("0.0", "1.0")
         estimator = self.estimator(("reparam", "auto") if moves else FOR_CONTINUOUS)
         bounded = self.rng.choice((f"tanh({name})", f"sin({name})")) if real else f"sin({name})"
-        var = Var(name, bounded, "real" if real else "positive")
+        var = Var(name, bounded, "real" if real else "positive", estimator in SCORES)
+        draw = Draw(name, law, (loc, scale), estimator, self.mask(scope))
         if not (self.bending and self.likely(0.45)):
-            return [Draw(name, law, (loc, scale), estimator)], [var]
+            return [draw], [var]
         kind = self.rng.choice((*JUMPS, *KINKS))
         if kind in JUMPS and moves:
-            estimator = "reparam"
+            draw = dataclasses.replace(draw, estimator="reparam")
         at = repr(self.rng.choice((-0.3, 0.2, 0.6) if real else (0.3, 0.6)))
         if self.moving and self.likely(0.15):
             at = f"{at} + 0.3*{self.rng.choice((self.theta(), *[v.bounded for v in scope[-1:]]))}"
@@ -735,7 +926,7 @@ class _Generator:
         shape = bend.name if kind in JUMPS or kind == "clip" else f"tanh({bend.name})"
         bend_kind = "jump" if kind in JUMPS else "bounded"
         both = [var, Var(bend.name, shape, bend_kind)]
-        return [Draw(name, law, (loc, scale), estimator), bend], both
+        return [draw, bend], both
 
     def discrete(self, scope: Sequence[Var]) -> tuple[list[Any], list[Var]]:
         law = self.rng.choice(("bernoulli", "probability", "categorical", "logits"))
@@ -743,34 +934,118 @@ class _Generator:
         if law in ("categorical", "logits"):
             params.append(f"{self.c()}*{self.smooth(scope)}")
         name = self.name("b")
-        draw = Draw(name, law, tuple(params), self.estimator(FOR_DISCRETE))
-        return [draw], [Var(name, name, "discrete")]
+        estimator = self.estimator(FOR_DISCRETE)
+        draw = Draw(name, law, tuple(params), estimator, self.mask(scope))
+        return [draw], [Var(name, name, "discrete", True)]
+
+    def many(self, scope: Sequence[Var]) -> tuple[list[Any], list[Var]]:
+        wraps, n = self.rng.choice(WRAPPED), self.rng.choice((2, 2, 3))
+        apart = "expand" not in wraps
+        (draw, *_), (var, *_) = self.site([*scope, STEP_OF_MANY] if apart else scope)
+        where = wraps.index("mask") if "mask" in wraps else None
+        masks = ["True", "False"]
+        if where is not None and "event" not in wraps[:where] and "expand" not in wraps[where:]:
+            masks += ["k > 0.5", "k < 0.5"]
+        draw = dataclasses.replace(draw, mask=self.rng.choice(masks) if where is not None else "")
+        rename = lambda source, k: source.replace(draw.name, f"{draw.name}_{k}")
+        own = [
+            dataclasses.replace(var, name=rename(var.name, k), bounded=rename(var.bounded, k))
+            for k in range(n)
+        ]
+        return [Many(draw.name, n, draw, wraps)], own
+
+    def integers(self, scope: Sequence[Var]) -> tuple[list[Any], list[Var]]:
+        """Arithmetic of one or two choices, or of those of a plate."""
+        dtype = self.rng.choice(tuple(INTEGERS))
+        source, n = self.rng.choice(INTEGERS[dtype]), self.name("n")
+        small = SMALL[dtype]
+        if self.likely(0.5):
+            (a,), _ = self.discrete([*scope, INDEX])
+            whole = Integer(n, dtype, (a.name,), source.format(a=a.name, b=a.name))
+            by, join = (
+                self.rng.choice(("vmap", "batch", "map")),
+                self.rng.choice(("sum", "sum", "squares")),
+            )
+            plate = Plate(self.name("p"), by, self.rng.choice((2, 3)), Block((a, whole), n), join)
+            value = f"{small}{'' if join == 'sum' else small}{plate.name}"
+            return [plate], [Var(f"({value})", f"sin({value})", "integer", True)]
+        (a,), (one,) = self.discrete(scope)
+        (b,), (two,) = self.discrete([*scope, one])
+        whole = Integer(n, dtype, (a.name, b.name), source.format(a=a.name, b=b.name))
+        total = Var(f"({small}{n})", f"sin({small}{n})", "integer", True)
+        return [a, b, whole], [one, two, total]
+
+    def rare(self, scope: Sequence[Var]) -> tuple[list[Any], list[Var], list[str]]:
+        """An enumerated choice of small probability whose payoff is large."""
+        name, by, out = self.name("b"), self.rng.choice(HOLDERS), self.name("r")
+        scope = [*scope, INDEX] if by in ("vmap", "batch", "map") else scope
+        p = self.rng.choice(PROBABILITIES)
+        logit = f"{math.log(p):.4f} + 0.5*{self.smooth(scope)}"
+        law = self.rng.choice(("bernoulli", "probability", "categorical", "logits"))
+        few = law in ("bernoulli", "probability")
+        params = (logit,) if few else (logit, f"{self.c()}*{self.smooth(scope)}")
+        draw = Draw(name, law, params, "enum", self.mask(scope))
+        event = name if few else f"{name}*(2.0 - {name})"
+        payoff = f"{1 / p:.6g}*{event}*{self.rng.choice((self.theta(), self.c(), self.theta()))}"
+        outer = self.rng.choice((*scope, ONE)).bounded
+        block = Block((draw,), f"{payoff}*{self.smooth(scope)} + {self.c()}*{outer}")
+        if by in ("vmap", "batch", "map"):
+            return [Plate(out, by, self.rng.choice((2, 3)), block, "sum")], [], [out]
+        if by == "loop":
+            block = Block((draw,), f"{out} + {payoff} + 0.1*{out}*{name}")
+            return [Loop(out, self.rng.choice((2, 3)), self.smooth(scope), block)], [], [out]
+        if by == "branch":
+            then = Block((), f"{payoff} + {self.c()}*{self.theta()}")
+            return [draw, Branch(out, name, then, self.body(scope))], [], [out]
+        if by in WRAPS:
+            return [Wrap(out, by, block)], [], [out]
+        if by == "inner":
+            return [Inner(out, block)], [], [out]
+        var = Var(name, name, "discrete", True)
+        return [draw], [var], [f"{payoff}"]
+
+    def switch(self, scope: Sequence[Var]) -> tuple[list[Any], list[Var]]:
+        (on,), (var,) = self.discrete(scope)
+        if len(on.params) == 1:
+            on = dataclasses.replace(
+                on, law="logits", params=(*on.params, f"{self.c()}*{self.theta()}")
+            )
+        name = self.name("y")
+        branches = [self.body(scope, (1,)), *[self.body(scope, (0, 1), nest=0.0) for _ in range(2)]]
+        self.rng.shuffle(branches)
+        bounded = Var(name, f"sin({name})", "bounded")
+        return [on, Switch(name, on.name, tuple(branches))], [var, bounded]
 
     def body(self, scope: Sequence[Var], sites: Sequence[int] = (1,), nest: float = 0.2) -> Block:
         """A block that uses everything it draws."""
         steps: list[Any] = []
         own: list[Var] = []
         for _ in range(self.rng.choice(sites)):
-            new, out = self.site([*scope, *own])
+            site = self.many if nest and self.likely(0.12) else self.site
+            new, out = site([*scope, *own])
             steps += new
             own += out
             if self.likely(nest):
-                new, out = self.branch([*scope, *own], nest=0.0)
+                inside = self.rng.choice((self.branch, self.branch, self.loop))
+                new, out = inside([*scope, *own], nest=0.0)
                 steps += new
                 own += out
         outer = self.rng.choice((*scope, ONE)).bounded
-        terms = [f"{self.c()}*{v.bounded}" for v in own]
+        terms = [
+            f"{self.c()}*" + (self.guarded(v, scope) if v.held and self.likely(0.15) else v.bounded)
+            for v in own
+        ]
         out = " + ".join([*terms, f"{self.c()}*{self.theta()}*{outer}"])
         return Block(tuple(steps), self.rng.choice((out, f"sin({out})")))
 
     def plate(self, scope: Sequence[Var]) -> tuple[list[Any], list[Var], list[str]]:
-        name, by, n = self.name("p"), self.rng.choice(("vmap", "batch")), self.rng.choice((2, 2, 3))
-        index = Var("i", "0.5*i", "bounded")
+        name, by, n = self.name("p"), self.rng.choice(PLATES), self.rng.choice((2, 2, 3))
+        index = INDEX
         if by == "vmap" and self.likely(0.2):
             inner = Inner(self.name("e"), self.body([*scope, index]))
             block = Block((inner,), f"{self.c()}*{inner.name}")
             return [Plate(name, by, n, block, "sum")], [], [name]
-        block = self.body([*scope, index], nest=0.25 if by == "vmap" else 0.0)
+        block = self.body([*scope, index], nest=0.0 if by == "batch" else 0.25)
         if self.likely(0.25):
             return [Plate(name, by, n, block, "squares")], [], [name]
         if self.rng.choice((True, False)):
@@ -778,17 +1053,17 @@ class _Generator:
             return [Plate(name, by, n, block, "prod")], [Var(name, f"sin({name})", "bounded")], []
         return [Plate(name, by, n, block, "sum")], [Var(name, f"sin({name})", "bounded")], []
 
-    def loop(self, scope: Sequence[Var]) -> tuple[list[Any], list[Var]]:
+    def loop(self, scope: Sequence[Var], nest: float = 0.2) -> tuple[list[Any], list[Var]]:
         name = self.name("c")
         carry = Var(name, name, "bounded")
-        block = self.body([*scope, carry])
+        block = self.body([*scope, carry], nest=nest)
         block = Block(block.steps, f"tanh(0.5*{name} + {block.out})")
         start = self.smooth(scope, 0.5)
         return [Loop(name, self.rng.choice((2, 2, 3)), start, block)], [carry]
 
     def branch(self, scope: Sequence[Var], nest: float = 0.2) -> tuple[list[Any], list[Var]]:
         steps: list[Any] = []
-        flags = [v for v in scope if v.kind in ("discrete", "jump")]
+        flags = [v for v in scope if v.flag]
         if flags and self.likely(0.8):
             on = self.rng.choice(flags).name
         elif nest and self.likely(0.6):
@@ -808,18 +1083,22 @@ class _Generator:
         return [*steps, Branch(name, on, then, other)], [Var(name, f"sin({name})", "bounded")]
 
     def wrap(self, scope: Sequence[Var]) -> tuple[list[Any], list[Var]]:
-        name, by = self.name("w"), self.rng.choice(("jit", "checkpoint"))
-        return [Wrap(name, by, self.body(scope, (1, 2)))], [Var(name, f"sin({name})", "bounded")]
+        name, by = self.name("w"), self.rng.choice(tuple(WRAPS))
+        return [Wrap(name, by, self.body(scope, (1, 2), nest=0.4))], [
+            Var(name, f"sin({name})", "bounded")
+        ]
 
     def guide(self, scope: Sequence[Var]) -> tuple[list[Any], list[Var]]:
         name = self.name("g")
         moving, self.moving = self.moving, False  # its density is taken at other parameters too
-        if self.likely(0.3):
-            steps, out = self.rng.choice((self.plate_of_sites, self.loop))(scope)
+        masking, self.masking = self.masking, 0.4
+        if self.likely(0.4):
+            kinds = self.plate_of_sites, self.loop, self.many, self.many
+            steps, out = self.rng.choice(kinds)(scope)
             body = Block(tuple(steps), f"{self.c()}*{out[0].bounded}")
         else:
             body = self.body(scope, (1, 1, 2))
-        self.moving = moving
+        self.moving, self.masking = moving, masking
         draws = [s for s in body.steps if isinstance(s, Draw)]
         choices = len(draws) == len(body.steps) and self.rng.choice((True, False))
         bounded = [Var(name, f"sin({name})", "bounded")]
@@ -830,9 +1109,9 @@ class _Generator:
         return [Guide(name, choices, body)], bounded
 
     def plate_of_sites(self, scope: Sequence[Var]) -> tuple[list[Any], list[Var]]:
-        name, index = self.name("p"), Var("i", "0.5*i", "bounded")
-        block = self.body([*scope, index], nest=0.0)
-        plate = Plate(name, self.rng.choice(("vmap", "batch")), 2, block, "sum")
+        name = self.name("p")
+        block = self.body([*scope, INDEX], nest=0.0)
+        plate = Plate(name, self.rng.choice(PLATES), 2, block, "sum")
         return [plate], [Var(name, f"sin({name})", "bounded")]
 
     def inner(self, scope: Sequence[Var]) -> tuple[list[Any], list[Var], list[str]]:
@@ -846,3 +1125,7 @@ class _Generator:
 
 
 ONE = Var("1.0", "1.0", "bounded")
+INDEX = Var("i", "0.5*i", "bounded")
+STEP_OF_MANY = Var("k", "0.4*k", "bounded")
+PLATES = "vmap", "batch", "map"
+HOLDERS = "", "", *PLATES, "loop", "branch", "jit", "checkpoint", "inner"

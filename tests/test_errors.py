@@ -997,10 +997,10 @@ def fit_that_is_not_finite():
 # --- the tests ------------------------------------------------------------------------------------
 
 TABLE = pathlib.Path(__file__).with_name("messages.md")
+UP_TO_DATE = "run: python tests/test_errors.py --write"
 PLACE = re.compile(rf"{re.escape(__file__)}:(\d+)(?::\d+ \([^()]*(?:\(\))?[^()]*\))?")
 
 
-@functools.cache
 def raised(name):
     """The error of a case, and what of its text is ours: a note where the error is another's."""
     f, error, _ = CASES[name]
@@ -1012,43 +1012,47 @@ def raised(name):
     return info.value, notes[0] if notes else str(info.value)
 
 
-def table():
-    """All messages, with the marks of the lines in place of their numbers."""
-    parts = [
-        "# Messages\n\nEvery message of the library, written by `python tests/test_errors.py "
-        "--write`. `example.py:1` is the\nline marked `# line 1` in `test_errors.py`, `_` another "
-        "line. An error of JAX, numpyro or Python stands\nhere with the note that is added to it.\n"
-    ]
-    for name, (f, _, _) in CASES.items():
-        error, message = raised(name)
-        marks = {str(n): mark for mark, n in _lines(f).items()}
-        text = PLACE.sub(lambda m, marks=marks: f"example.py:{marks.get(m[1], '_')}", message)
-        parts.append(f"**{name.replace('_', ' ')}**: `{type(error).__name__}`\n\n> {text}\n")
-    return "\n".join(parts)
+HEAD = (
+    "# Messages\n\nEvery message of the library, written by `python tests/test_errors.py "
+    "--write`. `example.py:1` is the\nline marked `# line 1` in `test_errors.py`, `_` another "
+    "line. An error of JAX, numpyro or Python stands\nhere with the note that is added to it.\n"
+)
+
+
+def entry(name, error, message):
+    """A message in the table, with the marks of the lines in place of their numbers."""
+    marks = {str(n): mark for mark, n in _lines(CASES[name][0]).items()}
+    text = PLACE.sub(lambda m: f"example.py:{marks.get(m[1], '_')}", message)
+    return f"**{name.replace('_', ' ')}**: `{type(error).__name__}`\n\n> {text}\n"
+
+
+@functools.cache
+def written():
+    """The table: its head, and its entries by the names of the cases, in order."""
+    head, *entries = re.split(r"\n(?=\*\*[^*\n]+\*\*: `)", TABLE.read_text())
+    return head, {e[2 : e.index("**: `")].replace(" ", "_"): e for e in entries}, len(entries)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_message(name):
+    """It says what it should, as the table has it, with a line of the user and none of ours."""
     f, _, texts = CASES[name]
-    _, message = raised(name)
+    error, message = raised(name)
     lines = _lines(f)
     for text in texts:
         expected = text.replace("{file}", __file__)
         expected = re.sub(r"(?<=\.py:)\d+(?=:)", lambda m: str(lines[m[0]]), expected)
         assert expected in message, f"{expected!r} is not in: {message}"
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_message_has_a_line_of_the_user_and_none_of_the_library(name):
-    _, message = raised(name)
     assert f"{__file__}:" in message
     for package in ("ppl", "transforms", "estimators", "site-packages"):
         assert f"/{package}/" not in message
     assert message.endswith((".", "?")) and "!" not in message
+    assert entry(name, error, message) == written()[1].get(name), UP_TO_DATE
 
 
-def test_the_table_of_messages_is_up_to_date():
-    assert table() == TABLE.read_text(), "run: python tests/test_errors.py --write"
+def test_the_table_has_the_cases_in_order():
+    head, entries, n = written()
+    assert (head, list(entries), n) == (HEAD, list(CASES), len(CASES)), UP_TO_DATE
 
 
 def test_numpyro_under_a_handler_of_its_own_is_left_alone():
@@ -1070,4 +1074,4 @@ def test_all_errors_have_one_base_class():
 
 
 if __name__ == "__main__" and "--write" in sys.argv:
-    TABLE.write_text(table())
+    TABLE.write_text("\n".join([HEAD, *(entry(name, *raised(name)) for name in CASES)]))

@@ -21,7 +21,25 @@ import numpy as np
 
 FIRST, MORE, SECOND = 3.3, 8, 4.3
 CHUNK = 10_000
-compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+QUICKLY = {
+    "xla_backend_optimization_level": 0,
+    "xla_cpu_parallel_codegen_split_count": 1,
+    "xla_cpu_use_fusion_emitters": False,
+}
+
+
+def _known(option: str) -> bool:
+    """Whether the installed XLA has an option."""
+    try:
+        jax.jit(lambda: 0, compiler_options={option: QUICKLY[option]}).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
+
+
+compiled = functools.partial(
+    jax.jit, compiler_options={o: QUICKLY[o] for o in filter(_known, QUICKLY)}
+)
 """The tests compile for longer than they run, so they compile quickly."""
 
 ROUNDING = 1e-10
