@@ -92,7 +92,9 @@ def mass(d: Any, value: jax.Array) -> jax.Array:
         return mass(d.base_dist, value)
     if isinstance(d, dist.ExpandedDistribution):
         return jnp.broadcast_to(mass(d.base_dist, value), d.batch_shape)
-    if isinstance(d, dist.BernoulliProbs | dist.BernoulliLogits):
+    if isinstance(d, dist.BernoulliLogits):
+        return jax.nn.sigmoid(jnp.where(value == 1, d.logits, -d.logits))
+    if isinstance(d, dist.BernoulliProbs):
         p: Any = d.probs
         return jnp.where(value == 1, p, 1.0 - p)
     if isinstance(d, dist.CategoricalProbs | dist.CategoricalLogits):

@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -191,9 +191,24 @@ class Layout:
         return functools.reduce(jnp.add, parts) if parts else None
 
 
+class Mass(NamedTuple):
+    """How probable the value of each element is, and whether the choice was made at all (in each
+    step of the loops around it), if it stands in a branch."""
+
+    mass: jax.Array
+    made: jax.Array | None
+
+    def among(self, support: int) -> jax.Array:
+        """The probability; where the choice was not made all values are as probable."""
+        if self.made is None:
+            return self.mass
+        made = self.made.reshape(*self.made.shape, *[1] * (self.mass.ndim - self.made.ndim))
+        return jnp.where(made, self.mass, 1.0 / support)
+
+
 def laws(layout: Layout, made: Record) -> dict[Path, jax.Array]:
     """The probability of the values of each enumerated choice, from what a run has recorded."""
-    return {s.path: s.met(made[s.path] + 1.0 / s.support, jnp.prod) for s in layout.of(Enumerated)}
+    return {s.path: s.met(made[s.path].among(s.support), jnp.prod) for s in layout.of(Enumerated)}
 
 
 def times(weight: Any, f: jax.Array) -> jax.Array:

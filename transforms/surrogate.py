@@ -39,7 +39,7 @@ from .continued import correction
 from .elements import apart, element_shape, value_and_mass
 from .estimator import Continued, Enumerated, InPlace, magic_box
 from .interpret import Path, Record, Steps, entering, interpret
-from .layout import Elements, Layout, laws, lay_out, onto, times
+from .layout import Elements, Layout, Mass, laws, lay_out, onto, times
 from .samples import SAMPLES, Context, draw, own_key
 from .seed import sampled
 from .site import Call, Densities, Expect, Factor, Site, _factor_outside, element_keys, per_element
@@ -148,8 +148,8 @@ def _run(
 ) -> tuple[list[Any], Record]:
     """One run of a scope: its outputs, and what its choices record of each of their elements.
 
-    Enumerated choices record how much more probable a value is than if all were the same: that is
-    0 in a branch that is not taken.
+    Enumerated choices record how probable a value is, in branches with whether they were made at
+    all: what a branch that is not taken records is 0.
     """
 
     @entering
@@ -171,7 +171,8 @@ def _run(
             value, mass = _enumerated(layout, path, operands, given.get(path))
             if path not in layout.sites:  # a support of one value
                 return [value], acc, {}
-            return [value], acc, {path: mass - 1.0 / layout.sites[path].support}
+            conditional = layout.sites[path].chosen.choice.conditional
+            return [value], acc, {path: Mass(mass, jnp.ones((), bool) if conditional else None)}
         if isinstance(estimator, Enumerated):
             return [draw(choice, operands, key, sampled, context)], acc, {}
         if isinstance(estimator, Continued):
