@@ -25,6 +25,7 @@ import numpy as np
 from jax import lax
 
 from . import _jax
+from .bounds import Bounds
 from .interpret import INLINED, Path, _remat_jaxpr, is_random
 from .site import OWN_DENSITY, Body, Call, Site
 from .tail import COUNTING, Level, as_float, coefficients, is_float, is_var, read
@@ -57,7 +58,8 @@ def split(
     of the new program are those of the old one, in the same order (their paths may differ).
     """
     tainted = _tainted(closed, inputs or [False] * len(closed.in_avals), is_source, ())
-    level = _level(closed, [closed.jaxpr.outvars[0]], tainted, is_source, ())
+    bounds = functools.cache(lambda: Bounds(closed, _is_added_to))
+    level = _level(closed, [closed.jaxpr.outvars[0]], tainted, is_source, (), bounds)
     lines: list[str] = []
     own: dict[str, float] = {}
 
@@ -94,6 +96,7 @@ def _level(
     tainted: set[Any],
     is_source: Callable[[Path], bool],
     path: Path,
+    bounds: Callable[[], Bounds],
 ) -> Level:
     level, jaxpr = Level(closed, wanted), closed.jaxpr
     active: dict[Any, None] = {v: None for v in wanted if is_var(v)}
@@ -102,11 +105,11 @@ def _level(
         outs = [n for n, v in enumerate(eqn.outvars) if v in active and v in tainted]
         if not outs:
             continue
-        inner = _inner(eqn, outs, tainted, is_source, (*path, i))
+        inner = _inner(eqn, outs, tainted, is_source, (*path, i), bounds)
         if inner is not None:
             level.inner[i], level.outs[i], linear = inner
         else:
-            linear = _linear_operands(eqn, tainted)
+            linear = _linear_operands(eqn, tainted, bounds)
         if linear is None:
             continue
         level.tail.add(i)
@@ -130,13 +133,18 @@ _LINEAR = (  # in all operands together
 _JOINTLY = frozenset(_LINEAR.split())
 
 
-def _linear_operands(eqn: _jax.JaxprEqn, tainted: set[Any]) -> set[int] | None:
-    """The operands in which an equation is linear, all others being constant; None if it is not."""
+def _linear_operands(
+    eqn: _jax.JaxprEqn, tainted: set[Any], bounds: Callable[[], Bounds]
+) -> set[int] | None:
+    """The operands in which an equation is linear, all others being constant; None if it is not,
+    also because its integers may wrap around."""
     found = _linear(eqn, tainted)
     if found is None or all(is_float(eqn.invars[n]) for n in found):
         cut = eqn.primitive.name == "convert_element_type" and not is_float(eqn.outvars[0])
         return None if cut else found
-    return found if eqn.primitive.name in COUNTING else None
+    if eqn.primitive.name not in COUNTING:
+        return None
+    return found if is_float(eqn.outvars[0]) or bounds().are_exact(eqn) else None
 
 
 def _linear(eqn: _jax.JaxprEqn, tainted: set[Any]) -> set[int] | None:
@@ -187,18 +195,17 @@ def _inner(
     tainted: set[Any],
     is_source: Callable[[Path], bool],
     path: Path,
+    bounds: Callable[[], Bounds],
 ) -> tuple[Level, list[int], set[int]] | None:
     """The level inside an equation, which of its outputs are linear there, and in which operands
     besides."""
     hit = [is_var(v) and v in tainted for v in eqn.invars]
     sub = _as_is(eqn)
     if sub is None and all(hit) and eqn.primitive.name == "dot_general":
-        sub = _products(
-            eqn.params["dimension_numbers"], *(v.aval for v in (*eqn.invars, *eqn.outvars))
-        )
+        sub = _sum_of_products(eqn, bounds)
     if sub is not None:
         inside = _tainted(sub, hit, is_source, path)
-        level = _level(sub, [sub.jaxpr.outvars[n] for n in outs], inside, is_source, path)
+        level = _level(sub, [sub.jaxpr.outvars[n] for n in outs], inside, is_source, path, bounds)
         _pass(level, dict(enumerate(sub.jaxpr.invars)))
         return level, outs, set(level.passed.values())
     if eqn.primitive is not _jax.scan_p:
@@ -209,7 +216,7 @@ def _inner(
     carried = {n_consts + n: body.jaxpr.invars[n_consts + n] for n in outs if n < n_carry}
     added = {k: v for k, v in carried.items() if _is_added_to(body, k, k - n_consts)}
     while kept := [n for n in outs if n >= n_carry or n_consts + n in added]:
-        level = _level(body, [body.jaxpr.outvars[n] for n in kept], inside, is_source, path)
+        level = _level(body, [body.jaxpr.outvars[n] for n in kept], inside, is_source, path, bounds)
         _pass(level, added)
         if len(level.passed) == len(added):
             return level, kept, set(added)
@@ -234,6 +241,16 @@ def _as_is(eqn: _jax.JaxprEqn) -> _jax.ClosedJaxpr | None:
     if isinstance(call, Call) and isinstance(call.program, Body):
         return call.program.jaxpr
     return None
+
+
+def _sum_of_products(eqn: _jax.JaxprEqn, bounds: Callable[[], Bounds]) -> _jax.ClosedJaxpr | None:
+    avals = [v.aval for v in (*eqn.invars, *eqn.outvars)]
+    sub = _products(eqn.params["dimension_numbers"], *avals)
+    if sub is not None and not all(map(is_float, (*eqn.invars, *eqn.outvars))):
+        if not bounds().are_exact(eqn):
+            return None
+        bounds().run(sub, [bounds().of(v) for v in eqn.invars])
+    return sub
 
 
 @functools.lru_cache(maxsize=256)
