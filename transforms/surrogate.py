@@ -117,15 +117,15 @@ def scope(
     for s in baselines:
         payoff = jnp.zeros(s.shape, zero.dtype)
         for grid, part in zip(reach[s.path], payoffs[s.path], strict=True):
-            payoff += jnp.sum(part, axis=tuple(range(layout.axes(grid))))
+            payoff += jnp.sum(part, axis=tuple(range(len(grid))))
         finish = lambda totals, s=s, p=payoff: _baseline(s).finish(totals, p, context)
         totals, law = parts[s.path]
-        for _ in range(layout.axes(layout.on_grid(s.parameters))):
+        for _ in layout.on_grid(s.parameters):
             finish = jax.vmap(finish)
         value += jnp.sum(law * finish(totals))
     outs: list[Any] = [None] * len(layout.others)
     for i, mean in zip(averaged, means, strict=True):
-        outs[i] = jnp.sum(mean, axis=tuple(range(layout.axes(averaged[i]))))
+        outs[i] = jnp.sum(mean, axis=tuple(range(len(averaged[i]))))
     if len(averaged) < len(outs):  # where elements meet that meet in no term
         drawn = run(args, key, {}, enumerate=False)[0][len(layout.terms) :]
         outs = [d if o is None else o for d, o in zip(drawn, outs, strict=True)]
@@ -216,13 +216,13 @@ def _score(site: Site, estimator: InPlace, operands: list[Any], value: Any) -> d
 
 def _given(layout: Layout, indices: Sequence[jax.Array]) -> Record:
     """The values that enumerated choices take, from their indices on the grid."""
-    left = iter(indices)
     given: Record = {}
     for s in layout.of(Enumerated):
+        own = [indices[axis] for axis in layout.axes_of(s.path)]
         if s.stepwise:
-            given[s.path] = _by_step(s, left, s.shape[: s.loops])
+            given[s.path] = _by_step(s, iter(own), s.shape[: s.loops])
         else:
-            digits = jnp.broadcast_to(_digits(s, next(left)), s.shape[s.loops :])
+            digits = jnp.broadcast_to(_digits(s, own[0]), s.shape[s.loops :])
             given[s.path] = jnp.broadcast_to(digits, s.shape)
     return given
 
