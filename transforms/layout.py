@@ -62,13 +62,13 @@ class Elements:
         """Whether the steps of the loops around it are enumerated one by one."""
         return not all(self.apart[: self.loops])
 
-    @property
+    @functools.cached_property
     def support(self) -> int:
         """How many values an element has."""
         assert isinstance(self.chosen.estimator, Enumerated)
         return support_size(self.chosen.choice, self.chosen.estimator)
 
-    @property
+    @functools.cached_property
     def values(self) -> int:
         """How many joint values are enumerated, in one step of a loop if ``stepwise``."""
         axes = zip(self.shape[self.loops :], self.apart[self.loops :], strict=True)
@@ -177,7 +177,7 @@ class Layout:
         return math.prod(self.grid[axis] for axis in grid)
 
     def over_grid(self, f: Callable[..., Any], spec: Any) -> Any:
-        """``f(*indices)`` for all joint values, one ``vmap`` for each axis of the grid.
+        """``f(*indices)`` for all joint values.
 
         ``spec`` says on which axes of the grid the parts of the result depend: those they have in
         front, and no others.
