@@ -113,7 +113,8 @@ def scope(
         every,
     )
     values, payoffs, parts, means, extra = layout.over_grid(point, spec)
-    value = sum(map(jnp.sum, values), jnp.sum(extra))
+    flat = [v if v.ndim < 2 else v.reshape(-1) for v in values]  # one sum is pairwise, nested not
+    value = sum(map(jnp.sum, flat), jnp.sum(extra))
     for s in baselines:
         payoff = jnp.zeros(s.shape, zero.dtype)
         for grid, part in zip(reach[s.path], payoffs[s.path], strict=True):
