@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,13 +26,14 @@ from .dependence import NONE, Along, Dependence, Dependences
 from .elements import apart, element_shape
 from .errors import UnsupportedError, show
 from .estimator import Enumerated, InPlace
+from .grid import over_axes
 from .interpret import Path, Record, choices
 from .site import Site, own_density
 from .terms import split
 from .uniform import NO, compress
 
-Grid = frozenset[Path]
-"""The enumerated choices that something depends on."""
+Grid = frozenset[int]
+"""The axes of the enumeration that something depends on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,13 +62,13 @@ class Elements:
         """Whether the steps of the loops around it are enumerated one by one."""
         return not all(self.apart[: self.loops])
 
-    @property
+    @functools.cached_property
     def support(self) -> int:
         """How many values an element has."""
         assert isinstance(self.chosen.estimator, Enumerated)
         return support_size(self.chosen.choice, self.chosen.estimator)
 
-    @property
+    @functools.cached_property
     def values(self) -> int:
         """How many joint values are enumerated, in one step of a loop if ``stepwise``."""
         axes = zip(self.shape[self.loops :], self.apart[self.loops :], strict=True)
@@ -109,12 +110,50 @@ class Layout:
         return [s for s in self.sites.values() if isinstance(s.chosen.estimator, kind)]
 
     @functools.cached_property
-    def grid(self) -> list[tuple[Path, int]]:
-        """The axes of the enumeration: the choice and how many values it takes."""
-        return [(s.path, s.values) for s in self.of(Enumerated) for _ in range(s.instances)]
+    def _axes(self) -> tuple[list[int], dict[Path, tuple[int, ...]]]:
+        """The axes of the enumeration, each by how many values it has, and which of them are those
+        of a choice: one, or one for each step.
+
+        Choices of as many values share an axis, and take their values in step, where nothing
+        depends on both.
+        """
+        enumerated = {s.path: s for s in self.of(Enumerated)}
+        others = [d for d in self.others if self.joint(self.together(d)) <= MAX_JOINT]
+        parameters = [s.parameters for s in self.sites.values()]
+        meetings = {self.together(d) for d in (*self.terms, *others, *parameters)}
+        met: dict[Path, set[Path]] = {p: {p} for p in enumerated}
+        for together in meetings:
+            for p in together:
+                met[p] |= together
+        sizes: list[int] = []
+        found: dict[Path, tuple[int, ...]] = {}
+        for path, s in enumerated.items():
+            taken = {axis for p in met[path] if p in found for axis in found[p]}
+            free = [i for i, n in enumerate(sizes) if n == s.values and i not in taken]
+            more = range(len(sizes), len(sizes) + max(s.instances - len(free), 0))
+            sizes += [s.values] * len(more)
+            found[path] = tuple([*free, *more][: s.instances])
+        return sizes, found
+
+    @property
+    def grid(self) -> list[int]:
+        """How many values each axis of the enumeration has."""
+        return self._axes[0]
+
+    def axes_of(self, path: Path) -> tuple[int, ...]:
+        """The axes of a choice: one, or one for each step of the loops around it."""
+        return self._axes[1][path]
+
+    def together(self, dependence: Dependence) -> frozenset[Path]:
+        """The enumerated choices that something depends on."""
+        return frozenset(s.path for s in self.of(Enumerated) if s.path in dependence)
+
+    def joint(self, choices: frozenset[Path]) -> int:
+        """How many joint values enumerated choices have."""
+        return math.prod(self.sites[p].values ** self.sites[p].instances for p in choices)
 
     def on_grid(self, dependence: Dependence) -> Grid:
-        return frozenset(s.path for s in self.of(Enumerated) if s.path in dependence)
+        return frozenset(axis for p in self.together(dependence) for axis in self.axes_of(p))
 
     def grids(self, dependences: Sequence[Dependence]) -> list[Grid]:
         """The different ones."""
@@ -122,11 +161,11 @@ class Layout:
 
     @property
     def everywhere(self) -> Grid:
-        return frozenset(s.path for s in self.of(Enumerated))
+        return frozenset(range(len(self.grid)))
 
     def is_apart(self, dependence: Dependence) -> bool:
         """Whether elements of a choice that are apart do not meet in something (of few values)."""
-        return self.points(self.on_grid(dependence)) <= MAX_JOINT and all(
+        return self.joint(self.together(dependence)) <= MAX_JOINT and all(
             not apart or (along is not None and not along.lag)
             for s in self.of(Enumerated)
             if s.path in dependence
@@ -135,26 +174,15 @@ class Layout:
 
     def points(self, grid: Grid) -> int:
         """How many joint values that is."""
-        return math.prod(n for path, n in self.grid if path in grid)
+        return math.prod(self.grid[axis] for axis in grid)
 
     def over_grid(self, f: Callable[..., Any], spec: Any) -> Any:
-        """``f(*indices)`` for all joint values, one ``vmap`` for each axis of the grid.
+        """``f(*indices)`` for all joint values.
 
-        ``spec`` says on which choices the parts of the result depend: those have an axis for each
-        of their axes in the grid in front, and no others.
+        ``spec`` says on which axes of the grid the parts of the result depend: those they have in
+        front, and no others.
         """
-        is_leaf = lambda x: isinstance(x, frozenset)
-        for i, (path, n) in reversed(list(enumerate(self.grid))):
-            in_axes = tuple(0 if j == i else None for j in range(len(self.grid)))
-            out_axes = jax.tree.map(
-                lambda g, path=path: 0 if path in g else None, spec, is_leaf=is_leaf
-            )
-            f = jax.vmap(f, in_axes=in_axes, out_axes=out_axes, axis_size=n)
-        return f(*(jnp.arange(n) for _, n in self.grid))
-
-    def axes(self, grid: Grid) -> int:
-        """How many axes of the grid belong to the choices."""
-        return sum(path in grid for path, _ in self.grid)
+        return over_axes(f, self.grid, spec)
 
     def grouped(self, terms: Sequence[jax.Array]) -> list[tuple[jax.Array, Dependence, Grid]]:
         """The terms, added up where they depend on the same, without axes that do not matter."""
@@ -191,9 +219,24 @@ class Layout:
         return functools.reduce(jnp.add, parts) if parts else None
 
 
+class Mass(NamedTuple):
+    """How probable the value of each element is, and whether the choice was made at all (in each
+    step of the loops around it), if it stands in a branch."""
+
+    mass: jax.Array
+    made: jax.Array | None
+
+    def among(self, support: int) -> jax.Array:
+        """The probability; where the choice was not made all values are as probable."""
+        if self.made is None:
+            return self.mass
+        made = self.made.reshape(*self.made.shape, *[1] * (self.mass.ndim - self.made.ndim))
+        return jnp.where(made, self.mass, 1.0 / support)
+
+
 def laws(layout: Layout, made: Record) -> dict[Path, jax.Array]:
     """The probability of the values of each enumerated choice, from what a run has recorded."""
-    return {s.path: s.met(made[s.path] + 1.0 / s.support, jnp.prod) for s in layout.of(Enumerated)}
+    return {s.path: s.met(made[s.path].among(s.support), jnp.prod) for s in layout.of(Enumerated)}
 
 
 def times(weight: Any, f: jax.Array) -> jax.Array:
@@ -307,7 +350,7 @@ def largest(closed: _jax.ClosedJaxpr, chosen: Sequence[Chosen]) -> dict[Path, in
         inner = largest(rest.closed, rest.chosen)
         left = {id(s.choice.random): inner.get(s.choice.path) for s in rest.chosen}
         return {s.choice.path: left.get(id(s.choice.random), rest.largest) or 1 for s in enumerated}
-    sizes = [(d, layout.points(layout.on_grid(d))) for d in layout.terms]
+    sizes = [(d, layout.joint(layout.together(d))) for d in layout.terms]
     to = dict(zip((s.choice.path for s in chosen), layout.chosen, strict=True))
     return {
         s.choice.path: max((n for d, n in sizes if to[s.choice.path] in d), default=1)
@@ -438,9 +481,7 @@ def _of_elements(d: Dependence, loops: int) -> Dependence:
 
 
 def _check_size(layout: Layout, d: Dependence) -> None:
-    grid = layout.on_grid(d)
-    total = layout.points(grid)
-    if total <= MAX_JOINT:
+    if layout.joint(layout.together(d)) <= MAX_JOINT:
         return
     parts = []
     for s in layout.of(Enumerated):

@@ -51,18 +51,18 @@ def plan(closed: _jax.ClosedJaxpr, chosen: Sequence[Chosen]) -> Plan:
             continue
         lines = tuple(line for line, d in zip(layout.lines, layout.terms, strict=True) if path in d)
         enumerated = isinstance(s.estimator, Enumerated)
-        values = layout.points(frozenset({path})) if enumerated else 1
+        values = layout.joint(frozenset({path})) if enumerated else 1
         uses[s.choice.path] = Use(lines, len(layout.terms), values)
     return Plan(uses, _groups(layout))
 
 
 def _groups(layout: Layout) -> tuple[tuple[tuple[Address, ...], int], ...]:
-    grids = {layout.on_grid(d) for d in layout.terms}
+    grids = {layout.together(d) for d in layout.terms}
     largest = [g for g in grids if len(g) > 1 and not any(g < other for other in grids)]
     return tuple(
         (
             tuple(layout.sites[p].chosen.choice.address for p in sorted(g)),
-            layout.points(g),
+            layout.joint(g),
         )
         for g in sorted(largest, key=sorted)
     )

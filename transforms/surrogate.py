@@ -40,7 +40,7 @@ from .elements import apart, element_shape, value_and_mass
 from .errors import UnsupportedError, show
 from .estimator import Continued, Enumerated, InPlace, magic_box
 from .interpret import Path, Record, Steps, entering, interpret
-from .layout import Elements, Layout, laws, lay_out, onto, times
+from .layout import Elements, Layout, Mass, laws, lay_out, onto, times
 from .messages import silent, transformable
 from .samples import SAMPLES, Context, draw, own_key
 from .seed import sampled
@@ -116,19 +116,20 @@ def scope(
         every,
     )
     values, payoffs, parts, means, extra = layout.over_grid(point, spec)
-    value = sum(map(jnp.sum, values), jnp.sum(extra))
+    flat = [v if v.ndim < 2 else v.reshape(-1) for v in values]  # one sum is pairwise, nested not
+    value = sum(map(jnp.sum, flat), jnp.sum(extra))
     for s in baselines:
         payoff = jnp.zeros(s.shape, zero.dtype)
         for grid, part in zip(reach[s.path], payoffs[s.path], strict=True):
-            payoff += jnp.sum(part, axis=tuple(range(layout.axes(grid))))
+            payoff += jnp.sum(part, axis=tuple(range(len(grid))))
         finish = lambda totals, s=s, p=payoff: _baseline(s).finish(totals, p, context)
         totals, law = parts[s.path]
-        for _ in range(layout.axes(layout.on_grid(s.parameters))):
+        for _ in layout.on_grid(s.parameters):
             finish = jax.vmap(finish)
         value += jnp.sum(law * finish(totals))
     outs: list[Any] = [None] * len(layout.others)
     for i, mean in zip(averaged, means, strict=True):
-        outs[i] = jnp.sum(mean, axis=tuple(range(layout.axes(averaged[i]))))
+        outs[i] = jnp.sum(mean, axis=tuple(range(len(averaged[i]))))
     if len(averaged) < len(outs):  # where elements meet that meet in no term
         drawn = quiet(args, key, {}, enumerate=False)[0][len(layout.terms) :]
         outs = [d if o is None else o for d, o in zip(drawn, outs, strict=True)]
@@ -152,8 +153,8 @@ def _run(
 ) -> tuple[list[Any], Record]:
     """One run of a scope: its outputs, and what its choices record of each of their elements.
 
-    Enumerated choices record how much more probable a value is than if all were the same: that is
-    0 in a branch that is not taken. ``program`` is that of the layout, or silent.
+    Enumerated choices record how probable a value is, in branches with whether they were made at
+    all: what a branch that is not taken records is 0. ``program`` is that of the layout, or silent.
     """
 
     @entering
@@ -175,7 +176,8 @@ def _run(
             value, mass = _enumerated(layout, path, operands, given.get(path))
             if path not in layout.sites:  # a support of one value
                 return [value], acc, {}
-            return [value], acc, {path: mass - 1.0 / layout.sites[path].support}
+            conditional = layout.sites[path].chosen.choice.conditional
+            return [value], acc, {path: Mass(mass, jnp.ones((), bool) if conditional else None)}
         if isinstance(estimator, Enumerated):
             return [draw(choice, operands, key, sampled, context)], acc, {}
         if isinstance(estimator, Continued):
@@ -235,13 +237,13 @@ def _score(site: Site, estimator: InPlace, operands: list[Any], value: Any) -> d
 
 def _given(layout: Layout, indices: Sequence[jax.Array]) -> Record:
     """The values that enumerated choices take, from their indices on the grid."""
-    left = iter(indices)
     given: Record = {}
     for s in layout.of(Enumerated):
+        own = [indices[axis] for axis in layout.axes_of(s.path)]
         if s.stepwise:
-            given[s.path] = _by_step(s, left, s.shape[: s.loops])
+            given[s.path] = _by_step(s, iter(own), s.shape[: s.loops])
         else:
-            digits = jnp.broadcast_to(_digits(s, next(left)), s.shape[s.loops :])
+            digits = jnp.broadcast_to(_digits(s, own[0]), s.shape[s.loops :])
             given[s.path] = jnp.broadcast_to(digits, s.shape)
     return given
 

@@ -26,6 +26,7 @@ from . import _jax
 from .assignment import MAX_JOINT
 from .dependence import Dependence
 from .errors import UnsupportedError
+from .grid import over_axes
 from .uniform import NO, compress
 from .worlds import Stacked, Worlds
 
@@ -239,12 +240,8 @@ def evaluate(
         before = [digits(plan, i, at.get((i, 1), at[i, 0])) for i in range(m)]
         return worlds.run(here, before)
 
-    on = [plan.signature(d)[0] for d in outs]
-    for j, digit in reversed(list(enumerate(every))):
-        in_axes = tuple(0 if k == j else None for k in range(len(every)))
-        out_axes = [0 if digit in o else None for o in on]
-        point = jax.vmap(point, in_axes=in_axes, out_axes=out_axes, axis_size=plan.values(digit[0]))
-    return point(*(jnp.arange(plan.values(i)) for i, _ in every))
+    on = [frozenset(map(every.index, plan.signature(d)[0])) for d in outs]
+    return over_axes(point, [plan.values(i) for i, _ in every], on)
 
 
 def digits(plan: Plan, i: int, number: jax.Array) -> jax.Array:

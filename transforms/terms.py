@@ -25,8 +25,10 @@ import numpy as np
 from jax import lax
 
 from . import _jax
+from .bounds import Bounds
 from .interpret import INLINED, Path, _remat_jaxpr, is_random
 from .site import OWN_DENSITY, Body, Call, Site
+from .tail import COUNTING, Level, as_float, coefficients, is_float, is_var, read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,15 +58,16 @@ def split(
     of the new program are those of the old one, in the same order (their paths may differ).
     """
     tainted = _tainted(closed, inputs or [False] * len(closed.in_avals), is_source, ())
-    level = _level(closed, [closed.jaxpr.outvars[0]], tainted, is_source, ())
+    bounds = functools.cache(lambda: Bounds(closed, _is_added_to))
+    level = _level(closed, [closed.jaxpr.outvars[0]], tainted, is_source, (), bounds)
     lines: list[str] = []
     own: dict[str, float] = {}
 
     def terms(*args: Any) -> list[Any]:
         env = _run(level, args, closed.jaxpr.outvars[1:])
         leaves, constants = _collect(level, env)
-        leaves = jax.tree.map(_as_float, leaves)
-        constant, slopes = _coefficients(level, leaves, constants)
+        leaves = jax.tree.map(as_float, leaves)
+        constant, slopes = coefficients(level, leaves, constants)
         flat = [] if isinstance(constant, np.ndarray) and constant == 0 else [jnp.asarray(constant)]
         for name, c in zip(_own_densities(level), slopes, strict=True):
             if name and (c is None or isinstance(c, np.generic)):
@@ -80,27 +83,11 @@ def split(
                 infinite = (c == 0) & ~jnp.isfinite(leaf)  # under a mask, say
                 flat.append(c * jnp.where(infinite, 0.0, leaf))
         lines.extend([""] * (len(flat) - len(kept)) + kept)
-        return [*flat, *(_read(env, v) for v in closed.jaxpr.outvars[1:])]
+        return [*flat, *(read(env, v) for v in closed.jaxpr.outvars[1:])]
 
     avals = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in closed.in_avals]
     new = _jax.traced(terms, *avals)
     return Split(_without_dead_code(new), tuple(lines), own)
-
-
-@dataclasses.dataclass
-class _Level:
-    """The tail of one jaxpr, and of those in it."""
-
-    closed: _jax.ClosedJaxpr
-    wanted: list[Any]
-    leaves: list[Any] = dataclasses.field(default_factory=list)
-    constants: list[_jax.Var] = dataclasses.field(default_factory=list)
-    tail: set[int] = dataclasses.field(default_factory=set)
-    inner: dict[int, _Level] = dataclasses.field(default_factory=dict)
-    passed: dict[_jax.Var, int] = dataclasses.field(default_factory=dict)
-    """Inputs that would be leaves, by their number: the tail goes on outside, or before."""
-    outs: dict[int, list[int]] = dataclasses.field(default_factory=dict)
-    """Which outputs of an equation with an inner level are wanted."""
 
 
 def _level(
@@ -109,37 +96,34 @@ def _level(
     tainted: set[Any],
     is_source: Callable[[Path], bool],
     path: Path,
-) -> _Level:
-    level, jaxpr = _Level(closed, wanted), closed.jaxpr
-    active: dict[Any, None] = {v: None for v in wanted if _is_var(v)}
+    bounds: Callable[[], Bounds],
+) -> Level:
+    level, jaxpr = Level(closed, wanted), closed.jaxpr
+    active: dict[Any, None] = {v: None for v in wanted if is_var(v)}
     for i in reversed(range(len(jaxpr.eqns))):
         eqn = jaxpr.eqns[i]
         outs = [n for n, v in enumerate(eqn.outvars) if v in active and v in tainted]
         if not outs:
             continue
-        inner = _inner(eqn, outs, tainted, is_source, (*path, i))
+        inner = _inner(eqn, outs, tainted, is_source, (*path, i), bounds)
         if inner is not None:
             level.inner[i], level.outs[i], linear = inner
         else:
-            linear = _linear_operands(eqn, tainted)
+            linear = _linear_operands(eqn, tainted, bounds)
         if linear is None:
             continue
         level.tail.add(i)
         for n in level.outs.get(i, outs):
             del active[eqn.outvars[n]]
         for n, v in enumerate(eqn.invars):
-            if n in linear and _is_var(v):
+            if n in linear and is_var(v):
                 active[v] = None
             elif (
-                n not in linear and _is_var(v) and i not in level.inner and v not in level.constants
+                n not in linear and is_var(v) and i not in level.inner and v not in level.constants
             ):
                 level.constants.append(v)
     level.leaves += list(active)
     return level
-
-
-def _is_var(v: Any) -> bool:
-    return isinstance(v, _jax.Var)
 
 
 _LINEAR = (  # in all operands together
@@ -149,30 +133,24 @@ _LINEAR = (  # in all operands together
 _JOINTLY = frozenset(_LINEAR.split())
 
 
-_COUNTING = frozenset(
-    {"add", "sub", "neg", "mul", "reduce_sum", "convert_element_type", "reshape", "squeeze"}
-    | {"broadcast_in_dim", "transpose", "rev", "slice", "concatenate"}
-)
-"""What is linear in integers too, for sums of them that become floating point numbers."""
-
-
-def _linear_operands(eqn: _jax.JaxprEqn, tainted: set[Any]) -> set[int] | None:
-    """The operands in which an equation is linear, all others being constant; None if it is not."""
+def _linear_operands(
+    eqn: _jax.JaxprEqn, tainted: set[Any], bounds: Callable[[], Bounds]
+) -> set[int] | None:
+    """The operands in which an equation is linear, all others being constant; None if it is not,
+    also because its integers may wrap around."""
     found = _linear(eqn, tainted)
-    if found is None or all(_is_float(eqn.invars[n]) for n in found):
-        cut = eqn.primitive.name == "convert_element_type" and not _is_float(eqn.outvars[0])
+    if found is None or all(is_float(eqn.invars[n]) for n in found):
+        cut = eqn.primitive.name == "convert_element_type" and not is_float(eqn.outvars[0])
         return None if cut else found
-    return found if eqn.primitive.name in _COUNTING else None
-
-
-def _is_float(v: Any) -> bool:
-    return jnp.issubdtype(v.aval.dtype, jnp.floating)
+    if eqn.primitive.name not in COUNTING:
+        return None
+    return found if is_float(eqn.outvars[0]) or bounds().are_exact(eqn) else None
 
 
 def _linear(eqn: _jax.JaxprEqn, tainted: set[Any]) -> set[int] | None:
     if _own_density(eqn):
         return None
-    hit = {n for n, v in enumerate(eqn.invars) if _is_var(v) and v in tainted}
+    hit = {n for n, v in enumerate(eqn.invars) if is_var(v) and v in tainted}
     name, every = eqn.primitive.name, set(range(len(eqn.invars)))
     if name in _JOINTLY:
         return every
@@ -193,7 +171,7 @@ def _own_density(eqn: _jax.JaxprEqn) -> str | None:
     return name if isinstance(name, str) and name.startswith(OWN_DENSITY) else None
 
 
-def _makers(level: _Level) -> list[_jax.JaxprEqn | None]:
+def _makers(level: Level) -> list[_jax.JaxprEqn | None]:
     """The equation that each leaf comes from, those of inner levels last."""
     maker = {v: eqn for eqn in level.closed.jaxpr.eqns for v in eqn.outvars}
     found = [maker.get(v) for v in level.leaves]
@@ -202,12 +180,12 @@ def _makers(level: _Level) -> list[_jax.JaxprEqn | None]:
     return found
 
 
-def _own_densities(level: _Level) -> list[str | None]:
+def _own_densities(level: Level) -> list[str | None]:
     """For each leaf, whether it is the log density of a choice at its own draw."""
     return [None if eqn is None else _own_density(eqn) for eqn in _makers(level)]
 
 
-def _lines(level: _Level) -> list[str]:
+def _lines(level: Level) -> list[str]:
     return ["" if eqn is None else _jax.line_of(eqn) for eqn in _makers(level)]
 
 
@@ -217,18 +195,17 @@ def _inner(
     tainted: set[Any],
     is_source: Callable[[Path], bool],
     path: Path,
-) -> tuple[_Level, list[int], set[int]] | None:
+    bounds: Callable[[], Bounds],
+) -> tuple[Level, list[int], set[int]] | None:
     """The level inside an equation, which of its outputs are linear there, and in which operands
     besides."""
-    hit = [_is_var(v) and v in tainted for v in eqn.invars]
+    hit = [is_var(v) and v in tainted for v in eqn.invars]
     sub = _as_is(eqn)
     if sub is None and all(hit) and eqn.primitive.name == "dot_general":
-        sub = _products(
-            eqn.params["dimension_numbers"], *(v.aval for v in (*eqn.invars, *eqn.outvars))
-        )
+        sub = _sum_of_products(eqn, bounds)
     if sub is not None:
         inside = _tainted(sub, hit, is_source, path)
-        level = _level(sub, [sub.jaxpr.outvars[n] for n in outs], inside, is_source, path)
+        level = _level(sub, [sub.jaxpr.outvars[n] for n in outs], inside, is_source, path, bounds)
         _pass(level, dict(enumerate(sub.jaxpr.invars)))
         return level, outs, set(level.passed.values())
     if eqn.primitive is not _jax.scan_p:
@@ -239,7 +216,7 @@ def _inner(
     carried = {n_consts + n: body.jaxpr.invars[n_consts + n] for n in outs if n < n_carry}
     added = {k: v for k, v in carried.items() if _is_added_to(body, k, k - n_consts)}
     while kept := [n for n in outs if n >= n_carry or n_consts + n in added]:
-        level = _level(body, [body.jaxpr.outvars[n] for n in kept], inside, is_source, path)
+        level = _level(body, [body.jaxpr.outvars[n] for n in kept], inside, is_source, path, bounds)
         _pass(level, added)
         if len(level.passed) == len(added):
             return level, kept, set(added)
@@ -247,7 +224,7 @@ def _inner(
     return None
 
 
-def _pass(level: _Level, inputs: Mapping[int, _jax.Var]) -> None:
+def _pass(level: Level, inputs: Mapping[int, _jax.Var]) -> None:
     """Some inputs of a level are no leaves."""
     number = {v: k for k, v in inputs.items() if v in level.leaves}
     level.passed = number
@@ -264,6 +241,16 @@ def _as_is(eqn: _jax.JaxprEqn) -> _jax.ClosedJaxpr | None:
     if isinstance(call, Call) and isinstance(call.program, Body):
         return call.program.jaxpr
     return None
+
+
+def _sum_of_products(eqn: _jax.JaxprEqn, bounds: Callable[[], Bounds]) -> _jax.ClosedJaxpr | None:
+    avals = [v.aval for v in (*eqn.invars, *eqn.outvars)]
+    sub = _products(eqn.params["dimension_numbers"], *avals)
+    if sub is not None and not all(map(is_float, (*eqn.invars, *eqn.outvars))):
+        if not bounds().are_exact(eqn):
+            return None
+        bounds().run(sub, [bounds().of(v) for v in eqn.invars])
+    return sub
 
 
 @functools.lru_cache(maxsize=256)
@@ -293,9 +280,9 @@ def _additions(jaxpr: _jax.Jaxpr, at: Any) -> tuple[Any, bool] | None:
     """The output that a variable ends up in, and whether something is added on the way; None if
     anything else becomes of it."""
     uses: dict[Any, list[Any]] = {}
-    for user, read in [*((eqn, eqn.invars) for eqn in jaxpr.eqns), (None, jaxpr.outvars)]:
-        for v in read:
-            if _is_var(v):
+    for user, given in [*((eqn, eqn.invars) for eqn in jaxpr.eqns), (None, jaxpr.outvars)]:
+        for v in given:
+            if is_var(v):
                 uses.setdefault(v, []).append(user)
     more = False
     while len(uses.get(at, ())) == 1:
@@ -336,15 +323,15 @@ def _tainted(
     out = {v for v, t in zip(jaxpr.invars, ins, strict=True) if t}
     for i, eqn in enumerate(jaxpr.eqns):
         at = (*path, i)
-        hit = [_is_var(v) and v in out for v in eqn.invars]
+        hit = [is_var(v) and v in out for v in eqn.invars]
         if isinstance(eqn.params.get("site"), Site):
             reached = [any(hit) or is_source(at)] * len(eqn.outvars)
         elif (sub := _as_is(eqn)) is not None:
             inside = _tainted(sub, hit, is_source, at)
-            reached = [_is_var(v) and v in inside for v in sub.jaxpr.outvars]
+            reached = [is_var(v) and v in inside for v in sub.jaxpr.outvars]
         elif eqn.primitive is _jax.scan_p:
             inside = _tainted_body(eqn, hit, is_source, at)
-            reached = [_is_var(v) and v in inside for v in eqn.params["jaxpr"].jaxpr.outvars]
+            reached = [is_var(v) and v in inside for v in eqn.params["jaxpr"].jaxpr.outvars]
         else:
             reached = [any(hit) or is_random(eqn)] * len(eqn.outvars)
         out |= {v for v, r in zip(eqn.outvars, reached, strict=True) if r}
@@ -358,7 +345,7 @@ def _tainted_body(
     n_consts, n_carry = _jax.scan_layout(eqn)
     while True:
         inside = _tainted(body, ins, is_source, path)
-        carry = [_is_var(v) and v in inside for v in body.jaxpr.outvars[:n_carry]]
+        carry = [is_var(v) and v in inside for v in body.jaxpr.outvars[:n_carry]]
         new = list(ins)
         for n, t in enumerate(carry):
             new[n_consts + n] |= t
@@ -370,13 +357,7 @@ def _tainted_body(
 # --- the program without its tail --------------------------------------------------------------
 
 
-def _read(env: dict[Any, Any], v: Any) -> Any:
-    if _is_var(v):
-        return env[v]
-    return jnp.asarray(v.val, v.aval.dtype)
-
-
-def _run(level: _Level, args: Sequence[Any], outs: Sequence[Any]) -> dict[Any, Any]:
+def _run(level: Level, args: Sequence[Any], outs: Sequence[Any]) -> dict[Any, Any]:
     """The variables of a program, up to its leaves and ``outs``.
 
     What an inner level has collected stands under the number of its equation.
@@ -384,18 +365,18 @@ def _run(level: _Level, args: Sequence[Any], outs: Sequence[Any]) -> dict[Any, A
     jaxpr = level.closed.jaxpr
     env: dict[Any, Any] = dict(zip(jaxpr.constvars, level.closed.consts, strict=True))
     env.update(zip(jaxpr.invars, args, strict=True))
-    needed = {v for v in (*outs, *level.leaves, *level.constants) if _is_var(v)}
+    needed = {v for v in (*outs, *level.leaves, *level.constants) if is_var(v)}
     whole = set()
     for i in reversed(range(len(jaxpr.eqns))):
         eqn = jaxpr.eqns[i]
         if i not in level.tail or needed.intersection(eqn.outvars):
             whole.add(i)
         if i in whole or i in level.inner:
-            needed.update(v for v in eqn.invars if _is_var(v))
+            needed.update(v for v in eqn.invars if is_var(v))
     for i, eqn in enumerate(jaxpr.eqns):
         if i not in whole and i not in level.inner:
             continue
-        operands = [_read(env, v) for v in eqn.invars]
+        operands = [read(env, v) for v in eqn.invars]
         if i not in level.inner:
             values = _jax.evaluate_equation(eqn, operands)
         elif eqn.primitive is _jax.scan_p:
@@ -410,9 +391,9 @@ def _run(level: _Level, args: Sequence[Any], outs: Sequence[Any]) -> dict[Any, A
     return env
 
 
-def _run_inside(level: _Level, outs: Sequence[Any], operands: list[Any]) -> tuple[list[Any], Any]:
+def _run_inside(level: Level, outs: Sequence[Any], operands: list[Any]) -> tuple[list[Any], Any]:
     inside = _run(level, operands, outs)
-    return [_read(inside, v) for v in outs], _collect(level, inside)
+    return [read(inside, v) for v in outs], _collect(level, inside)
 
 
 def _as_before(eqn: _jax.JaxprEqn, f: Callable[..., Any]) -> Callable[..., Any]:
@@ -423,7 +404,7 @@ def _as_before(eqn: _jax.JaxprEqn, f: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _run_scan(
-    level: _Level, i: int, operands: list[Any], needed: list[bool]
+    level: Level, i: int, operands: list[Any], needed: list[bool]
 ) -> tuple[list[Any], Any]:
     """A scan that also stacks what its level collects; sums that are not needed are no carry."""
     eqn, inner = level.closed.jaxpr.eqns[i], level.inner[i]
@@ -438,7 +419,7 @@ def _run_scan(
         for n, c in zip(kept, carry, strict=True):
             before[n] = c
         inside = _run(inner, [*consts, *before, *xs], [results[n] for n in (*kept, *ys)])
-        made = [_read(inside, results[n]) for n in (*kept, *ys)]
+        made = [read(inside, results[n]) for n in (*kept, *ys)]
         return made[: len(kept)], (made[len(kept) :], _collect(inner, inside))
 
     carry, (stacked, collected) = lax.scan(
@@ -453,95 +434,20 @@ def _run_scan(
     return [made.get(n) for n in range(len(results))], collected
 
 
-def _collect(level: _Level, env: dict[Any, Any]) -> tuple[Any, Any]:
+def _collect(level: Level, env: dict[Any, Any]) -> tuple[Any, Any]:
     """The leaves, and the constants of the tail, with those of inner levels."""
-    leaves = [_read(env, v) for v in level.leaves]
-    constants = [_read(env, v) for v in level.constants]
+    leaves = [read(env, v) for v in level.leaves]
+    constants = [read(env, v) for v in level.constants]
     inside = [env[i] for i in sorted(level.inner)]
     return [leaves, *(leaf for leaf, _ in inside)], [constants, *(c for _, c in inside)]
 
 
-# --- the tail -----------------------------------------------------------------------------------
-
-
-def _tail(level: _Level, leaves: Any, constants: Any, passed: Any = None) -> list[Any]:
-    """What is wanted of a level, from its leaves, its constants, and what is passed to it."""
-    env: dict[Any, Any] = dict(passed or {})
-    own, *inside = leaves
-    own_constants, *inside_constants = constants
-    env.update(zip(level.leaves, own, strict=True))
-    env.update(zip(level.constants, own_constants, strict=True))
-    number = {i: n for n, i in enumerate(sorted(level.inner))}
-
-    for i in sorted(level.tail):
-        eqn = level.closed.jaxpr.eqns[i]
-        if i not in level.inner:
-            if eqn.primitive.name in ("name", "copy"):
-                outs = [_read(env, eqn.invars[0])]
-            elif not all(map(_is_float, eqn.invars)) and eqn.primitive.name in _COUNTING:
-                outs = [_counted(eqn, [_read(env, v) for v in eqn.invars])]
-            else:
-                outs = _jax.evaluate_equation(eqn, [_read(env, v) for v in eqn.invars])
-            env.update(zip(eqn.outvars, outs, strict=True))
-            continue
-        inner = level.inner[i]
-        args = inside[number[i]], inside_constants[number[i]]
-        if eqn.primitive is _jax.scan_p:
-            n_consts, n_carry = _jax.scan_layout(eqn)
-            at_0 = lambda v: _as_float(jnp.zeros(v.aval.shape, v.aval.dtype))
-            start = {v: at_0(v) for v in inner.passed}
-            each = functools.partial(_tail, inner, passed=start)
-            found = jax.vmap(each)(*args)
-            for n, v in zip(level.outs[i], found, strict=True):
-                if n < n_carry:
-                    v = _read(env, eqn.invars[n_consts + n]) + jnp.sum(v, axis=0)
-                env[eqn.outvars[n]] = v
-        else:
-            passed = {v: _read(env, eqn.invars[k]) for v, k in inner.passed.items()}
-            found = _tail(inner, *args, passed)
-            env.update({eqn.outvars[n]: v for n, v in zip(level.outs[i], found, strict=True)})
-    return [_read(env, v) for v in level.wanted]
-
-
-def _as_float(x: jax.Array) -> jax.Array:
-    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.result_type(float))
-
-
-def _counted(eqn: _jax.JaxprEqn, operands: list[Any]) -> jax.Array:
-    """An equation of integers, in floating point numbers."""
-    if eqn.primitive.name == "convert_element_type":
-        to = eqn.params["new_dtype"]
-        return (
-            operands[0].astype(to) if jnp.issubdtype(to, jnp.floating) else _as_float(operands[0])
-        )
-    return eqn.primitive.bind(*map(_as_float, operands), **eqn.params)
-
-
-def _coefficients(level: _Level, leaves: Any, constants: Any) -> tuple[Any, list[Any]]:
-    """The value of the tail at 0, and its derivative in each leaf (None stands for ones)."""
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), leaves)
-
-    def affine(constants: Any) -> Any:
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        out, back = jax.vjp(lambda leaves: _tail(level, leaves, constants)[0], zeros)
-        return out, jax.tree.leaves(back(jnp.ones_like(out))[0])
-
-    if jax.tree.leaves(constants):
-        return affine(constants)
-    with jax.ensure_compile_time_eval():
-        out, slopes = jax.tree.map(np.asarray, affine(constants))
-    return out, [
-        None if np.all(c == 1) else c.flat[0] if c.size and np.all(c == c.flat[0]) else c
-        for c in slopes
-    ]
-
-
 def _without_dead_code(closed: _jax.ClosedJaxpr) -> _jax.ClosedJaxpr:
     jaxpr = closed.jaxpr
-    needed = {v for v in jaxpr.outvars if _is_var(v)}
+    needed = {v for v in jaxpr.outvars if is_var(v)}
     kept = []
     for eqn in reversed(jaxpr.eqns):
         if needed.intersection(eqn.outvars) or is_random(eqn) or eqn.effects:
             kept.append(eqn)
-            needed.update(v for v in eqn.invars if _is_var(v))
+            needed.update(v for v in eqn.invars if is_var(v))
     return _jax.with_equations(closed, kept[::-1])
