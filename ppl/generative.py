@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax.ad_checkpoint import checkpoint_name
 
-from transforms import _jax, marks
+from transforms import _jax, inside, marks
 from transforms.addresses import (
     Entry,
     check_shape,
@@ -524,7 +524,8 @@ def observe(address: str, d: dist.Distribution, value: Any) -> None:
     expected = jax.ShapeDtypeStruct(d.shape(), jnp.float32)
     check_shape((address,), value, expected, _jax.user_line())
     with marks.mark(marks.DENSITY):
-        log_density = corrected(d).log_prob(value)
+        line = _jax.user_line()
+        log_density = inside.log_prob(corrected(d), jnp.asarray(value), (address,), line)
     _factor((address,), log_density)
 
 

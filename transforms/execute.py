@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from . import _jax, marks
+from . import _jax, inside, marks
 from .addresses import Choices, Entry, entries, match, nest
 from .elements import absent, apart, is_masked
 from .errors import Address, UnsupportedError
@@ -67,8 +67,11 @@ def log_density_of(
     def one(operands: list[Any], value: Any) -> jax.Array:
         d = site.rebuild(site.live(operands))
         d = absent(d) if hidden else d
-        log_prob = apart(d).log_prob(value) if own else d.log_prob(value)
-        log_density = jnp.sum(checkpoint_name(log_prob, own_density(site)) if own else log_prob)
+        if own:
+            log_prob = checkpoint_name(apart(d).log_prob(value), own_density(site))
+        else:
+            log_prob = inside.log_prob(d, value, site.address, site.source, site.masked)
+        log_density = jnp.sum(log_prob)
         return jnp.where(site.mask(operands), log_density, 0.0) if site.masked else log_density
 
     with marks.mark(marks.DENSITY):

@@ -29,9 +29,10 @@ import jax.numpy as jnp
 
 from . import _jax, marks
 from .assignment import Choose, Chosen, Rough, assign
+from .contained import Misfit
 from .continuity import gone
 from .estimator import Baseline, Enumerated, InPlace
-from .findings import of_baseline, of_fault, of_kink, of_support, why
+from .findings import of_baseline, of_fault, of_kink, of_misfit, of_support, why
 from .flat import Flat, Op, flatten
 from .interpret import Path, abstract_distribution, random_of
 from .site import Expect, Site
@@ -88,9 +89,15 @@ class Soundness:
     """The analysis of one objective; choosing its automatic estimators is a part of it."""
 
     def __init__(
-        self, closed: _jax.ClosedJaxpr, choose: Choose, samples: int, constant: Sequence[bool] = ()
+        self,
+        closed: _jax.ClosedJaxpr,
+        choose: Choose,
+        samples: int,
+        constant: Sequence[bool] = (),
+        misfits: Sequence[Misfit] = (),
     ):
         self.samples = samples
+        self._misfits = misfits
         self._scopes: dict[int, _Scope] = {}
         self._cured: dict[tuple[Flat, int], set[tuple[Flat, int, str]]] = {}
         self._tried: set[tuple[Flat, int, str]] = set()
@@ -132,6 +139,7 @@ class Soundness:
             for f in self._faults_reached()
             if matters(f)
         ]
+        found += map(of_misfit, self._misfits)
         found += [
             of_support(s, self._root.choose) for s, x in self._moving if not wanted.isdisjoint(x)
         ]
