@@ -34,6 +34,7 @@ from .continuity import gone
 from .estimator import Baseline, Enumerated, InPlace
 from .findings import of_baseline, of_fault, of_kink, of_misfit, of_support, why
 from .flat import Flat, Op, flatten
+from .inside import support_of
 from .interpret import Path, abstract_distribution, random_of
 from .site import Expect, Site
 from .support import support_operands
@@ -344,7 +345,7 @@ class Soundness:
         if parameters.estimates:
             self._reached[self._fault("nonlinear", flat, i, parameters)] = None
         own: frozenset[Source] = frozenset({("site", (id(scope.closed), chosen.choice.path))})
-        discrete = getattr(d, "is_discrete", False)  # some have draws of floating point type
+        discrete = getattr(support_of(d), "is_discrete", False)  # some have draws of floating point type
         floating = jnp.issubdtype(site.dtype, jnp.floating) and not discrete
         drawn = own if floating else frozenset()
         estimator = chosen.estimator
@@ -444,7 +445,7 @@ def _of_last_step(value: Value) -> Value:
 
 def _is_circular(d: Any) -> bool:
     """Whether the draws of a distribution are angles."""
-    return type(getattr(d, "support", None)).__name__ == "_Circular"
+    return type(support_of(d)).__name__ == "_Circular"
 
 
 def sees_own_draw(baseline: Baseline, samples: int) -> bool:
