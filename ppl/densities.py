@@ -129,7 +129,7 @@ class Importance(Algorithm):
             q = proposal.execute({})
             _check_proposal(proposal, q.choices, target)
             run = target.score(q.choices)
-            return run, run.log_density - q.log_density
+            return run, run.log_integrand - q.log_integrand
 
         return jax.vmap(one, axis_size=n)()
 
@@ -137,7 +137,7 @@ class Importance(Algorithm):
         if self.proposal is None:
             return retained.log_weight
         q = self._proposal(target).execute(target.free(retained.choices), exact=True)
-        return retained.log_density - q.log_density
+        return retained.log_integrand - q.log_integrand
 
     def _proposal(self, target: Target) -> Generative:
         q = self.proposal
@@ -156,11 +156,24 @@ class Importance(Algorithm):
 def _check_proposal(proposal: Generative, choices: Choices, target: Target) -> None:
     wanted = flatten(target.free(target.program.choices_like))
     made = flatten(choices)
+    refuse_hidden(target.program, target.covers)
+    refuse_hidden(proposal, lambda _: False)
     if set(made) != set(wanted):
         raise AddressError(
             f"the proposal {proposal.name} of importance(n, proposal) chooses "
             f"{', '.join(map(show, made)) or 'nothing'}, and the choices of {target.program.name} "
             f"to propose are {', '.join(map(show, wanted)) or 'none'}. Give it these addresses."
+        )
+
+
+def refuse_hidden(g: Generative, known: Callable[[Address], bool]) -> None:
+    """Refuse to weigh masked choices of ``g`` whose own density it does not know."""
+    for address in sorted(a for a in g.hidden if not known(a)):
+        raise UnsupportedError(
+            f"the choice {show(address)} of {g.name} is masked ({_jax.user_line()}): its density "
+            "counts nowhere, but it is drawn from it, and an approximate marginal or posterior "
+            "does not know it alone. Integrate it out in the program that draws it, or use "
+            "ppl.importance(n), which proposes from that."
         )
 
 
@@ -195,13 +208,13 @@ class Enumeration(Algorithm):
         def pick(i: int, logits: jax.Array) -> jax.Array:
             return _sample(("index", *addresses[i]), dist.Categorical(logits=logits), drawn=True)
 
-        digits, log_z = draw(lambda *digits: run(*digits).log_density, _variables(free), pick)
+        digits, log_z = draw(lambda *digits: run(*digits).log_integrand, _variables(free), pick)
         return run(*digits), log_z
 
     def estimate(self, target: Target, retained: Execution | None = None) -> jax.Array:
         free = self._free(target)
         run = _run(target, free)
-        return log_sum(lambda *digits: run(*digits).log_density, _variables(free))
+        return log_sum(lambda *digits: run(*digits).log_integrand, _variables(free))
 
     def _free(self, target: Target) -> dict[Address, _Free]:
         program = target.program
@@ -292,6 +305,10 @@ class Marginal(Generative):
         self.name = f"marginal({g.name})"
         self._g, self._keep, self._by = g, keep, by
 
+    @property
+    def masked(self) -> frozenset[Address]:
+        return frozenset(a for a in self._g.masked if self._kept(a))
+
     def _kept(self, address: Address) -> bool:
         return any(address[: len(k)] == k for k in self._keep)
 
@@ -328,6 +345,10 @@ class Normalized(Generative):
     def __init__(self, g: Generative, data: Choices, by: Algorithm):
         self.name = f"normalize({g.name})"
         self._target, self._by = Target(g, data), by
+
+    @property
+    def masked(self) -> frozenset[Address]:
+        return frozenset(a for a in self._target.program.masked if not self._target.covers(a))
 
     @functools.cached_property
     def _like(self) -> dict[Address, Any]:
@@ -429,6 +450,14 @@ def detach(x: Any) -> Any:
 class _Detached(Generative):
     def __init__(self, inner: Generative):
         self.name, self._inner = inner.name, inner
+
+    @property
+    def masked(self) -> frozenset[Address]:
+        return self._inner.masked
+
+    @property
+    def hidden(self) -> frozenset[Address]:
+        return self._inner.hidden
 
     def execute(
         self, given: Choices, *, exact: bool = False, select: Select = lambda address: False

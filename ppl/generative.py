@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax.ad_checkpoint import checkpoint_name
 
-from transforms import _jax, marks
+from transforms import _jax, inside, marks
 from transforms.addresses import (
     Entry,
     check_shape,
@@ -26,7 +26,14 @@ from transforms.addresses import (
 )
 from transforms.errors import Address, AddressError, UnsupportedError, describe, nearest, show
 from transforms.estimator import Estimator
-from transforms.execute import LOG_DENSITY, Execution, execute, refuse_nested_density
+from transforms.execute import (
+    LOG_DENSITY,
+    Execution,
+    execute,
+    hidden_masks,
+    masked_choices,
+    refuse_nested_density,
+)
 from transforms.interpret import choices as _choices
 from transforms.retarget import retarget
 from transforms.seed import seeded
@@ -167,6 +174,16 @@ class Generative(abc.ABC):
         return Trace(run.choices, _mark(run.log_density), run.retval), _mark(run.log_weight)
 
     @property
+    def masked(self) -> frozenset[Address]:
+        """Addresses whose density a mask hides in part."""
+        return frozenset()
+
+    @property
+    def hidden(self) -> frozenset[Address]:
+        """Of these, those that ``Execution.log_absent`` does not cover."""
+        return self.masked
+
+    @property
     def choices_like(self) -> dict[str, Any]:
         """The choices with shapes in place of values (``jax.ShapeDtypeStruct``)."""
         return _jax.trace(lambda: self.execute({}).choices)[2]
@@ -188,7 +205,8 @@ class Generative(abc.ABC):
         den, den_consts, _ = _jax.trace(density, *leaves)
         simulate, log_density = with_operands_of([sim, den], [len(sim_consts), len(den_consts)])
         n = len(jax.tree.leaves(retval))
-        program = Densities(simulate, log_density, n, choices, self.name)
+        masked = tuple(sorted(self.masked))
+        program = Densities(simulate, log_density, n, choices, self.name, masked)
         call = Call((address,), _jax.user_line(), program)
         outs = call_p.bind(*sim_consts, *den_consts, call=call)
         return jax.tree.unflatten(jax.tree.structure(retval), outs)
@@ -236,6 +254,14 @@ class Program(Generative):
     def choices_like(self) -> dict[str, Any]:
         return nest(likeness(self.entries).items())
 
+    @property
+    def masked(self) -> frozenset[Address]:
+        return self.hidden | masked_choices(self.entries)
+
+    @property
+    def hidden(self) -> frozenset[Address]:
+        return frozenset(hidden_masks(self.entries))
+
     def execute(
         self, given: Choices, *, exact: bool = False, select: Select = lambda address: False
     ) -> Execution:
@@ -273,12 +299,20 @@ class _Retargeted(Generative):
     def __init__(self, inner: Generative, table: Mapping[Address, Estimator]):
         self.name, self._inner, self._table = inner.name, inner, table
 
+    @property
+    def masked(self) -> frozenset[Address]:
+        return self._inner.masked
+
+    @property
+    def hidden(self) -> frozenset[Address]:
+        return self._inner.hidden
+
     def execute(
         self, given: Choices, *, exact: bool = False, select: Select = lambda address: False
     ) -> Execution:
         def run() -> tuple[Any, ...]:
             run = self._inner.execute(given, exact=exact, select=select)
-            return run.choices, run.retval, run.log_density, run.log_weight
+            return run.choices, run.retval, run.log_density, run.log_weight, run.log_absent
 
         closed, consts, out = _jax.trace(run)
         known = [c.address for c in _choices(closed, densities=True)]
@@ -490,7 +524,8 @@ def observe(address: str, d: dist.Distribution, value: Any) -> None:
     expected = jax.ShapeDtypeStruct(d.shape(), jnp.float32)
     check_shape((address,), value, expected, _jax.user_line())
     with marks.mark(marks.DENSITY):
-        log_density = corrected(d).log_prob(value)
+        line = _jax.user_line()
+        log_density = inside.log_prob(corrected(d), jnp.asarray(value), (address,), line)
     _factor((address,), log_density)
 
 

@@ -57,6 +57,7 @@ __all__ = [
     "custom_jvp_call_p",
     "custom_vjp_call_p",
     "debug_instead_of",
+    "define_function",
     "define_primitive",
     "evaluate",
     "evaluate_equation",
@@ -339,6 +340,34 @@ def define_primitive(
     batching.fancy_primitive_batchers[p] = lambda axis, args, dims, **params: batch(
         axis.size, args, dims, **params
     )
+    return p
+
+
+def define_function(
+    name: str,
+    f: Callable[..., Any],
+    *,
+    abstract: Callable[..., Any],
+    batch: Callable[..., Any],
+) -> Primitive:
+    """A primitive that stands for the function ``f(*operands, **params)``, a list of arrays."""
+    p = Primitive(name)
+    p.multiple_results = True
+    p.def_abstract_eval(abstract)
+    p.def_impl(f)
+    mlir.register_lowering(p, mlir.lower_fun(f, multiple_results=True))
+
+    def jvp(primals: Any, tangents: Any, **params: Any) -> Any:
+        zeros = [ad.instantiate_zeros(t) for t in tangents]
+        return jax.jvp(lambda *xs: f(*xs, **params), tuple(primals), tuple(zeros))
+
+    def batched(args: Any, dims: Any, **params: Any) -> Any:
+        dims = [None if d is batching.not_mapped else d for d in dims]
+        size = next(a.shape[d] for a, d in zip(args, dims, strict=True) if d is not None)
+        return batch(size, args, dims, **params)
+
+    ad.primitive_jvps[p] = jvp
+    batching.primitive_batchers[p] = batched
     return p
 
 

@@ -41,6 +41,33 @@ def unmasked(d: Any) -> Any:
     return d
 
 
+def is_masked(d: Any) -> bool:
+    """Whether a distribution has a mask."""
+    kind = type(d).__name__
+    if kind == "MaskedDistribution":
+        return d._mask is not True or is_masked(d.base_dist)
+    return kind in ("Independent", "ExpandedDistribution") and is_masked(d.base_dist)
+
+
+def absent(d: Any) -> Any:
+    """The distribution with its masks turned around: what they hide is what counts."""
+    kind = type(d).__name__
+    if kind == "MaskedDistribution":
+        inner = d._mask
+        while type(d.base_dist).__name__ == "MaskedDistribution":
+            d = d.base_dist
+            inner = inner & d._mask
+        if is_masked(d.base_dist):  # by each element of an event
+            raise NotImplementedError
+        hidden = not inner if isinstance(inner, bool) else ~inner
+        return unmasked(d.base_dist).mask(hidden)
+    if kind == "Independent":
+        return absent(d.base_dist).to_event(d.reinterpreted_batch_ndims)
+    if kind == "ExpandedDistribution":
+        return absent(d.base_dist).expand(d.batch_shape)
+    return d.mask(False)
+
+
 def element_shape(site: Site, avals: Any) -> tuple[int, ...]:
     """Batch shape of the elements of a site within one element of the ``vmap``\\ s around it.
 

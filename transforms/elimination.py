@@ -21,6 +21,7 @@ from jax import lax
 from jax.scipy.special import logsumexp
 
 from . import _jax
+from .contained import resolve
 from .dependence import NONE, Along, Dependence, Dependences
 from .tables import (
     Class,
@@ -70,6 +71,7 @@ def draw(
 def _plan(f: Callable[..., jax.Array], variables: Sequence[Variable]) -> tuple[Plan, list[Table]]:
     avals = [jax.ShapeDtypeStruct(v.shape, jnp.result_type(int)) for v in variables]
     closed, consts, _ = _jax.trace(f, *avals)
+    closed, _ = resolve(closed, consts)
     inputs = [False] * len(consts) + [True] * len(variables)
     terms = split(closed, lambda _: False, inputs)
     program = _jax.live(terms.program)

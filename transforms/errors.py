@@ -24,6 +24,10 @@ class ShapeError(PPLError, ValueError):
     """A value does not have the shape of its random choice."""
 
 
+class SupportError(PPLError, ValueError):
+    """Data are outside the support of the choice at which they are scored."""
+
+
 class KeyRequiredError(PPLError, TypeError):
     """A random choice was reached where no randomness is available."""
 

@@ -11,6 +11,7 @@ itself a program whose choices an estimator can treat.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,11 +19,11 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from . import _jax, marks
-from .addresses import Choices, entries, match, nest
-from .elements import apart
+from . import _jax, inside, marks
+from .addresses import Choices, Entry, entries, match, nest
+from .elements import absent, apart, is_masked
 from .errors import Address, UnsupportedError
-from .interpret import Path, Record, entering, interpret
+from .interpret import Path, Record, abstract_distribution, entering, interpret
 from .site import Call, Densities, Factor, Site, own_density, per_element, sample_p
 
 LOG_DENSITY = "ppl.log_density"  # marks densities, for the checks and for the checker
@@ -31,33 +32,56 @@ LOG_DENSITY = "ppl.log_density"  # marks densities, for the checks and for the c
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Execution:
-    """One run of a program (a pytree)."""
+    """One run of a program (a pytree).
+
+    ``log_absent`` is the log density of what the masks of choices hide, of those that are not
+    selected (None where nothing is masked): it counts in none of the others, and yet the choices
+    are drawn from it.
+    """
 
     choices: Choices
     retval: Any
     log_density: jax.Array
     log_weight: jax.Array
+    log_absent: jax.Array | None = None
+
+    @property
+    def log_integrand(self) -> jax.Array:
+        """What is integrated over the choices that are not selected to get a marginal density:
+        the log density, those that are masked included."""
+        return self.log_density if self.log_absent is None else self.log_density + self.log_absent
 
 
 # --- the transformation ------------------------------------------------------------------------
 
 
 def log_density_of(
-    site: Site, operands: Sequence[Any], value: Any, *, own: bool = False, other: bool = False
+    site: Site,
+    operands: Sequence[Any],
+    value: Any,
+    *,
+    own: bool = False,
+    other: bool = False,
+    hidden: bool = False,
 ) -> jax.Array:
     """Log density of all elements of a site at ``value``: a scalar.
 
-    ``other`` says that in a branch that is not taken the value is that of another choice. ``own``
-    says that the value is the draw of the site; the density of each element has a name
-    then, by which it is found among the terms of an objective.
+    ``own`` says that the value is the draw of the site; the density of each element has a name
+    then, by which it is found among the terms of an objective. ``other`` says that in a branch that
+    is not taken the value is that of another choice. With ``hidden``, that of the elements which a
+    mask hides.
     """
 
     def one(operands: list[Any], value: Any) -> jax.Array:
         d = site.rebuild(site.live(operands))
         if other and site.masked:  # the derivative may be no number there
             value = jnp.where(site.mask(operands), value, jnp.asarray(0.5, value.dtype))
-        log_prob = apart(d).log_prob(value) if own else d.log_prob(value)
-        log_density = jnp.sum(checkpoint_name(log_prob, own_density(site)) if own else log_prob)
+        d = absent(d) if hidden else d
+        if own:
+            log_prob = checkpoint_name(apart(d).log_prob(value), own_density(site))
+        else:
+            log_prob = inside.log_prob(d, value, site.address, site.source, site.masked)
+        log_density = jnp.sum(log_prob)
         return jnp.where(site.mask(operands), log_density, 0.0) if site.masked else log_density
 
     with marks.mark(marks.DENSITY):
@@ -77,33 +101,56 @@ def execute(
     program = entries(closed)
     by_path = {c.path: e for e in program for c in e.parts}
     fixed = match(program, given, name, exact=exact)
+    masked = masked_choices(program)
 
     @entering
     def rule(
         choice: Any, operands: list[Any], *, path: Path, key: Any, given: Record, acc: Any
     ) -> Any:
-        total, selected = acc
+        total, selected, *missing = acc
         if isinstance(choice, Factor):
             weight = _add(jnp.zeros(()), jnp.sum(operands[0]))
-            return [], (_add(total, weight), _add(selected, weight)), {}
+            return [], (_add(total, weight), _add(selected, weight), *missing), {}
         entry = by_path[path]
         address = entry.address
         if isinstance(choice, Site):
             site = dataclasses.replace(choice, address=address, drawn=True)
             value = given[path] if path in given else sample_p.bind(*operands, site=site)[0]
-            known = {"own": path not in given, "other": entry.branches}
-            outs, lp = [value], log_density_of(site, operands, value, **known)
-            outs = [value.astype(choice.dtype)]
+            score = functools.partial(log_density_of, site, operands, value, other=entry.branches)
+            outs, lp = [value.astype(choice.dtype)], score(own=path not in given)
+            if address in masked and not select(address):
+                missing = [_add(missing[0], score(hidden=True))]
         else:
             value, outs, lp = _call(choice, operands, given.get(path))
         weighs = isinstance(choice, Call) and not jax.tree.leaves(value)  # an evidence: a factor
         add = _add(selected, lp) if weighs or select(address) else selected
         made = (value, choice.taken(operands)) if entry.branches else value
-        return outs, (_add(total, lp), add), {path: made}
+        return outs, (_add(total, lp), add, *missing), {path: made}
 
-    zero = jnp.zeros(())
-    retval, (total, selected), made = interpret(closed, args, rule, given=fixed, acc=(zero, zero))
-    return Execution(nest((e.address, e.join(made)) for e in program), retval, total, selected)
+    acc = (jnp.zeros(()),) * (3 if masked else 2)
+    retval, sums, made = interpret(closed, args, rule, given=fixed, acc=acc)
+    return Execution(nest((e.address, e.join(made)) for e in program), retval, *sums)
+
+
+def masked_choices(program: Sequence[Entry]) -> set[Address]:
+    """The addresses of the choices of a program that have a mask."""
+    return {
+        e.address
+        for e in program
+        for c in e.parts
+        if isinstance(c.random, Site) and is_masked(abstract_distribution(c))
+    }
+
+
+def hidden_masks(program: Sequence[Entry]) -> set[Address]:
+    """The addresses of masked choices of programs inside that are known by their densities."""
+    calls = [(e.address, e.choice.random) for e in program if isinstance(e.choice.random, Call)]
+    return {
+        (*address, *inside)
+        for address, call in calls
+        if isinstance(call.program, Densities)
+        for inside in call.program.masked
+    }
 
 
 def _add(acc: jax.Array, term: Any) -> jax.Array:

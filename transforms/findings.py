@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .assignment import Choose, Chosen
+from .contained import Misfit
 from .errors import Address, show
 from .flat import Op
 from .interpret import abstract_distribution
@@ -90,6 +91,20 @@ def of_support(s: Chosen, choose: Choose) -> Finding:
         f"support move. {_type(other, s)}"
     )
     return Finding(UNSUPPORTED, (s.choice.address,), type(d).__name__, s.choice.source, message)
+
+
+def of_misfit(m: Misfit) -> Finding:
+    """A choice that is scored where its support reaches too far."""
+    drawn, scored = show(m.drawn.address), show(m.check.address)
+    d = m.check.name
+    message = (
+        f"the choice {drawn} ~ {m.drawn_from} at {m.drawn.source} is scored at {scored} ~ {d} "
+        f"({m.check.source}), and its support reaches beyond that of {d}, where the density is 0 "
+        f"and the objective minus infinity. Type a distribution with the support of {d}: {d} "
+        "itself, or, for a continuous one, dist.TransformedDistribution(dist.Normal(m, s), "
+        f"dist.biject_to(dist.{d}(...).support))."
+    )
+    return Finding(UNSUPPORTED, (m.drawn.address,), d, m.drawn.source, message)
 
 
 def _named(sites: Sequence[Chosen]) -> str:

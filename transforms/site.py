@@ -328,7 +328,8 @@ class Densities:
 
     ``simulate``: operands -> (retval leaves, choice leaves, log density);
     ``log_density``: (operands, choice leaves) -> (retval leaves, log density).
-    ``choices`` is the tree of the choices with their shapes.
+    ``choices`` is the tree of the choices with their shapes, ``masked`` the addresses of those
+    whose masks hide a part of the density.
     """
 
     simulate: _jax.ClosedJaxpr
@@ -336,6 +337,7 @@ class Densities:
     n_retval: int
     choices: PyTree
     name: str
+    masked: tuple[Address, ...] = ()
 
     def batch(self, axis_size: int, mapped: Sequence[bool]) -> Densities:
         n = len(jax.tree.leaves(self.choices))

@@ -29,10 +29,20 @@ import jax.numpy as jnp
 
 from . import _jax, marks, verdicts
 from .assignment import Choose, Chosen, Rough, assign
+from .contained import Misfit
 from .continuity import CUTS, FACTORS, convicted, gone
 from .estimator import Baseline, Enumerated, InPlace
-from .findings import of_baseline, of_contradiction, of_fault, of_kink, of_support, why
+from .findings import (
+    of_baseline,
+    of_contradiction,
+    of_fault,
+    of_kink,
+    of_misfit,
+    of_support,
+    why,
+)
 from .flat import Flat, Op, flatten
+from .inside import support_of
 from .interpret import Path, abstract_distribution, random_of
 from .site import Expect, Site
 from .support import support_operands
@@ -92,9 +102,15 @@ class Soundness:
     """The analysis of one objective; choosing its automatic estimators is a part of it."""
 
     def __init__(
-        self, closed: _jax.ClosedJaxpr, choose: Choose, samples: int, constant: Sequence[bool] = ()
+        self,
+        closed: _jax.ClosedJaxpr,
+        choose: Choose,
+        samples: int,
+        constant: Sequence[bool] = (),
+        misfits: Sequence[Misfit] = (),
     ):
         self.samples = samples
+        self._misfits = misfits
         self._scopes: dict[int, _Scope] = {}
         self._cured: dict[tuple[Flat, int], set[tuple[Flat, int, str]]] = {}
         self._tried: set[tuple[Flat, int, str]] = set()
@@ -141,6 +157,7 @@ class Soundness:
             for f in self._faults_reached()
             if matters(f)
         ]
+        found += map(of_misfit, self._misfits)
         found += [
             of_support(s, self._root.choose) for s, x in self._moving if not wanted.isdisjoint(x)
         ]
@@ -393,7 +410,7 @@ class Soundness:
         if parameters.estimates:
             self._reached[self._fault("nonlinear", flat, i, parameters)] = None
         own: frozenset[Source] = frozenset({("site", (id(scope.closed), chosen.choice.path))})
-        discrete = getattr(d, "is_discrete", False)  # some have draws of floating point type
+        discrete = getattr(support_of(d), "is_discrete", False)  # some have draws of floating point type
         floating = jnp.issubdtype(site.dtype, jnp.floating) and not discrete
         drawn = own if floating else frozenset()
         estimator = chosen.estimator
@@ -503,7 +520,7 @@ def _of_last_step(value: Value) -> Value:
 
 def _is_circular(d: Any) -> bool:
     """Whether the draws of a distribution are angles."""
-    return type(getattr(d, "support", None)).__name__ == "_Circular"
+    return type(support_of(d)).__name__ == "_Circular"
 
 
 def sees_own_draw(baseline: Baseline, samples: int) -> bool:

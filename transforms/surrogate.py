@@ -35,6 +35,7 @@ from jax import lax
 from . import _jax
 from .alarm import sound_the_alarm
 from .assignment import Choose, assign
+from .contained import resolve
 from .continued import correction
 from .elements import apart, element_shape, value_and_mass
 from .errors import UnsupportedError, show
@@ -291,7 +292,9 @@ def estimate(
 ) -> list[Any]:
     """One unbiased draw of an expectation, differentiable, with all its ``vmap`` axes."""
     if context is None:  # an objective by itself
-        check = Soundness(expect.jaxpr, expect.choose, 1, _known(operands))
+        resolved, misfits = resolve(expect.jaxpr, operands)
+        expect = dataclasses.replace(expect, jaxpr=resolved)
+        check = Soundness(expect.jaxpr, expect.choose, 1, _known(operands), misfits)
         outs = estimate(expect, operands, key, Context(plans=check.plans))
         return [outs[0] + _alarm(check, operands, expect.name), *outs[1:]]
     inner = dataclasses.replace(context, averages={})
@@ -320,7 +323,8 @@ def surrogate(
     When it is first differentiated, what the checker finds is reported: as warnings, or errors
     if ``strict``, or by ``report`` with the numbers of the arguments that are differentiated.
     """
-    check = Soundness(closed, choose, samples, _known(args))
+    closed, misfits = resolve(closed, args)
+    check = Soundness(closed, choose, samples, _known(args), misfits)
     context = Context(samples, averages or {}, direction, check.plans)
 
     def one(key: jax.Array) -> list[Any]:
