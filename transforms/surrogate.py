@@ -40,7 +40,7 @@ from .elements import apart, element_shape, value_and_mass
 from .estimator import Continued, Enumerated, InPlace, magic_box
 from .interpret import Path, Record, Steps, entering, interpret
 from .layout import Elements, Layout, laws, lay_out, onto, times
-from .samples import SAMPLES, Context, draw, own_key
+from .samples import SAMPLES, Context, Watch, draw, own_key
 from .seed import sampled
 from .site import Call, Densities, Expect, Factor, Site, _factor_outside, element_keys, per_element
 from .soundness import Soundness
@@ -153,6 +153,7 @@ def _run(
     """
 
     @entering
+    @context.watching
     def rule(
         choice: Any, operands: list[Any], *, path: Path, key: Any, given: Record, acc: Any
     ) -> Any:
@@ -292,14 +293,16 @@ def surrogate(
     name: str = "the objective",
     strict: bool = False,
     report: Callable[[Soundness, Sequence[int]], None] | None = None,
+    watch: Watch | None = None,
 ) -> list[Any]:
     """The mean of ``samples`` surrogates with independent draws.
 
     When it is first differentiated, what the checker finds is reported: as warnings, or errors
     if ``strict``, or by ``report`` with the numbers of the arguments that are differentiated.
+    ``watch`` is told of every choice.
     """
     check = Soundness(closed, choose, samples, _known(args))
-    context = Context(samples, averages or {}, direction, check.plans)
+    context = Context(samples, averages or {}, direction, check.plans, watch)
 
     def one(key: jax.Array) -> list[Any]:
         return scope(closed, args, key, choose, context)
