@@ -107,7 +107,7 @@ class Checkpoint:
                 [
                     f"{k} (other code, or another number in it)"
                     if k in COMPUTED
-                    else f"{k} (it is {short(self.identity[k])}, in the file {was(k)})"
+                    else f"{k} (here {short(self.identity[k])}, in the file {was(k)})"
                     for k in differing
                 ]
             )
