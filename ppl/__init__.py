@@ -39,6 +39,7 @@ from transforms.findings import Finding
 
 from .advice import not_in_ppl as _not_in_ppl
 from .audit import Audit
+from .batches import minibatches
 from .densities import (
     Algorithm,
     Target,
@@ -50,7 +51,7 @@ from .densities import (
 )
 from .expectation import Expectation, expectation
 from .explain import Explanation
-from .fit import Fit, maximize, minibatches, minimize
+from .fit import Fit, maximize, minimize
 from .generative import (
     Generative,
     Trace,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, final
 
@@ -91,6 +92,7 @@ class Expectation:
         averages: Any = None,
         direction: int = 1,
         report: Callable[[Soundness, Sequence[int]], None] | None = None,
+        **kwargs: Any,
     ) -> Any:
         """The plain differentiable function behind the objective.
 
@@ -99,7 +101,7 @@ class Expectation:
 
         Args:
             key: random key.
-            *args: the arguments of the objective, any pytrees.
+            *args, **kwargs: the arguments of the objective, any pytrees.
             samples: how many independent estimates are averaged.
             averages: state of ``ppl.moving_average`` baselines, by decay; kept by the fit.
             direction: 1 where the result is ascended, -1 where it is descended; only
@@ -117,7 +119,8 @@ class Expectation:
         Returns:
             f32[], or ``(f32[], aux)`` with ``has_aux``, where aux is averaged like the value.
         """
-        closed, consts, out = self.trace(*args)
+        args, kwargs = self._bind(args, kwargs)
+        closed, consts, out = self.trace(*args, **kwargs)
         outs = surrogate(
             closed,
             consts,
@@ -132,9 +135,9 @@ class Expectation:
         )
         return jax.tree.unflatten(jax.tree.structure(out), outs)
 
-    def value(self, key: jax.Array, *args: Any, samples: int = 1) -> Any:
+    def value(self, key: jax.Array, *args: Any, samples: int = 1, **kwargs: Any) -> Any:
         """An unbiased estimate of the objective, f32[] (with ``has_aux``: ``(f32[], aux)``)."""
-        arrays, static, tree = split(args)
+        arrays, static, tree = split(self._bind(args, kwargs))
         n = as_count(samples, "samples")
         return self._value(as_key(key), arrays, static=static, tree=tree, samples=n)
 
@@ -144,18 +147,21 @@ class Expectation:
         *args: Any,
         samples: int = 1,
         argnums: int | Sequence[int] = 0,
+        **kwargs: Any,
     ) -> tuple[Any, Any]:
         """Unbiased estimates of the objective and of its gradient.
 
         Args:
             key: random key.
-            *args: the arguments of the objective, any pytrees. The gradient of integers is
-                float0; leaves that are no arrays (functions, strings) must be hashable, and
+            *args, **kwargs: the arguments of the objective, any pytrees. The gradient of integers
+                is float0; leaves that are no arrays (functions, strings) must be hashable, and
                 their gradient is None.
             samples: how many independent estimates are averaged.
-            argnums: which argument(s) to differentiate.
+            argnums: which argument(s) to differentiate, by their place in the function's signature
+                where they are given by keyword.
         """
-        arrays, static, tree = split(args)
+        args, kwargs = self._bind(args, kwargs)
+        arrays, static, tree = split((args, kwargs))
         nums = argnums if isinstance(argnums, int) else tuple(argnums)
         key = as_key(key)
         _check_differentiable(args, nums)
@@ -168,7 +174,7 @@ class Expectation:
             argnums=nums,
             strict=self.strict or is_strict(),  # so that what is compiled already is checked again
         )
-        full = jax.tree.unflatten(tree, join(grads, tuple((i, None) for i, _ in static)))
+        full, _ = jax.tree.unflatten(tree, join(grads, tuple((i, None) for i, _ in static)))
         return value, full[nums] if isinstance(nums, int) else tuple(full[i] for i in nums)
 
     def grad(
@@ -177,9 +183,11 @@ class Expectation:
         *args: Any,
         samples: int = 1,
         argnums: int | Sequence[int] = 0,
+        **kwargs: Any,
     ) -> Any:
         """An unbiased estimate of the gradient; see :meth:`value_and_grad`."""
-        _, grads = self.value_and_grad(key, *args, samples=samples, argnums=argnums)
+        how: dict[str, Any] = {"samples": samples, "argnums": argnums, **kwargs}
+        _, grads = self.value_and_grad(key, *args, **how)
         return grads
 
     def explain(
@@ -188,11 +196,13 @@ class Expectation:
         samples: int = 1,
         argnums: int | Sequence[int] = 0,
         kinks: bool = False,
+        **kwargs: Any,
     ) -> Explanation:
         """What the gradient costs, and whether to trust it: a table of the random choices.
 
         Args:
-            *args: the arguments of the objective; shapes (``jax.ShapeDtypeStruct``) will do.
+            *args, **kwargs: the arguments of the objective; shapes (``jax.ShapeDtypeStruct``) will
+                do.
             samples: how many estimates are averaged.
             argnums: which argument(s) to differentiate.
             kinks: whether to list where the derivative exists almost everywhere only.
@@ -201,7 +211,7 @@ class Expectation:
             An :class:`Explanation`: prints as text, shows as HTML in a notebook. ``.sites`` has a
             row for each choice, ``.findings`` what the soundness checker has to say.
         """
-        arrays, static, tree = split(args)
+        arrays, static, tree = split(self._bind(args, kwargs))
         nums = argnums if isinstance(argnums, int) else tuple(argnums)
         seen: list[Any] = []
 
@@ -226,6 +236,7 @@ class Expectation:
         *args: Any,
         samples: int = 10_000,
         argnums: int | Sequence[int] = 0,
+        **kwargs: Any,
     ) -> Audit:
         """Check the gradient numerically: is its mean the derivative of the expectation?
 
@@ -237,7 +248,7 @@ class Expectation:
 
         Args:
             key: random key.
-            *args: the arguments of the objective, any pytrees.
+            *args, **kwargs: the arguments of the objective, any pytrees.
             samples: how many samples; at ``n`` a bias of about ``8 / sqrt(n)`` standard deviations
                 of an estimate is found. Each costs one gradient and six values for each
                 derivative.
@@ -253,12 +264,47 @@ class Expectation:
         Example:
             >>> assert objective.audit(jax.random.key(0), params).ok
         """
+        objective, args = self.bound(args, kwargs)
         nums = (argnums,) if isinstance(argnums, int) else tuple(argnums)
-        return audit(self, as_key(key), args, samples, [i % max(1, len(args)) for i in nums])
+        return audit(objective, as_key(key), args, samples, [i % max(1, len(args)) for i in nums])
+
+    def bound(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Expectation, tuple[Any, ...]]:
+        """An objective of positional arguments alone, and these."""
+        args, kwargs = self._bind(args, kwargs)
+        if not kwargs:
+            return self, args
+
+        @functools.wraps(self._f, updated=())
+        def f(*args: Any) -> Any:
+            return self._f(*args, **kwargs)
+
+        return Expectation(f, self._has_aux, self.strict), args
+
+    def _bind(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments with as many of them by position as the function's signature allows."""
+        if not kwargs:
+            return args, kwargs
+        try:
+            signature = inspect.signature(self._f)
+        except ValueError:  # of a function that is not written in Python
+            return args, kwargs
+        try:
+            given = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(
+                f"the objective {_jax.definition(self._f)} is called at {_jax.user_line()} with "
+                f"arguments that are not its own: {error}. It takes {signature}, by position or by "
+                "keyword; samples=, argnums= and the like stand beside them."
+            ) from None
+        return given.args, given.kwargs
 
     def _value_flat(self, key: Any, arrays: Any, *, static: Any, tree: Any, samples: int) -> Any:
-        args = jax.tree.unflatten(tree, join(arrays, static))
-        return self.surrogate(key, *args, samples=samples)
+        args, kwargs = jax.tree.unflatten(tree, join(arrays, static))
+        return self.surrogate(key, *args, samples=samples, **kwargs)
 
     def _value_and_grad_flat(
         self,
@@ -272,18 +318,19 @@ class Expectation:
         strict: bool,
         report: Any = None,
     ) -> Any:
-        args = jax.tree.unflatten(tree, join(arrays, static))
+        args, _ = jax.tree.unflatten(tree, join(arrays, static))
         wanted = {argnums} if isinstance(argnums, int) else set(argnums)
         wanted = {i % len(args) for i in wanted} if args else wanted
         owner = [i for i, a in enumerate(args) for _ in jax.tree.leaves(a)]
+        owner += [None] * (tree.num_leaves - len(owner))  # of those given by keyword
         kept = set(range(len(owner))) - {i for i, _ in static}
         which = [owner[i] in wanted for i in sorted(kept)]
 
         def f(chosen: list[Any]) -> Any:
             left = iter(chosen)
             full = [next(left) if w else a for a, w in zip(arrays, which, strict=True)]
-            args = jax.tree.unflatten(tree, join(full, static))
-            return self.surrogate(key, *args, samples=samples, report=report)
+            args, kwargs = jax.tree.unflatten(tree, join(full, static))
+            return self.surrogate(key, *args, samples=samples, report=report, **kwargs)
 
         chosen = [a for a, w in zip(arrays, which, strict=True) if w]
         value, grads = jax.value_and_grad(f, has_aux=self._has_aux, allow_int=True)(chosen)

@@ -136,6 +136,7 @@ def tune(
     samples: int = 1,
     argnums: int | Sequence[int] = 0,
     addresses: Iterable[Address] = (),
+    **kwargs: Any,
 ) -> Tuned:
     """Measure which gradient estimators suit an objective: the least variance x seconds.
 
@@ -146,7 +147,7 @@ def tune(
     Args:
         objective: an ``@ppl.expectation``.
         key: random key.
-        *args: the arguments of the objective, any pytrees; what is best depends on them.
+        *args, **kwargs: the arguments of the objective, any pytrees; what is best depends on them.
         budget: seconds of measuring. Compiling, once for each combination, comes on top.
         samples: how many estimates a gradient averages; ``ppl.reinforce("loo")`` needs several.
         argnums: which argument(s) to differentiate.
@@ -167,6 +168,7 @@ def tune(
         )
     where = f"{objective.name}, tuned at {_jax.user_line()},"
     nums = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    given, (objective, args) = objective, objective.bound(args, kwargs)
     _check_differentiable(args, nums)
     if not any(map(_is_floating, jax.tree.leaves([args[i] for i in nums]))):
         raise UnsupportedError(f"{where} gets no float in argument {nums}. Type 1.0 or argnums=1.")
@@ -200,7 +202,7 @@ def tune(
         t.loop = None
     chosen = {a: e for a, e in best.assignment.items() if e}
     rows = tuple(sorted(tried.values(), key=lambda t: (t is not best, *_rank(t))))
-    return Tuned(chosen, _retargeted(objective, chosen), rows, before, exhaustive)
+    return Tuned(chosen, _retargeted(given, chosen), rows, before, exhaustive)
 
 
 def _best(trials: list[Trial], key: jax.Array, budget: float, where: str, parts: int) -> Trial:

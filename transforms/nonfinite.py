@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,9 +12,7 @@ import jax.numpy as jnp
 from . import _jax
 from .assignment import Choose
 from .errors import show
-from .interpret import Choice, Path, Record, choices, entering, interpret
-from .seed import draw_rule
-from .site import Call, Densities, Site
+from .site import Site
 from .surrogate import surrogate
 
 
@@ -23,55 +22,74 @@ def first_nonfinite(
     key: jax.Array,
     choose: Choose,
     samples: int,
+    averages: Mapping[float, Any],
+    direction: int,
 ) -> str:
     """A sentence that names the first choice with parameters or a draw that are not finite.
 
-    The program runs with the draws of its surrogate's samples.
+    The surrogate itself runs, and its derivative, with the same key: what is seen are its own
+    draws, all values of what it enumerates, and the alternatives of what it continues from.
     """
-    places = {c.path: c for c in choices(closed, densities=True)}
+    watch = _Watch()
+    smooth = [i for i, a in enumerate(args) if jnp.issubdtype(jnp.result_type(a), jnp.inexact)]
 
-    def run(key: jax.Array) -> Record:
-        return _observe(closed, args, key)
+    def value(key: jax.Array, inputs: list[Any]) -> jax.Array:
+        full = list(args)
+        for i, a in zip(smooth, inputs, strict=True):
+            full[i] = a
+        return surrogate(
+            closed,
+            full,
+            key,
+            choose,
+            samples=samples,
+            averages=averages,
+            direction=direction,
+            report=lambda check, inputs: None,
+            watch=watch,
+        )[0]
 
-    keys = key[None] if samples == 1 else jax.random.split(key, samples)
-    bad = {p: jnp.any(b) for p, b in jax.vmap(run)(keys).items()}
-    for path in sorted(bad):
-        parameters, value = bad[path], bad[path]
-        if bool(parameters) or bool(value):
-            return _sentence(places[path])
-    value = surrogate(closed, args, key, choose, samples=samples)[0]
-    what = "the gradient" if bool(jnp.isfinite(value)) else "the value"
+    estimate = jax.jit(jax.value_and_grad(value, argnums=1))
+    result = estimate(key, [args[i] for i in smooth])[0]
+    jax.effects_barrier()
+    bad = [place for i, place in enumerate(watch.places) if i in watch.bad]
+    if bad:
+        address, source = bad[0]
+        return (
+            f"It shows first at the random choice {show(address)} ({source}), whose parameters or "
+            "draw are not finite."
+        )
+    what = "the gradient" if bool(jnp.isfinite(result)) else "the value"
     return (
         f"Every random choice has finite parameters and draws; {what} is made not finite by what "
         "is computed from them."
     )
 
 
-def _observe(closed: _jax.ClosedJaxpr, args: Sequence[Any], key: jax.Array) -> Record:
-    """Whether the parameters or the draw of each site are not finite, by path."""
+@dataclasses.dataclass
+class _Watch:
+    """Told of every choice of a run: the choices in order, and the numbers of the bad ones."""
 
-    @entering
-    def rule(
-        choice: Any, operands: list[Any], *, path: Path, key: Any, given: Record, acc: Any
-    ) -> Any:
-        if isinstance(choice, Call):
-            assert isinstance(choice.program, Densities)
-            outs, acc, made = interpret(
-                choice.program.simulate, operands, rule, key=key, acc=acc, path=path
-            )
-            return outs[: choice.program.n_retval], acc, made
-        outs, acc, _ = draw_rule(choice, operands, path=path, key=key, given=given, acc=acc)
-        if not isinstance(choice, Site):
-            return outs, acc, {}
-        seen = [*operands[: len(operands) - choice.masked - choice.n_estimator], *outs]
-        bad = [jnp.any(~jnp.isfinite(a)) for a in seen if jnp.issubdtype(a.dtype, jnp.inexact)]
-        return outs, acc, {path: jnp.any(jnp.stack(bad)) if bad else jnp.asarray(False)}
+    places: list[tuple[Any, str]] = dataclasses.field(default_factory=list)
+    bad: set[int] = dataclasses.field(default_factory=set)
 
-    return interpret(closed, args, rule, key=key)[2]
+    def __call__(self, site: Site, operands: Sequence[Any], value: Any) -> None:
+        place = (site.address, site.source)
+        if place not in self.places:
+            self.places.append(place)
+        number = self.places.index(place)
+        mask = operands[-1] if site.masked else True
+        parameters = operands[: len(operands) - site.masked - site.n_estimator]
+        seen = [site.live(operands)] if site.masked else [parameters]
+        flags = [
+            jnp.any(~jnp.isfinite(a))
+            for a in [*seen[0][: len(parameters)], value]
+            if jnp.issubdtype(a.dtype, jnp.inexact)
+        ]
 
+        def note(flag: Any) -> None:
+            if bool(flag):
+                self.bad.add(number)
 
-def _sentence(choice: Choice) -> str:
-    return (
-        f"It shows first at the random choice {show(choice.address)} ({choice.source}), whose "
-        "parameters or draw are not finite."
-    )
+        if flags:
+            jax.debug.callback(note, jnp.any(jnp.stack(flags)) & jnp.any(jnp.asarray(mask)))

@@ -18,19 +18,35 @@ from .seed import vectorised_draw
 from .site import Axis, Site
 
 SAMPLES = "ppl.samples"
+Watch = Callable[[Site, Sequence[Any], Any], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Context:
     """What the scopes of one objective share: the number of samples drawn side by side, the
     running averages of payoffs that baselines asked for, whether the surrogate is ascended (1) or
-    descended (-1), for baselines that learn, and the estimators of the scopes, by the identity of
-    their jaxprs."""
+    descended (-1), for baselines that learn, the estimators of the scopes, by the identity of
+    their jaxprs, and what is told of each choice: the site, its operands and its value."""
 
     samples: int = 1
     averages: Mapping[float, Any] = dataclasses.field(default_factory=dict)
     direction: int = 1
     plans: Mapping[int, list[Chosen]] = dataclasses.field(default_factory=dict)
+    watch: Watch | None = None
+
+    def watching(self, rule: Any) -> Any:
+        """A rule of an interpreter that tells ``watch`` of every choice."""
+        watch = self.watch
+        if watch is None:
+            return rule
+
+        def watched(choice: Any, operands: list[Any], **state: Any) -> Any:
+            outs, acc, made = rule(choice, operands, **state)
+            if isinstance(choice, Site):
+                watch(choice, operands, outs[0])
+            return outs, acc, made
+
+        return watched
 
     def others(self, payoff: jax.Array) -> jax.Array:
         """The mean payoff of the other samples; 0 where there are none."""

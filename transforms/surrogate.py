@@ -43,7 +43,7 @@ from .estimator import Continued, Enumerated, InPlace, magic_box
 from .interpret import Path, Record, Steps, entering, interpret
 from .layout import Elements, Layout, Mass, laws, lay_out, onto, times
 from .messages import silent, transformable
-from .samples import SAMPLES, Context, draw, own_key
+from .samples import SAMPLES, Context, Watch, draw, own_key
 from .seed import sampled
 from .site import Call, Densities, Expect, Factor, Site, _factor_outside, element_keys, per_element
 from .soundness import Soundness
@@ -159,6 +159,7 @@ def _run(
     """
 
     @entering
+    @context.watching
     def rule(
         choice: Any, operands: list[Any], *, path: Path, key: Any, given: Record, acc: Any
     ) -> Any:
@@ -317,15 +318,17 @@ def surrogate(
     name: str = "the objective",
     strict: bool = False,
     report: Callable[[Soundness, Sequence[int]], None] | None = None,
+    watch: Watch | None = None,
 ) -> list[Any]:
     """The mean of ``samples`` surrogates with independent draws.
 
     When it is first differentiated, what the checker finds is reported: as warnings, or errors
     if ``strict``, or by ``report`` with the numbers of the arguments that are differentiated.
+    ``watch`` is told of every choice.
     """
     closed, misfits = resolve(closed, args)
     check = Soundness(closed, choose, samples, _known(args), misfits)
-    context = Context(samples, averages or {}, direction, check.plans)
+    context = Context(samples, averages or {}, direction, check.plans, watch)
 
     def one(key: jax.Array) -> list[Any]:
         return scope(closed, args, key, choose, context)

@@ -1,0 +1,81 @@
+"""Batches of data for a fit, from the host or drawn on the device."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from typing import Any, final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from transforms import _jax
+
+from .generative import as_count
+
+
+@final
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Minibatches:
+    """A function from a key to ``size`` random rows of ``data``; see :func:`minibatches`."""
+
+    data: Any
+    size: int = dataclasses.field(metadata={"static": True})
+
+    def __call__(self, key: jax.Array) -> Any:
+        rows = jax.random.randint(key, (self.size,), 0, _rows(self.data))
+        return jax.tree.map(lambda a: jnp.asarray(a)[rows], self.data)
+
+
+def minibatches(data: Any, size: int) -> Minibatches:
+    """Batches of ``size`` rows drawn uniformly with replacement, on the device.
+
+    Args:
+        data: a pytree of arrays ``[n, ...]`` with the same ``n``.
+        size: rows in a batch. For an unbiased sum over the data scale the batch's by n / size.
+    """
+    _rows(data)
+    return Minibatches(data, as_count(size, "size"))
+
+
+def _rows(data: Any) -> int:
+    sizes = {jnp.shape(a)[:1] for a in jax.tree.leaves(data)}
+    if len(sizes) != 1 or () in sizes:
+        rows = ", ".join(str(*s) if s else "a number without rows" for s in sorted(sizes))
+        raise ValueError(
+            f"the arrays of data ({_jax.user_line()}) have the numbers of rows: {rows or 'none'}. "
+            "Give arrays [n, ...] with the same n."
+        )
+    return sizes.pop()[0]
+
+
+def stack(rows: list[Any], length: int) -> Any:
+    """Batches ``[length, ...]`` from at most that many, the last one repeated."""
+    shapes = {str(jax.tree.map(np.shape, row)) for row in rows}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"the batches ({_jax.user_line()}) have different shapes, "
+            f"{' and '.join(sorted(shapes))}, and every step of a compiled loop takes the same. "
+            "Leave out the last, smaller one (drop_last=True of a data loader), or use "
+            "ppl.minibatches(data, size)."
+        )
+    rows = [*rows, *[rows[-1]] * (length - len(rows))]
+    known = not any(isinstance(a, _jax.Tracer) for a in jax.tree.leaves(rows))
+    return jax.tree.map(lambda *a: (np if known else jnp).stack(a), *rows)
+
+
+def cycle(batches: Iterable[Any]) -> Iterator[Any]:
+    """Batches without end, from an iterable that can be started again."""
+    while True:
+        empty = True
+        for batch in batches:
+            empty = False
+            yield batch
+        if empty:
+            raise ValueError(
+                f"batches has no more batches ({_jax.user_line()}). Give an iterable that can be "
+                "started again (a list, an array, a data loader; not a generator), or one batch "
+                "for each step."
+            )

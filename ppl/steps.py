@@ -1,0 +1,299 @@
+"""The compiled part of a fit: its steps, and what they carry.
+
+Step i uses the key ``fold_in(key, i)``, so a run that is resumed draws what an uninterrupted one
+would have drawn. The optimizer sees the parameters as they were typed, None in place of what is not
+fitted, and may ask for the value and the function that it descends.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from estimators.automatic import choose
+from estimators.baselines import MovingAverage
+from transforms import _jax
+from transforms.assignment import assign
+from transforms.errors import NonFiniteError, UnsupportedError
+from transforms.nonfinite import first_nonfinite
+
+from .content import ByContent, arguments_of, reachable
+from .expectation import Expectation, is_array, join, split
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class State:
+    """What changes from step to step; ``values`` are the parameters that are fitted."""
+
+    values: Any
+    optimizer: Any
+    averages: dict[float, jax.Array]
+    step: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """What a fit depends on besides arrays; equal loops share their compiled code.
+
+    ``tree`` and ``static`` are those of ``(params, args, batch function)``, whose arrays are
+    separated into those that are ``trained`` and the rest.
+    """
+
+    objective: Expectation
+    optimizer: ByContent
+    direction: int
+    samples: int
+    tree: Any
+    static: Any
+    trained: tuple[bool, ...]
+    chunk: int
+    strict: bool
+
+    def seen(self, state: State) -> Any:
+        """The values that the objective sees; ``optax.lookahead`` keeps two of each."""
+        return state.values.fast if self._wrapped(state) else state.values
+
+    def settled(self, state: State) -> Any:
+        """The values that are the result."""
+        return state.values.slow if self._wrapped(state) else state.values
+
+    def _wrapped(self, state: State) -> bool:
+        return _keeps_two(state.optimizer) and self._given_one
+
+    @property
+    def _given_one(self) -> bool:
+        leaves = range(self.tree.num_leaves)
+        return not isinstance(jax.tree.unflatten(self.tree, leaves)[0], optax.LookaheadParams)
+
+    def join(self, values: Any, fixed: list[Any]) -> tuple[Any, tuple[Any, ...], Any]:
+        """Parameters, arguments and batch function."""
+        left, rest = iter(jax.tree.leaves(values)), iter(fixed)
+        arrays = [next(left if t else rest) for t in self.trained]
+        return jax.tree.unflatten(self.tree, join(arrays, self.static))
+
+    def params(self, state: State, fixed: list[Any]) -> Any:
+        return self.join(self.settled(state), fixed)[0]
+
+    def arguments(
+        self, values: Any, fixed: list[Any], key: Any, batch: Any
+    ) -> tuple[jax.Array, tuple[Any, ...]]:
+        """Key and arguments of the objective for one step, whose key is ``key``."""
+        params, args, draw_batch = self.join(values, fixed)
+        if draw_batch is not None:
+            key, batch_key = jax.random.split(key)
+            return key, (params, *args, draw_batch(batch_key))
+        return key, (params, *args, *([] if batch is None else [batch]))
+
+    def program(
+        self, values: Any, fixed: list[Any], key: Any, batch: Any
+    ) -> tuple[_jax.ClosedJaxpr, list[Any]]:
+        """The objective as a function of these, and the values that it closes over."""
+
+        def f(values: Any, fixed: list[Any], key: Any, batch: Any) -> Any:
+            closed, consts, _ = self.objective.trace(*self.arguments(values, fixed, key, batch)[1])
+            return _jax.evaluate(closed, *consts)
+
+        return _jax.trace(f, values, fixed, key, batch)[:2]
+
+    def averages(self, closed: _jax.ClosedJaxpr) -> dict[float, jax.Array]:
+        """Averages for the ``ppl.moving_average`` baselines of the objective, at 0."""
+        chosen = assign(closed, choose, self.samples)
+        baselines = [getattr(s.estimator, "baseline", None) for s in chosen]
+        return {b.decay: strong(0.0) for b in baselines if isinstance(b, MovingAverage)}
+
+    def cost(self, values: Any, state: State, fixed: Any, key: Any, batch: Any, **rest: Any) -> Any:
+        """What is descended, at the step of ``state``."""
+        step_key = jax.random.fold_in(key, state.step)
+        k, args = self.arguments(values, fixed, step_key, batch)
+        out = self.objective.surrogate(
+            k,
+            *args,
+            samples=self.samples,
+            averages=state.averages,
+            direction=self.direction,
+            **rest,
+        )
+        return -self.direction * (out[0] if isinstance(out, tuple) else out)
+
+    def explain_failure(self, state: State, fixed: list[Any], key: Any, batch: Any) -> None:
+        """Raise, naming the choice at which a value that is not finite shows first."""
+        step = int(state.step)
+        values = self.seen(state)
+        step_key = jax.random.fold_in(key, step)
+        k, args = self.arguments(values, fixed, step_key, batch)
+        closed, consts, _ = self.objective.trace(*args)
+        where = first_nonfinite(
+            closed, consts, k, choose, self.samples, state.averages, self.direction
+        )
+        raise NonFiniteError(
+            f"the objective {_jax.definition(inspect.unwrap(self.objective))} or its gradient is "
+            f"not finite at step {step}. "
+            f"{where} Parameters before that step: {_summary(args[0])}. A smaller learning rate, "
+            "parameters transformed to their support (jnp.exp, jax.nn.softplus), or log-space "
+            "arithmetic are the usual cures."
+        )
+
+
+def separate(trees: tuple[Any, ...]) -> tuple[Any, list[Any], dict[str, Any]]:
+    """The values that are fitted, other arrays, and the fields of a :class:`Loop` that say which.
+
+    ``trees``: parameters, arguments, batch function.
+    """
+    arrays, static, tree = split(trees)
+    params = split(trees[0])[0]
+    trained = tuple(i < len(params) and _is_fitted(a) for i, a in enumerate(arrays))
+    values = jax.tree.map(lambda a: a if _is_fitted(a) else None, trees[0])
+    fixed = [a for a, t in zip(arrays, trained, strict=True) if not t]
+    return values, fixed, {"tree": tree, "static": static, "trained": trained}
+
+
+def _is_fitted(leaf: Any) -> bool:
+    return is_array(leaf) and jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+
+
+def strong(leaf: Any) -> Any:
+    """An array of fixed dtype, also from a Python number: weak types would compile twice."""
+    return jnp.asarray(leaf, jnp.result_type(leaf)) if is_array(leaf) else leaf
+
+
+# --- the optimizer --------------------------------------------------------------------------------
+
+
+def begin(loop: Loop, values: Any) -> tuple[Any, Any]:
+    """The values as the optimizer keeps them, and its state."""
+    optimizer = loop.optimizer.value
+    lookahead = optax.lookahead.__module__
+    two = any(f.__module__ == lookahead for f in reachable(optimizer.init))
+    if two and not isinstance(values, optax.LookaheadParams):
+        values = optax.LookaheadParams.init_synced(values)
+    return values, jax.tree.map(strong, optimizer.init(values))
+
+
+def _holds(state: Any, test: Any) -> bool:
+    leaves = jax.tree.leaves(state, is_leaf=test)
+    return any(map(test, leaves))
+
+
+def _keeps_two(state: Any) -> bool:
+    return _holds(state, lambda s: isinstance(s, optax.LookaheadState))
+
+
+def _tolerates(state: Any) -> bool:
+    """Whether an optimizer is made for gradients that are not finite."""
+    made = optax.ApplyIfFiniteState | optax.ZeroNansState
+    return _holds(
+        state,
+        lambda s: isinstance(s, made) or (isinstance(s, optax.MultiStepsState) and s.skip_state),
+    )
+
+
+def update(optimizer: Any, grads: Any, state: Any, values: Any, value: Any, function: Any) -> Any:
+    """New values and state; ``value`` and ``grads`` are those of ``function`` at ``values``."""
+    parameters = inspect.signature(optimizer.update).parameters.values()
+    asked = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD}
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        asked |= {"value", "grad", "value_fn"}
+        asked |= {name for f in reachable(optimizer.update) for name in arguments_of(f)}
+    given = {
+        "value": value,
+        "grad": grads,
+        "value_fn": function,
+        "obj_fn": function,
+        "grad_fn": lambda params, *_: jax.grad(function)(params),
+    }
+    extra = {name: v for name, v in given.items() if name in asked}
+    updates, state = optimizer.update(grads, state, values, **extra)
+    return optax.apply_updates(values, updates), state
+
+
+# --- steps ----------------------------------------------------------------------------------------
+
+
+def run_chunk(
+    loop: Loop, state: State, fixed: list[Any], key: jax.Array, n: Any, rows: Any
+) -> tuple[State, jax.Array, jax.Array]:
+    """Up to ``n`` steps; stops before the first whose value or gradient is not finite.
+
+    Returns the state, f32[chunk] estimates (NaN after the last), and how many steps were done.
+    """
+
+    def step(carry: Any) -> Any:
+        i, state, estimates, _ = carry
+        batch = jax.tree.map(lambda a: a[i], rows)
+        new, value, finite = _step(loop, state, fixed, key, batch)
+        return i + finite, new, estimates.at[i].set(value), finite
+
+    estimates = jnp.full((loop.chunk,), jnp.nan)
+    start = (jnp.zeros((), int), jax.tree.map(jnp.asarray, state), estimates, jnp.asarray(True))
+    done, state, estimates, _ = lax.while_loop(lambda c: (c[0] < n) & c[-1], step, start)
+    return state, estimates, done
+
+
+def _step(
+    loop: Loop, state: State, fixed: list[Any], key: jax.Array, batch: Any
+) -> tuple[State, jax.Array, jax.Array]:
+    """One step: the state after it, or as it was if something is not finite; the estimate."""
+    given = (state, fixed, key, batch)
+    seen = loop.seen(state)
+    cost, grads = jax.value_and_grad(loop.cost)(seen, *given)
+    value = -loop.direction * cost
+    finite = jnp.isfinite(value)
+    for g in jax.tree.leaves(grads):
+        finite &= jnp.all(jnp.isfinite(g))
+    if isinstance(grads, optax.LookaheadParams):
+        grads = grads.fast
+
+    def function(values: Any) -> jax.Array:  # what it finds was reported by the gradient
+        return loop.cost(values, *given, report=lambda check, inputs: None)
+
+    optimizer = loop.optimizer.value
+    values, opt = update(optimizer, grads, state.optimizer, state.values, cost, function)
+    if _tolerates(state.optimizer):
+        finite = jnp.asarray(True)
+        for v in jax.tree.leaves(values):
+            finite &= jnp.all(jnp.isfinite(v))
+    averages = {d: d * a + (1 - d) * value for d, a in state.averages.items()}
+    averages = {d: jnp.where(jnp.isfinite(value), a, state.averages[d]) for d, a in averages.items()}
+    new = State(values, opt, averages, state.step + 1)
+    _check_same(new, state)
+    new = jax.tree.map(lambda a, old: _kept(finite, a, old), new, state)
+    return new, value, finite
+
+
+def _kept(finite: Any, new: Any, old: Any) -> Any:
+    if jnp.issubdtype(jnp.result_type(old), jax.dtypes.prng_key):
+        return jnp.where(finite, new, old)
+    return jnp.where(finite, jnp.asarray(new).astype(jnp.result_type(old)), old)
+
+
+def _check_same(new: State, old: State) -> None:
+    if jax.tree.structure(new) != jax.tree.structure(old):
+        raise UnsupportedError(
+            f"the optimizer of the fit at {_jax.user_line()} changes the structure of its state or "
+            f"of the parameters, from {jax.tree.structure(old)} to {jax.tree.structure(new)}, and "
+            "every step of a compiled loop takes the same. Let its update return the structure "
+            "that its init made."
+        )
+
+
+def is_traced(*trees: Any) -> bool:
+    """Whether any value is known only when a transformation of JAX around the fit runs."""
+    return any(isinstance(a, _jax.Tracer) for a in jax.tree.leaves(trees))
+
+
+def _summary(params: Any) -> str:
+    shown: Sequence[str] = [
+        f"{jax.tree_util.keystr(path) or 'params'} in [{np.min(a):.4g}, {np.max(a):.4g}]"
+        for path, a in jax.tree_util.tree_leaves_with_path(params)
+        if isinstance(a, jax.Array) and a.size
+    ]
+    return ", ".join(shown[:8]) + (", ..." if len(shown) > 8 else "")
