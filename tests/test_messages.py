@@ -57,7 +57,7 @@ def around(where, f):
 
 
 @pytest.mark.parametrize(
-    "where, kind",
+    ("where", "kind"),
     [("jit", "debug"), ("scan", "debug"), ("scan", "result"), ("cond", "unordered")],
 )
 def test_what_was_drawn_is_told_once(where, kind):
@@ -79,7 +79,7 @@ def test_under_vmap_each_element_is_told():
 
 
 @pytest.mark.parametrize(
-    "where, times, kind",
+    ("where", "times", "kind"),
     [("plain", 1, "debug"), ("vmap", 3, "debug"), ("scan", 3, "unordered"), ("cond", 1, "debug")],
 )
 def test_of_an_enumeration_each_value_is_told(where, times, kind):
