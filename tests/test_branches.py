@@ -279,7 +279,7 @@ def test_evidence_is_a_factor_of_the_program_around_it():
     assert float(weight) == pytest.approx(float(trace.log_density - prior), rel=1e-4)
 
 
-# --- types of draws --------------------------------------------------------------------------------
+# --- types of draws ----------------------------------------------------------------------------
 
 
 def test_floats_drawn_for_an_integer_are_refused():
@@ -303,7 +303,7 @@ def test_floats_drawn_for_an_integer_are_refused():
             run(KEY, jnp.array([0.3, 0.6]))
 
 
-# --- numbers that tracing freezes --------------------------------------------------------------------
+# --- numbers that tracing freezes --------------------------------------------------------------
 
 
 def helper():
