@@ -114,9 +114,14 @@ def user_code(name: str, f: Callable[..., Any]) -> Iterator[None]:
     warns of numbers that are frozen."""
     try:
         run = _NumpyroRefused(name)
+        around = run.around()
+        if around is not None:
+            around.functions.append(f)
+        before = None if around is not None else generators()
         with run:
             yield
-        run.warn_of_frozen_numbers(f)
+        if before is not None and before != generators():
+            warn([f, *run.functions])
     except PPLError:
         raise
     except Exception as error:
@@ -146,16 +151,12 @@ class _NumpyroRefused(numpyro.primitives.Messenger):
     def __init__(self, name: str):
         super().__init__()
         self.name = name
-        self.generators = generators()
+        self.functions: list[Callable[..., Any]] = []  # that run inside
 
-    def warn_of_frozen_numbers(self, f: Callable[..., Any]) -> None:
-        """Tell of them once: not again for the functions that the run is inside of."""
-        now = generators()
-        if now != self.generators:
-            for outer in numpyro.primitives._PYRO_STACK:
-                if isinstance(outer, _NumpyroRefused):
-                    outer.generators = now
-            warn(self.name, f)
+    def around(self) -> _NumpyroRefused | None:
+        """The outermost run that this one will be inside of."""
+        stack = numpyro.primitives._PYRO_STACK
+        return next((m for m in stack if isinstance(m, _NumpyroRefused)), None)
 
     def process_message(self, msg: Any) -> None:
         instead = _instead_of(msg)

@@ -415,8 +415,8 @@ def _addresses(keep: Any) -> list[Address]:
         return [(keep,)]
     if not isinstance(keep, list | tuple | set | frozenset):
         raise AddressError(
-            f"keep is {keep!r} ({_jax.user_line()}). Give the addresses to keep, 'x' or ['x', 'y'], "
-            "or [] for the evidence."
+            f"keep is {keep!r} ({_jax.user_line()}). Give the addresses to keep, 'x' or "
+            "['x', 'y'], or [] for the evidence."
         )
     return [(k,) if isinstance(k, str) else tuple(k) for k in keep]
 

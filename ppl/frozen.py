@@ -7,7 +7,7 @@ import pickle
 import random
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,18 +21,25 @@ def generators() -> tuple[Any, bytes]:
     return random.getstate(), pickle.dumps(np.random.get_state(legacy=False))
 
 
-def warn(name: str, f: Callable[..., Any]) -> None:
-    """Tell that a generator moved while ``f``, the user's function ``name``, was traced."""
-    lines = ", ".join(_lines(f))
-    where = f"at {lines}" if lines else f"in what {_jax.definition(f)} calls"
+def warn(functions: Sequence[Callable[..., Any]]) -> None:
+    """Tell that a generator moved while ``functions`` were traced, inside of each other."""
+    users = [f for f in functions if _jax.is_users(_code(f).co_filename)]
+    lines = dict.fromkeys(line for f in users for line in _lines(f))
+    where = f"at {', '.join(lines)}"
+    if not lines:
+        where = f"in what {', or '.join(map(_jax.definition, users)) or 'a program'} calls"
     warnings.warn(
-        f"a global random number generator, np.random or random, is used while {name} is traced, "
-        f"{where}. The program is traced once, so its numbers are constants of it: the same in "
-        'every run, and no random choices. Use ppl.sample("x", d) for a choice; for a constant, '
-        f"draw it outside of {name} and close over it.",
+        f"a global random number generator, np.random or random, is used {where}, while a program "
+        "is traced. That happens once, so its numbers are constants of the program: the same in "
+        'every run, and no random choices. Use ppl.sample("x", d) for a choice; draw a constant '
+        "outside of the program, and close over it.",
         RandomnessWarning,
         stacklevel=2,
     )
+
+
+def _code(f: Callable[..., Any]) -> Any:
+    return getattr(inspect.unwrap(getattr(f, "__func__", f)), "__code__", warn.__code__)
 
 
 def _lines(f: Callable[..., Any]) -> Iterator[str]:
@@ -47,7 +54,7 @@ def _lines(f: Callable[..., Any]) -> Iterator[str]:
     pattern = rf"(?<![\w.])({'|'.join(calls)})"
     for n, line in enumerate(source):
         if calls and re.search(pattern, line.partition("#")[0]):
-            yield f"{f.__code__.co_filename}:{first + n}"
+            yield f"{_code(f).co_filename}:{first + n}"
 
 
 def _calls(name: str, value: Any) -> Iterator[str]:

@@ -2,9 +2,9 @@
 
 A value has an axis for each ``vmap`` and ``scan`` around its choice, outermost first, then the
 shape of one draw. Inside, the interpreter has those of the ``scan``\\s in front: an
-:class:`Entry` converts. An entry may have several choices: ``jax.lax.map(f, xs, batch_size=b)`` with
-a remainder runs its body in two places, whose values stand side by side along one axis; and of
-branches that exclude each other, the value of the one that is taken counts.
+:class:`Entry` converts. An entry may have several choices: ``jax.lax.map(f, xs, batch_size=b)``
+with a remainder runs its body in two places, whose values stand side by side along one axis; and
+of branches that exclude each other, the value of the one that is taken counts.
 """
 
 from __future__ import annotations
