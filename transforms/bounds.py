@@ -121,7 +121,9 @@ class Bounds:
         init = ins[n_consts : n_consts + n_carry]
         sums = [self._adds_up(body, n_consts + k, k) for k in range(n_carry)]
         carry = init
+        known = self._beyond
         for attempt in range(4):
+            self._beyond = dict(known)  # a smaller guess says nothing of the loop
             outs = self.run(body, [*consts, *carry, *rows])
             new = [
                 _grown(start, c, out, length) if adds and not out.vague else _join([c, out])
@@ -134,6 +136,7 @@ class Bounds:
                 new = [k if c != n else c for c, n, k in zip(carry, new, kinds, strict=True)]
             carry = new if attempt < 3 else kinds
         else:
+            self._beyond = dict(known)
             outs = self.run(body, [*consts, *carry, *rows])
         totals = [
             _counted(o) if o.vague and adds else o for o, adds in zip(outs, sums, strict=False)
