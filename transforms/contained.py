@@ -76,8 +76,7 @@ def resolve(
 
 def _has_checks(closed: _jax.ClosedJaxpr) -> bool:
     return any(
-        eqn.primitive is inside_p or any(map(_has_checks, _inner(eqn)))
-        for eqn in closed.jaxpr.eqns
+        eqn.primitive is inside_p or any(map(_has_checks, _inner(eqn))) for eqn in closed.jaxpr.eqns
     )
 
 
@@ -274,7 +273,10 @@ def _passes(check: Check, eqn: _jax.JaxprEqn, known: list[Known]) -> bool | None
         bounds, integer = [(0.0, 0.0, None), (1.0, 1.0, None)], True
     elif kind in _ENDS:
         ends = [getattr(constraint, f"{e}_bound", None) for e in ("lower", "upper")]
-        bounds, integer = [_bound(ends[0], False), _bound(ends[1], True)], kind.startswith("_Integer")
+        bounds, integer = (
+            [_bound(ends[0], False), _bound(ends[1], True)],
+            kind.startswith("_Integer"),
+        )
     else:
         return None
     (low, low_most, low_root), (high_least, high, high_root) = bounds
@@ -356,7 +358,9 @@ def _transfer(
     if name == "convert_element_type":
         return eqn, [_converted(eqn, known[0])]
     if name in _PART:
-        return eqn, [dataclasses.replace(_moved(known[0], eqn.outvars[0], eqn, name), data=False)] * n
+        return eqn, [
+            dataclasses.replace(_moved(known[0], eqn.outvars[0], eqn, name), data=False)
+        ] * n
     if name in ("select_n", "concatenate"):
         return eqn, [_join(known[1:] if name == "select_n" else known)]
     if eqn.primitive is _jax.scan_p:

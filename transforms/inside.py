@@ -21,7 +21,7 @@ from jax import lax
 
 from . import _jax
 from .errors import Address
-from .site import Axis, Opaque, _advance, is_static, per_element
+from .site import Axis, Opaque, advance, is_static, per_element
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,9 @@ def log_prob(d: Any, value: Any, address: Address, source: str, partial: bool = 
         return d.log_prob(value)
     if kind == "MaskedDistribution":
         if isinstance(d._mask, bool):
-            return d.log_prob(value) if not d._mask else log_prob(d.base_dist, value, address, source)
+            return (
+                d.log_prob(value) if not d._mask else log_prob(d.base_dist, value, address, source)
+            )
         inner = log_prob(d.base_dist, value, address, source, True)
         return jnp.where(d._mask, inner, 0.0)
     if kind == "Independent":
@@ -212,7 +214,7 @@ def _abstract(value: Any, *leaves: Any, check: Check) -> list[Any]:
 
 
 def _batch(axis_size: int, args: Any, dims: Any, *, check: Check) -> Any:
-    axis, args = _advance(axis_size, args, dims)
+    axis, args = advance(axis_size, args, dims)
     check = dataclasses.replace(check, axes=(axis, *check.axes))
     return inside_p.bind(*args, check=check), [0, 0]
 
