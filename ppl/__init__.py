@@ -23,6 +23,7 @@ from transforms.errors import (
     ShapeError,
     SoundnessError,
     SoundnessWarning,
+    SupportError,
     UnsupportedError,
 )
 from transforms.estimator import (
@@ -96,6 +97,7 @@ __all__ = [
     "ShapeError",
     "SoundnessError",
     "SoundnessWarning",
+    "SupportError",
     "Target",
     "Trace",
     "Tuned",

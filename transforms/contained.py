@@ -38,8 +38,8 @@ class Known:
     """What is known of all the elements of a value.
 
     ``kind`` names the support of an event (a simplex, ...), ``site`` and ``name`` the draw that it
-    is, the support of which is then ``low`` to ``high`` exactly; ``data`` says that it is a constant
-    all of whose elements count. ``root`` is the value that all its elements are.
+    is, the support of which is then ``low`` to ``high`` exactly; ``data`` says that it is a
+    constant all of whose elements count. ``root`` is the value that all its elements are.
     """
 
     low: float = -INFINITE
@@ -399,8 +399,10 @@ _MATRICES |= {"_PositiveSemiDefinite", "_ScaledUnitLowerCholesky", "_SoftplusLow
 
 
 def _converted(eqn: _jax.JaxprEqn, k: Known) -> Known:
-    new = np.dtype(eqn.outvars[0].aval.dtype) if eqn.outvars[0].aval.dtype != float else None
-    if new is not None and (new == bool or np.issubdtype(new, np.integer)) and not k.integer:
+    new: Any = eqn.outvars[0].aval
+    before: Any = eqn.invars[0].aval
+    narrow = not jax.numpy.issubdtype(new.dtype, np.floating)
+    if narrow and (not k.integer or new.dtype.itemsize < before.dtype.itemsize):
         return NOTHING
     return k
 

@@ -1,9 +1,10 @@
 """The density outside a support is 0.
 
-Many densities are finite formulas that know no end of their support. :func:`log_prob` scores a value
-with a check: the primitive :data:`inside_p` returns the value, replaced where it is outside by one
-that is inside (so that no derivative becomes NaN), and whether it is inside. ``contained.py`` takes
-the checks away that a program passes by construction. A support without ends has none.
+Many densities are finite formulas that know no end of their support. :func:`log_prob` scores a
+value with a check: the primitive :data:`inside_p` returns the value, replaced where it is outside
+by one that is inside (so that no derivative becomes NaN), and whether it is inside.
+``contained.py`` takes the checks away that a program passes by construction. A support without
+ends has none.
 
 A draw that rounds to the end of an open support counts as inside, except where the distribution is
 a transformed one, whose density there is not a number.
