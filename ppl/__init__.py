@@ -24,6 +24,7 @@ from transforms.errors import (
     ShapeError,
     SoundnessError,
     SoundnessWarning,
+    SupportError,
     UnsupportedError,
 )
 from transforms.estimator import (
@@ -99,6 +100,7 @@ __all__ = [
     "ShapeError",
     "SoundnessError",
     "SoundnessWarning",
+    "SupportError",
     "Target",
     "Trace",
     "Tuned",

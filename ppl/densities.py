@@ -451,14 +451,6 @@ class _Detached(Generative):
     def __init__(self, inner: Generative):
         self.name, self._inner = inner.name, inner
 
-    @property
-    def masked(self) -> frozenset[Address]:
-        return self._inner.masked
-
-    @property
-    def hidden(self) -> frozenset[Address]:
-        return self._inner.hidden
-
     def execute(
         self, given: Choices, *, exact: bool = False, select: Select = lambda address: False
     ) -> Execution:

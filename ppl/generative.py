@@ -112,6 +112,7 @@ class Generative(abc.ABC):
     """
 
     name: str = "generative"
+    _inner: Generative | None = None  # of a wrapper
     sample = _Elsewhere("g(...).simulate(key); in a program, ppl.sample(address, g(...))")
     log_prob = _Elsewhere("g(...).log_density(choices)")
     choices = _Elsewhere("g(...).simulate(key).choices")
@@ -176,12 +177,12 @@ class Generative(abc.ABC):
     @property
     def masked(self) -> frozenset[Address]:
         """Addresses whose density a mask hides in part."""
-        return frozenset()
+        return frozenset() if self._inner is None else self._inner.masked
 
     @property
     def hidden(self) -> frozenset[Address]:
         """Of these, those that ``Execution.log_absent`` does not cover."""
-        return self.masked
+        return self.masked if self._inner is None else self._inner.hidden
 
     @property
     def choices_like(self) -> dict[str, Any]:
@@ -298,14 +299,6 @@ class _Retargeted(Generative):
 
     def __init__(self, inner: Generative, table: Mapping[Address, Estimator]):
         self.name, self._inner, self._table = inner.name, inner, table
-
-    @property
-    def masked(self) -> frozenset[Address]:
-        return self._inner.masked
-
-    @property
-    def hidden(self) -> frozenset[Address]:
-        return self._inner.hidden
 
     def execute(
         self, given: Choices, *, exact: bool = False, select: Select = lambda address: False

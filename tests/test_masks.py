@@ -137,7 +137,7 @@ def test_the_posterior_gives_the_evidence(by):
 def test_a_marginal_inside_another():
     inner = ppl.marginal(of_a_batch(), ["z", "y"], by=ppl.enumeration())
     outer = ppl.marginal(inner, "y", by=ppl.importance(2, proposal()))
-    with pytest.raises(ppl.UnsupportedError, match="'z' .* is masked"):
+    with pytest.raises(ppl.UnsupportedError, match=r"'z' .* is masked"):
         outer.log_density({"y": 1.0}, KEY)
 
 

@@ -24,6 +24,7 @@ def density(d, x):
 
 THIRDS = jnp.ones(3) / 3
 SIMPLEX = jnp.array([0.5, 0.2, 0.3])
+SHIFT = jnp.array([0.4, 0.3, -0.7])
 DISTRIBUTIONS = {
     "Exponential": (dist.Exponential(1.5), [-1.0]),
     "Uniform": (dist.Uniform(0.0, 1.0), [2.0, -0.1]),
@@ -51,7 +52,10 @@ DISTRIBUTIONS = {
     "Categorical of logits": (dist.Categorical(logits=THIRDS), [3]),
     "DiscreteUniform": (dist.DiscreteUniform(0, 3), [4, -1]),
     "ZeroInflatedPoisson": (dist.ZeroInflatedPoisson(0.3, 2.0), [-1]),
-    "Dirichlet": (dist.Dirichlet(jnp.ones(3)), [SIMPLEX * 0.5, SIMPLEX - jnp.array([0.4, 0.3, -0.7])]),
+    "Dirichlet": (
+        dist.Dirichlet(jnp.ones(3)),
+        [SIMPLEX * 0.5, SIMPLEX - SHIFT],
+    ),
     "Multinomial": (dist.Multinomial(5, THIRDS), [jnp.array([1, 2, 1]), jnp.array([-1, 3, 3])]),
     "DirichletMultinomial": (dist.DirichletMultinomial(jnp.ones(3), 5), [jnp.array([1, 2, 1])]),
     "LKJCholesky": (dist.LKJCholesky(2, 1.0), [jnp.ones((2, 2))]),
@@ -80,7 +84,7 @@ ENDS = [
 ]
 
 
-@pytest.mark.parametrize("d, x, exact", ENDS)
+@pytest.mark.parametrize(("d", "x", "exact"), ENDS)
 def test_the_ends_are_inside(d, x, exact):
     np.testing.assert_allclose(density(d, jnp.asarray(x)), exact, atol=1e-6)
 
@@ -159,7 +163,7 @@ MISFITS = [
 ]
 
 
-@pytest.mark.parametrize("q, p", MISFITS)
+@pytest.mark.parametrize(("q", "p"), MISFITS)
 def test_a_guide_that_reaches_outside_is_found(q, p):
     like = lambda z: dist.Normal(jnp.sum(z), 1.0)
     _, objective = elbo(q, p, 1.0, like)
@@ -185,7 +189,7 @@ FITS = [
 ]
 
 
-@pytest.mark.parametrize("q, p", FITS)
+@pytest.mark.parametrize(("q", "p"), FITS)
 def test_a_guide_inside_passes_without_a_check(q, p):
     like = lambda z: dist.Normal(jnp.sum(z), 1.0)
     objective, _ = elbo(q, p, 1.0, like)

@@ -38,8 +38,8 @@ class Known:
     """What is known of all the elements of a value.
 
     ``kind`` names the support of an event (a simplex, ...), ``site`` and ``name`` the draw that it
-    is, the support of which is then ``low`` to ``high`` exactly; ``data`` says that it is a constant
-    all of whose elements count. ``root`` is the value that all its elements are.
+    is, the support of which is then ``low`` to ``high`` exactly; ``data`` says that it is a
+    constant all of whose elements count. ``root`` is the value that all its elements are.
     """
 
     low: float = -INFINITE
@@ -76,8 +76,7 @@ def resolve(
 
 def _has_checks(closed: _jax.ClosedJaxpr) -> bool:
     return any(
-        eqn.primitive is inside_p or any(map(_has_checks, _inner(eqn)))
-        for eqn in closed.jaxpr.eqns
+        eqn.primitive is inside_p or any(map(_has_checks, _inner(eqn))) for eqn in closed.jaxpr.eqns
     )
 
 
@@ -274,7 +273,10 @@ def _passes(check: Check, eqn: _jax.JaxprEqn, known: list[Known]) -> bool | None
         bounds, integer = [(0.0, 0.0, None), (1.0, 1.0, None)], True
     elif kind in _ENDS:
         ends = [getattr(constraint, f"{e}_bound", None) for e in ("lower", "upper")]
-        bounds, integer = [_bound(ends[0], False), _bound(ends[1], True)], kind.startswith("_Integer")
+        bounds, integer = (
+            [_bound(ends[0], False), _bound(ends[1], True)],
+            kind.startswith("_Integer"),
+        )
     else:
         return None
     (low, low_most, low_root), (high_least, high, high_root) = bounds
@@ -356,7 +358,9 @@ def _transfer(
     if name == "convert_element_type":
         return eqn, [_converted(eqn, known[0])]
     if name in _PART:
-        return eqn, [dataclasses.replace(_moved(known[0], eqn.outvars[0], eqn, name), data=False)] * n
+        return eqn, [
+            dataclasses.replace(_moved(known[0], eqn.outvars[0], eqn, name), data=False)
+        ] * n
     if name in ("select_n", "concatenate"):
         return eqn, [_join(known[1:] if name == "select_n" else known)]
     if eqn.primitive is _jax.scan_p:
@@ -395,8 +399,10 @@ _MATRICES |= {"_PositiveSemiDefinite", "_ScaledUnitLowerCholesky", "_SoftplusLow
 
 
 def _converted(eqn: _jax.JaxprEqn, k: Known) -> Known:
-    new = np.dtype(eqn.outvars[0].aval.dtype) if eqn.outvars[0].aval.dtype != float else None
-    if new is not None and (new == bool or np.issubdtype(new, np.integer)) and not k.integer:
+    new: Any = eqn.outvars[0].aval
+    before: Any = eqn.invars[0].aval
+    narrow = not jax.numpy.issubdtype(new.dtype, np.floating)
+    if narrow and (not k.integer or new.dtype.itemsize < before.dtype.itemsize):
         return NOTHING
     return k
 

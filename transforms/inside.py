@@ -1,9 +1,10 @@
 """The density outside a support is 0.
 
-Many densities are finite formulas that know no end of their support. :func:`log_prob` scores a value
-with a check: the primitive :data:`inside_p` returns the value, replaced where it is outside by one
-that is inside (so that no derivative becomes NaN), and whether it is inside. ``contained.py`` takes
-the checks away that a program passes by construction. A support without ends has none.
+Many densities are finite formulas that know no end of their support. :func:`log_prob` scores a
+value with a check: the primitive :data:`inside_p` returns the value, replaced where it is outside
+by one that is inside (so that no derivative becomes NaN), and whether it is inside.
+``contained.py`` takes the checks away that a program passes by construction. A support without
+ends has none.
 
 A draw that rounds to the end of an open support counts as inside, except where the distribution is
 a transformed one, whose density there is not a number.
@@ -21,7 +22,7 @@ from jax import lax
 
 from . import _jax
 from .errors import Address
-from .site import Axis, Opaque, _advance, is_static, per_element
+from .site import Axis, Opaque, advance, is_static, per_element
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,9 @@ def log_prob(d: Any, value: Any, address: Address, source: str, partial: bool = 
         return d.log_prob(value)
     if kind == "MaskedDistribution":
         if isinstance(d._mask, bool):
-            return d.log_prob(value) if not d._mask else log_prob(d.base_dist, value, address, source)
+            return (
+                d.log_prob(value) if not d._mask else log_prob(d.base_dist, value, address, source)
+            )
         inner = log_prob(d.base_dist, value, address, source, True)
         return jnp.where(d._mask, inner, 0.0)
     if kind == "Independent":
@@ -212,7 +215,7 @@ def _abstract(value: Any, *leaves: Any, check: Check) -> list[Any]:
 
 
 def _batch(axis_size: int, args: Any, dims: Any, *, check: Check) -> Any:
-    axis, args = _advance(axis_size, args, dims)
+    axis, args = advance(axis_size, args, dims)
     check = dataclasses.replace(check, axes=(axis, *check.axes))
     return inside_p.bind(*args, check=check), [0, 0]
 

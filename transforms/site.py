@@ -157,7 +157,7 @@ def element_keys(key: jax.Array, axes: Sequence[Axis]) -> jax.Array:
     return jax.random.split(key, tuple(a.size for a in axes)) if axes else key
 
 
-def _advance(
+def advance(
     axis_size: int, args: Sequence[Any], dims: Sequence[Any], loops: int = 0
 ) -> tuple[Axis, list[Any]]:
     """The record of one more ``vmap``, and the operands with its axis in front."""
@@ -189,7 +189,7 @@ def _refuse_jvp(what: str, source: str) -> NoReturn:
 
 
 def _sample_batch(axis_size: int, args: Any, dims: Any, *, site: Site) -> Any:
-    axis, args = _advance(axis_size, args, dims, site.loops)
+    axis, args = advance(axis_size, args, dims, site.loops)
     site = dataclasses.replace(site, axes=(axis, *site.axes))
     return sample_p.bind(*args, site=site), [0]
 
@@ -275,7 +275,7 @@ class Factor:
 
 
 def _factor_batch(axis_size: int, args: Any, dims: Any, *, factor: Factor) -> Any:
-    axis, (weight,) = _advance(axis_size, args, dims)
+    axis, (weight,) = advance(axis_size, args, dims)
     if not axis.mapped[0]:
         weight = jnp.broadcast_to(weight, (axis_size, *weight.shape))
     return factor_p.bind(weight, factor=factor), []
@@ -391,7 +391,7 @@ class Call:
 
 
 def _call_batch(axis_size: int, args: Any, dims: Any, *, call: Call) -> Any:
-    axis, args = _advance(axis_size, args, dims, call.loops)
+    axis, args = advance(axis_size, args, dims, call.loops)
     program = call.program.batch(axis_size, axis.mapped)
     call = dataclasses.replace(call, program=program, axes=(axis, *call.axes))
     outs = call_p.bind(*args, call=call)
@@ -428,7 +428,7 @@ class Expect:
 
 
 def _expect_batch(axis_size: int, args: Any, dims: Any, *, expect: Expect) -> Any:
-    axis, args = _advance(axis_size, args, dims)
+    axis, args = advance(axis_size, args, dims)
     outs = expect_p.bind(*args, expect=dataclasses.replace(expect, axes=(axis, *expect.axes)))
     return outs, [0] * len(outs)
 

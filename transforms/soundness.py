@@ -410,7 +410,9 @@ class Soundness:
         if parameters.estimates:
             self._reached[self._fault("nonlinear", flat, i, parameters)] = None
         own: frozenset[Source] = frozenset({("site", (id(scope.closed), chosen.choice.path))})
-        discrete = getattr(support_of(d), "is_discrete", False)  # some have draws of floating point type
+        discrete = getattr(
+            support_of(d), "is_discrete", False
+        )  # some have draws of floating point type
         floating = jnp.issubdtype(site.dtype, jnp.floating) and not discrete
         drawn = own if floating else frozenset()
         estimator = chosen.estimator
