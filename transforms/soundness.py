@@ -158,7 +158,9 @@ class Soundness:
             found += [
                 of_kink(f.op, True)
                 for f in self._reached
-                if f.kind == "jump" and not (f.drawn or f.suspect) and not wanted.isdisjoint(f.sources)
+                if f.kind == "jump"
+                and not (f.drawn or f.suspect)
+                and not wanted.isdisjoint(f.sources)
             ]
         return tuple(dict.fromkeys(found))
 
@@ -235,7 +237,7 @@ class Soundness:
         """Assign estimators; no automatic site stays pathwise whose use is not smooth."""
         self._settle(lambda f: any(s in self._automatic() for s in f.sources))
         while True:
-            automatic, contradicted = self._automatic(), {}
+            automatic = self._automatic()
             rough = {
                 source: f for f in self._faults_reached() for source in f.sources & set(automatic)
             }
@@ -245,11 +247,14 @@ class Soundness:
                 scope, chosen = automatic[source]
                 fixed = not support_operands(chosen)
                 scope.rough[chosen.choice.path] = Rough(why(f.kind, f.op), fixed)
-                if f.kind == "custom":
-                    contradicted[source] = f.op
             for scope in {id(automatic[s][0]): automatic[s][0] for s in rough}.values():
                 scope.assign(self.samples)
-            self._contradicted |= contradicted
+            self._contradicted |= {
+                source: f.op
+                for f in self._faults_reached()
+                for source in f.sources & set(rough)
+                if f.kind == "custom"
+            }
             self._settle(lambda f: any(s in self._automatic() for s in f.sources))
 
     def _automatic(self) -> dict[Source, tuple[_Scope, Chosen]]:
