@@ -24,9 +24,9 @@ AMBIGUOUS = "ambiguous"
 class Finding:
     """Something that the gradient of an objective must not be trusted with.
 
-    ``kind`` is "biased", "unsupported", "ambiguous" or "almost everywhere"; ``addresses`` are those of the
-    choices concerned; ``operation`` and ``source`` name the equation and its line; ``message``
-    says it all, and what to type instead.
+    ``kind`` is "biased", "unsupported", "ambiguous" or "almost everywhere"; ``addresses`` are
+    those of the choices concerned; ``operation`` and ``source`` name the equation and its line;
+    ``message`` says it all, and what to type instead.
     """
 
     kind: str

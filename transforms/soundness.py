@@ -102,7 +102,7 @@ class Soundness:
         self._guilty: set[Source] = set()
         self._supports: dict[Flat, dict[int, str]] = {}
         self._positive: dict[Flat, set[int]] = {}
-        self._contradicted: dict[Source, Op] = {}
+        self._contradicted: dict[Source, Fault] = {}
         self._root = self._scope(closed, choose, slice(1))
         known = list(constant) or [False] * len(closed.in_avals)
         self._inputs = [
@@ -144,7 +144,11 @@ class Soundness:
         found += [
             of_support(s, self._root.choose) for s, x in self._moving if not wanted.isdisjoint(x)
         ]
-        found += [of_contradiction(op, self._sites([s])[0]) for s, op in self._contradicted.items()]
+        found += [
+            of_contradiction(f.op, self._sites([source])[0])
+            for source, f in self._contradicted.items()
+            if not wanted.isdisjoint(f.sources)
+        ]
         for _, s in self.sites:
             baseline = getattr(s.estimator, "baseline", None)
             if baseline is not None and sees_own_draw(baseline, self.samples):
@@ -250,7 +254,7 @@ class Soundness:
             for scope in {id(automatic[s][0]): automatic[s][0] for s in rough}.values():
                 scope.assign(self.samples)
             self._contradicted |= {
-                source: f.op
+                source: f
                 for f in self._faults_reached()
                 for source in f.sources & set(rough)
                 if f.kind == "custom"
