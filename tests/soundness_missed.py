@@ -115,9 +115,9 @@ POLES = {
     "arctan of tan": lambda x: jnp.arctan(jnp.tan(2.0 * x)) @ W,
     "sign by a product of poles": lambda x: jnp.cos(jnp.arctan(x[0] / x[1]) + 1.0),
     "ratio of sums": lambda x: jnp.sin(jnp.arctan(x.sum() / (x @ W))),
-    "tanh of 1/x in a scan": lambda x: lax.scan(
-        lambda c, x: (c + jnp.tanh(1.0 / x), None), 0.0, x
-    )[0],
+    "tanh of 1/x in a scan": lambda x: lax.scan(lambda c, x: (c + jnp.tanh(1.0 / x), None), 0.0, x)[
+        0
+    ],
 }
 
 FRAMES = {
@@ -173,7 +173,9 @@ CUTS = {
 
 ORDERS = {
     "unique": lambda x: jnp.unique(jax.nn.relu(x), size=3, fill_value=-1.0) @ W,
-    "sign of an eigenvector": lambda x: jnp.linalg.eigh(symmetric(x))[1][2] @ np.array([-1.0, 1.0, 0.0]),
+    "sign of an eigenvector": lambda x: (
+        jnp.linalg.eigh(symmetric(x))[1][2] @ np.array([-1.0, 1.0, 0.0])
+    ),
     "sign of a singular vector": lambda x: (
         jnp.linalg.svd(symmetric(x))[0][0] @ np.array([0.0, 1.0, -1.0])
     ),
@@ -185,9 +187,7 @@ JUMPS = DERIVATIVES | POLES | FRAMES | NAMES | PREDICATES | CUTS | ORDERS
 SMOOTH = {
     "slope of a normal density": lambda x: slope(dist.Normal(0.1, 2.0).log_prob)(x) @ W,
     "slope of a gamma density": lambda x: slope(dist.Gamma(2.0, 1.0).log_prob)(jnp.exp(x)) @ W,
-    "slope of a beta density": lambda x: (
-        slope(dist.Beta(2.0, 1.5).log_prob)(jax.nn.sigmoid(x)) @ W
-    ),
+    "slope of a beta density": lambda x: slope(dist.Beta(2.0, 1.5).log_prob)(jax.nn.sigmoid(x)) @ W,
     "slope of a mixture": lambda x: jax.grad(lambda x: jax.nn.logsumexp(x * W))(x) @ W,
     "slope of an attention": lambda x: slope(lambda x: jax.nn.softmax(x[:, None] * x) @ x)(x) @ W,
     "slope of activations": lambda x: slope(lambda x: jax.nn.gelu(x) + jax.nn.silu(x))(x) @ W,
@@ -209,9 +209,9 @@ SMOOTH = {
     "x over the norm of three": lambda x: (x / jnp.linalg.norm(x)) @ W,
     "standardized": lambda x: ((x - x.mean()) / jnp.std(x)) @ W,
     "eigenvalues": lambda x: jnp.linalg.eigvalsh(symmetric(x)) @ W,
-    "projection by eigenvectors": lambda x: (
-        (lambda v: jnp.outer(v, v) @ W)(jnp.linalg.eigh(symmetric(x))[1][:, 0]).sum()
-    ),
+    "projection by eigenvectors": lambda x: (lambda v: jnp.outer(v, v) @ W)(
+        jnp.linalg.eigh(symmetric(x))[1][:, 0]
+    ).sum(),
     "pinv": lambda x: jnp.linalg.pinv(jnp.outer(x, x) + jnp.eye(3)).sum(),
     "lstsq": lambda x: jnp.linalg.lstsq(jnp.outer(x, x) + 3 * jnp.eye(3), jnp.ones(3))[0].sum(),
     "isfinite of an exponential": lambda x: jnp.where(jnp.isfinite(jnp.exp(x)), x, 0.0) @ W,

@@ -18,16 +18,16 @@ from .interpret import abstract_distribution
 from .support import support_operands
 
 BIASED, UNSUPPORTED, ALMOST = "biased", "unsupported", "almost everywhere"
-CONTRADICTION = "contradiction"
+AMBIGUOUS = "ambiguous"
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
     """Something that the gradient of an objective must not be trusted with.
 
-    ``kind`` is "biased", "unsupported", "contradiction" or "almost everywhere"; ``addresses`` are those of the
-    choices concerned; ``operation`` and ``source`` name the equation and its line; ``message``
-    says it all, and what to type instead.
+    ``kind`` is "biased", "unsupported", "ambiguous" or "almost everywhere"; ``addresses`` are
+    those of the choices concerned; ``operation`` and ``source`` name the equation and its line;
+    ``message`` says it all, and what to type instead.
     """
 
     kind: str
@@ -197,7 +197,7 @@ def of_contradiction(op: Op, s: Chosen) -> Finding:
         "rule, type ppl.continuous(f, reason) around the function; if you mean the value, type "
         f"the estimator: {site}."
     )
-    return Finding(CONTRADICTION, (s.choice.address,), operation(op), op.line, message)
+    return Finding(AMBIGUOUS, (s.choice.address,), operation(op), op.line, message)
 
 
 def of_baseline(s: Chosen) -> Finding:

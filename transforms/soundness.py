@@ -118,7 +118,7 @@ class Soundness:
         self._guilty: set[Source] = set()
         self._supports: dict[Flat, dict[int, str]] = {}
         self._positive: dict[Flat, set[int]] = {}
-        self._contradicted: dict[Source, Op] = {}
+        self._contradicted: dict[Source, Fault] = {}
         self._root = self._scope(closed, choose, slice(1))
         known = list(constant) or [False] * len(closed.in_avals)
         self._inputs = [
@@ -161,7 +161,11 @@ class Soundness:
         found += [
             of_support(s, self._root.choose) for s, x in self._moving if not wanted.isdisjoint(x)
         ]
-        found += [of_contradiction(op, self._sites([s])[0]) for s, op in self._contradicted.items()]
+        found += [
+            of_contradiction(f.op, self._sites([source])[0])
+            for source, f in self._contradicted.items()
+            if not wanted.isdisjoint(f.sources)
+        ]
         for _, s in self.sites:
             baseline = getattr(s.estimator, "baseline", None)
             if baseline is not None and sees_own_draw(baseline, self.samples):
@@ -175,7 +179,9 @@ class Soundness:
             found += [
                 of_kink(f.op, True)
                 for f in self._reached
-                if f.kind == "jump" and not (f.drawn or f.suspect) and not wanted.isdisjoint(f.sources)
+                if f.kind == "jump"
+                and not (f.drawn or f.suspect)
+                and not wanted.isdisjoint(f.sources)
             ]
         return tuple(dict.fromkeys(found))
 
@@ -252,7 +258,7 @@ class Soundness:
         """Assign estimators; no automatic site stays pathwise whose use is not smooth."""
         self._settle(lambda f: any(s in self._automatic() for s in f.sources))
         while True:
-            automatic, contradicted = self._automatic(), {}
+            automatic = self._automatic()
             rough = {
                 source: f for f in self._faults_reached() for source in f.sources & set(automatic)
             }
@@ -262,11 +268,14 @@ class Soundness:
                 scope, chosen = automatic[source]
                 fixed = not support_operands(chosen)
                 scope.rough[chosen.choice.path] = Rough(why(f.kind, f.op), fixed)
-                if f.kind == "custom":
-                    contradicted[source] = f.op
             for scope in {id(automatic[s][0]): automatic[s][0] for s in rough}.values():
                 scope.assign(self.samples)
-            self._contradicted |= contradicted
+            self._contradicted |= {
+                source: f
+                for f in self._faults_reached()
+                for source in f.sources & set(rough)
+                if f.kind == "custom"
+            }
             self._settle(lambda f: any(s in self._automatic() for s in f.sources))
 
     def _automatic(self) -> dict[Source, tuple[_Scope, Chosen]]:

@@ -90,14 +90,14 @@ _SAME |= {"concatenate", "select_n", "mul", "div", "sqrt", "rsqrt", "log1p", "mi
 
 def pole(op: Op) -> int | None:
     """The operand of a smooth equation at whose zeros its result may jump."""
-    p = op.eqn.params
-    if op.name == "div":
+    name, p = op.name, op.eqn.params
+    if name == "div":
         v = op.ins[1]
-    elif op.name in ("tan", "rsqrt") or (op.name == "integer_pow" and p["y"] < 0):
-        v = op.ins[0]
-    elif op.name == "pow" and not isinstance(op.ins[1], int) and np.any(op.ins[1].val < 0):
+    elif name in ("tan", "rsqrt", "pow") or (name == "integer_pow" and p["y"] < 0):
         v = op.ins[0]
     else:
+        return None
+    if name == "pow" and (isinstance(op.ins[1], int) or np.all(np.asarray(op.ins[1].val) >= 0)):
         return None
     return v if isinstance(v, int) else None
 
@@ -142,7 +142,7 @@ def _is_float(flat: Flat, v: int) -> bool:
 
 def support(d: Any) -> str | None:
     """``"positive"`` or ``"unit"``, if the draws of a distribution are."""
-    constraint = getattr(d, "support", None)
+    constraint: Any = getattr(d, "support", None)
     while hasattr(constraint, "base_constraint"):
         constraint = constraint.base_constraint
     name = type(constraint).__name__
