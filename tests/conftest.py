@@ -1,7 +1,29 @@
-"""What the tests share; the statistical test itself is in ``ztest.py``."""
+"""What the tests share; the statistical test itself is in ``ztest.py``.
+
+The tests compile thousands of small programs and hardly run them, so XLA compiles cheaply.
+"""
+
+import importlib.metadata
+import os
 
 import jax
 import pytest
+
+QUICKLY = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+if importlib.metadata.version("jaxlib").startswith("0.10."):  # an unknown flag ends the process
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICKLY}"
+
+AS_FOR_A_USER = {"test_benchmarks", "test_compilation", "test_demo", "test_docs", "test_tune"}
+"""Files that count what is compiled, or run for long."""
+
+
+@pytest.fixture(autouse=True)
+def compiled_quickly(request):
+    """Without most optimizations, which cost more than they save."""
+    optimized = request.module.__name__ in AS_FOR_A_USER
+    jax.config.update("jax_disable_most_optimizations", not optimized)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture

@@ -1,11 +1,12 @@
 """Random programs: value, gradient, densities and the checker's verdict, against exact numbers.
 
 ``random_programs.generate`` draws small objectives: one to three units out of single choices,
-plates, loops, branches, ``jit`` and ``checkpoint``, generative functions, inner expectations and
-subsampled plates, with nine laws, seven estimators and payoffs with kinks and jumps. Each is held
-to its exact value and gradient, in float64:
+plates, loops, branches, switches, ``jit`` and ``checkpoint``, generative functions, inner
+expectations, subsampled plates, masked and expanded choices, small probabilities and integers, with
+nine laws, seven estimators and payoffs with kinks, jumps and guarded divisions. Each is held to its
+exact value and gradient, in float64:
 
-- where nothing is random (all enumerated) to 1e-8;
+- where nothing is random (all enumerated) to 1e-8, and with a small probability to 1e-4 in 32 bits;
 - else by the two stages of ``ztest``: 8,192 estimates (2,048 of four samples each) with
   |z| <= 3.3, or 8 times as many fresh ones with |z| <= 4.3. A program is compared in 3 or 4
   numbers, each of which fails wrongly with probability 1.7e-8 (normal approximation): 1.4e-4 for a
@@ -14,7 +15,9 @@ to its exact value and gradient, in float64:
 A program is *biased* if the mean of its gradient estimates is not the derivative of its value;
 that mean is known too and compared in its place (unless an estimator chooses itself: the checker
 then makes as few choices pathwise as it can). The checker must find bias in exactly these, and in
-those that are biased at other parameters only, which it does not know.
+those that are biased at other parameters only, which it does not know. What it says is what the
+gradient warns of; a long run asks ``explain`` too in every fourth program only, which takes as long
+as a third of the rest.
 Log densities of traces are compared at 1e-9.
 
     python tests/test_random_programs.py --programs 2000 --seed 0
