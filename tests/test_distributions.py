@@ -67,29 +67,21 @@ WRAPPED = {
 }  # fmt: skip
 
 
-def payoff(x: jax.Array) -> jax.Array:
+def payoff(x: Any) -> Any:
     x = x.reshape(-1)
-    return jnp.sum(x**2 * jnp.arange(1.0, x.size + 1)) + x[0] * x[-1]
+    return (x**2 * np.arange(1.0, x.size + 1)).sum() + x[0] * x[-1]
 
 
-@pytest.mark.parametrize("automatic", [False, True])
 @pytest.mark.parametrize("name", WRAPPED)
-def test_wrapped_and_enumerated(name: str, automatic: bool) -> None:
+def test_wrapped_and_enumerated(name: str) -> None:
     make, n = WRAPPED[name]
+    runs = np.array(list(itertools.product(range(3), repeat=n)))
+    payoffs = np.array([payoff(x) for x in runs.astype(float)])
+    exact = lambda t: jnp.prod(category(t).probs[runs], -1) @ payoffs
     with jax.enable_x64(True):
-        value, grad = mean(make, None if automatic and n < 4 else ppl.enum(), payoff).value_and_grad(
-            KEY, 0.1
-        )
-
-        def exact(t: Any) -> Any:
-            p = category(t).probs
-            runs = itertools.product(range(3), repeat=n)
-            return sum(
-                math.prod(p[i] for i in x) * payoff(jnp.array(x, float))  # type: ignore[call-overload]
-                for x in runs
-            )
-
-        np.testing.assert_allclose([value, grad], jax.jvp(jax.jit(exact), (0.1,), (1.0,)), rtol=1e-10)
+        estimator = None if name.startswith("expand") and n < 4 else ppl.enum()
+        found = mean(make, estimator, payoff).value_and_grad(KEY, 0.1)
+        np.testing.assert_allclose(found, jax.jvp(exact, (0.1,), (1.0,)), rtol=1e-10)
 
 
 def test_expanded_along_an_axis_of_size_one() -> None:
@@ -125,7 +117,11 @@ def test_density_of_censored_data() -> None:
         d = dist.Exponential(2.0).expand((2,))
         ppl.sample("y", dist.RightCensoredDistribution(d, jnp.array([True, False])))
         e = dist.Normal(0.0, 1.0).expand((1,))
-        ppl.observe("z", dist.IntervalCensoredDistribution(e, [True], [False]), jnp.ones((1, 2)))
+        ppl.observe(
+            "z",
+            dist.IntervalCensoredDistribution(e, jnp.ones(1, bool), jnp.zeros(1, bool)),
+            jnp.ones((1, 2)),
+        )
 
     log_p = model().log_density({"y": jnp.ones(2)})
     exact = -2.0 + math.log(2) - 2.0 + stats.norm.logcdf(1.0)
@@ -177,20 +173,29 @@ def test_finite_families(name: str, bits: float) -> None:
     np.testing.assert_allclose(found, exact, rtol=5 * bits, atol=1e-32)
 
 
-def test_derivatives_of_binomial_masses(bits: float) -> None:
-    with jax.enable_x64(bits < 1e-6):
-        k = jnp.arange(8)
-        first = jax.jvp(lambda q: mass(dist.Binomial(7, q), k), (0.0,), (1.0,))
-        np.testing.assert_allclose(first[1], [-7, 7, *[0] * 6], atol=bits)
-        second = jax.hessian(lambda q: jnp.sum(mass(dist.Binomial(7, q), k) * k * (k - 1)))(1.0)
-        np.testing.assert_allclose(second, 2 * 7 * 6, rtol=bits)
+def test_derivatives_of_binomial_masses() -> None:
+    with jax.enable_x64(True):
+        k = jnp.arange(4)
+
+        @jax.jit
+        def derivatives(q: Any) -> Any:
+            first = lambda q: jax.jvp(lambda q: mass(dist.Binomial(3, q), k), (q,), (1.0,))[1]
+            return first(q), jax.jvp(first, (q,), (1.0,))[1]
+
+        exact = [-3, 3, 0, 0], [6, -12, 6, 0]
+        np.testing.assert_allclose(derivatives(0.0), exact, atol=1e-12)
+        mirrored = np.array(exact)[:, ::-1] * [[-1], [1]]
+        np.testing.assert_allclose(derivatives(1.0), mirrored, atol=1e-12)
 
 
 # --- closures and attributes ------------------------------------------------------------------------
 
 
 def network(w: Any) -> Callable[[Any], Any]:
-    return lambda x: (w * x[..., ::-1] * jnp.array([0.0, 1.0]), 0.3 * w * jnp.array([1.0, 0.0]) + 0 * x)
+    return lambda x: (
+        w * x[..., ::-1] * jnp.array([0.0, 1.0]),
+        0.3 * w * jnp.array([1.0, 0.0]) + 0 * x,
+    )
 
 
 class Network:
@@ -308,3 +313,16 @@ def test_what_cannot_be_found_is_refused() -> None:
 
     with pytest.raises(ppl.UnsupportedError, match="where it cannot be found"):
         mean(lambda w: scaled(Slots(w))).grad(KEY, 0.5)
+
+
+def test_a_missing_inverse_is_an_error_that_says_so() -> None:
+    class Planar(Scale):
+        def _inverse(self, y: Any) -> Any:
+            raise NotImplementedError
+
+    @ppl.gen
+    def guide() -> None:
+        ppl.sample("x", dist.TransformedDistribution(dist.Normal(0.0, 1.0), Planar(jnp.sinh)))
+
+    with pytest.raises(ppl.UnsupportedError, match="the inverse of a transform"):
+        guide().simulate(KEY)

@@ -21,7 +21,7 @@ from jax.ad_checkpoint import checkpoint_name
 from . import _jax, marks
 from .addresses import Choices, entries, match, nest
 from .elements import apart
-from .errors import Address, UnsupportedError
+from .errors import Address, UnsupportedError, show
 from .interpret import Path, Record, entering, interpret
 from .site import Call, Densities, Factor, Site, own_density, per_element, sample_p
 
@@ -53,12 +53,23 @@ def log_density_of(
 
     def one(operands: list[Any], value: Any) -> jax.Array:
         d = site.rebuild(site.live(operands))
-        log_prob = apart(d).log_prob(value) if own else d.log_prob(value)
+        try:
+            log_prob = apart(d).log_prob(value) if own else d.log_prob(value)
+        except NotImplementedError as error:
+            raise UnsupportedError(_no_density(site, d)) from error
         log_density = jnp.sum(checkpoint_name(log_prob, own_density(site)) if own else log_prob)
         return jnp.where(site.mask(operands), log_density, 0.0) if site.masked else log_density
 
     with marks.mark(marks.DENSITY):
         return jnp.sum(per_element(site.axes, one, 1)(list(operands), value))
+
+
+def _no_density(site: Site, d: Any) -> str:
+    return (
+        f"the density of {show(site.address)} ~ {type(d).__name__} at {site.source} is not "
+        "implemented, or that of a part, or the inverse of a transform, which a density needs. "
+        "Define it (log_prob, cdf, or the _inverse of the transform)."
+    )
 
 
 def execute(

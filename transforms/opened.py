@@ -112,11 +112,13 @@ def _attributes(x: Any) -> list[tuple[str, Any]]:
 
 def _open(x: Any, found: list[Any], around: set[int]) -> Build | None:
     """Appends the arrays in ``x``, and returns how to make ``x`` of them; None if it has none."""
-    if isinstance(x, _jax.Tracer | jax.Array | np.ndarray):
+    if isinstance(x, _jax.Tracer | jax.Array | np.ndarray | jax.ShapeDtypeStruct):
         i = len(found)
         found.append(x)
         return lambda leaves: leaves[i]
-    plain = str | bytes | int | float | complex | type | types.ModuleType | types.BuiltinFunctionType
+    plain = (
+        str | bytes | int | float | complex | type | types.ModuleType | types.BuiltinFunctionType
+    )
     if x is None or isinstance(x, plain) or id(x) in around:
         return None
     around = around | {id(x)}
