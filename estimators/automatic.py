@@ -68,7 +68,7 @@ class Automatic(Choose):
     def _continuous(self, d: Any, score: Reinforce, rough: Rough | None) -> tuple[Estimator, str]:
         if rough is None:
             return Reparam(), "automatic: the distribution is reparameterised"
-        if rough.fixed_support:
+        if rough.fixed_support and score.unsuitable(d) is None:
             return score, f"automatic: {rough.why}"
         if MVD().unsuitable(d) is None:
             return MVD(), f"automatic: {rough.why}, and the support depends on a parameter"

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 
 from transforms.estimator import InPlace
+from transforms.opened import arrays
 
 from . import implicit
 
@@ -68,7 +69,8 @@ def _undeclared(d: Any) -> str | None:
     if not isinstance(d, dist.Distribution):
         return None  # a random key
     # has_rsample is true by default, of a class that declares nothing at all
-    if d.has_rsample and (d.reparametrized_params or not jax.tree.leaves(d)):
+    declared = d.has_rsample or not d.arg_constraints
+    if declared and (d.reparametrized_params or (d.has_rsample and not arrays(d))):
         return None
     other = "ppl.enum() or ppl.reinforce()" if d.has_enumerate_support else "ppl.reinforce()"
     return f"its draws are not a differentiable function of its parameters. Use {other}."

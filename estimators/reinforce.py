@@ -40,6 +40,8 @@ class Reinforce(InPlace):
     def unsuitable(self, d: Any) -> str | None:
         if not hasattr(d, "log_prob"):
             return "it has no density."
+        if _point(d):
+            return "it is a point, of which no density has a derivative. Use ppl.reparam()."
         return None
 
     def log_prob(self, d: Any, value: jax.Array) -> jax.Array:
@@ -47,6 +49,12 @@ class Reinforce(InPlace):
 
     def draw(self, d: Any, key: jax.Array, sample_shape: tuple[int, ...]) -> jax.Array:
         return d.sample(key, sample_shape)
+
+
+def _point(d: Any) -> bool:
+    while hasattr(d, "base_dist"):
+        d = d.base_dist
+    return type(d).__name__ == "Delta"
 
 
 def reinforce(baseline: Any = None) -> Reinforce:

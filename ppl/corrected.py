@@ -59,7 +59,11 @@ def corrected(d: dist.Distribution) -> dist.Distribution:
             part.__class__ = _CORRECTED[type(part)]
         return part
 
-    if not any(map(wrong, jax.tree.leaves(d, is_leaf=wrong))):
+    try:
+        parts = jax.tree.leaves(d, is_leaf=wrong)
+    except NotImplementedError:  # a transform that is no pytree
+        return d
+    if not any(map(wrong, parts)):
         return d
     return jax.tree.map(replace, d, is_leaf=wrong)
 

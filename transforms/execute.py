@@ -22,7 +22,7 @@ from jax.ad_checkpoint import checkpoint_name
 from . import _jax, inside, marks
 from .addresses import Choices, Entry, entries, match, nest
 from .elements import absent, apart, is_masked
-from .errors import Address, UnsupportedError
+from .errors import Address, UnsupportedError, show
 from .interpret import Path, Record, abstract_distribution, entering, interpret
 from .site import Call, Densities, Factor, Site, own_density, per_element, sample_p
 
@@ -77,15 +77,26 @@ def log_density_of(
         if other and site.masked:  # the derivative may be no number there
             value = jnp.where(site.mask(operands), value, jnp.asarray(0.5, value.dtype))
         d = absent(d) if hidden else d
-        if own:
-            log_prob = checkpoint_name(apart(d).log_prob(value), own_density(site))
-        else:
-            log_prob = inside.log_prob(d, value, site.address, site.source, site.masked)
+        try:
+            if own:
+                log_prob = checkpoint_name(apart(d).log_prob(value), own_density(site))
+            else:
+                log_prob = inside.log_prob(d, value, site.address, site.source, site.masked)
+        except NotImplementedError as error:
+            raise UnsupportedError(_no_density(site, d)) from error
         log_density = jnp.sum(log_prob)
         return jnp.where(site.mask(operands), log_density, 0.0) if site.masked else log_density
 
     with marks.mark(marks.DENSITY):
         return jnp.sum(per_element(site.axes, one, 1)(list(operands), value))
+
+
+def _no_density(site: Site, d: Any) -> str:
+    return (
+        f"the density of {show(site.address)} ~ {type(d).__name__} at {site.source} is not "
+        "implemented, or that of a part, or the inverse of a transform, which a density needs. "
+        "Define it (log_prob, cdf, or the _inverse of the transform)."
+    )
 
 
 def execute(

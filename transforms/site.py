@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import _jax, marks
+from . import _jax, marks, opened
 from .errors import Address, KeyRequiredError, UnsupportedError, show
 
 PyTree = Any
@@ -224,14 +224,15 @@ def sample(
     drawn: bool = False,
 ) -> Any:
     """Bind one draw of the distribution ``d`` (a pytree with ``sample(key, shape)``)."""
-    leaves, tree = jax.tree.flatten(d)
+    leaves, tree = opened.flatten(d)
     static = tuple((i, int(v)) for i, v in enumerate(leaves) if is_static(v))
     kept = [v for v in leaves if not is_static(v)]
     est_leaves, est_tree = ([], None) if estimator is None else flatten_estimator(estimator)
-    draw = jax.eval_shape(lambda: d.sample(jax.random.key(0)))
+    source = _jax.user_line() if source is None else source
+    draw = _draw_like(address, source, d, leaves, tree)
     site = Site(
         address=address,
-        source=_jax.user_line() if source is None else source,
+        source=source,
         shape=draw.shape,
         dtype=draw.dtype,
         distribution=Opaque(tree),
@@ -241,6 +242,32 @@ def sample(
         drawn=drawn,
     )
     return sample_p.bind(*map(jnp.asarray, [*kept, *est_leaves]), site=site)[0]
+
+
+def _draw_like(address: Address, source: str, d: Any, leaves: list[Any], tree: Any) -> Any:
+    """The shape of a draw of the distribution as it is made again of its leaves."""
+    arrays = [v for v in leaves if isinstance(v, _jax.Tracer)]
+
+    def run(*arrays: Any) -> Any:
+        given = iter(arrays)
+        again = [next(given) if isinstance(v, _jax.Tracer) else v for v in leaves]
+        return jax.tree.unflatten(tree, again).sample(jax.random.key(0))
+
+    try:
+        _, consts, draw = _jax.trace(run, *arrays)
+    except NotImplementedError as error:
+        raise UnsupportedError(
+            f"the choice {show(address)} ~ {type(d).__name__} at {source} cannot be drawn: its "
+            "sample is not implemented. Draw from a proper distribution with the same support, and "
+            'correct its density with ppl.factor("w", log_weight).'
+        ) from error
+    if any(isinstance(c, _jax.Tracer) for c in consts):
+        raise UnsupportedError(
+            f"the choice {show(address)} ~ {type(d).__name__} at {source} holds a value that is "
+            "computed in the program where it cannot be found, so its gradient would be lost. Make "
+            "it an attribute of the distribution, and declare it in pytree_data_fields."
+        )
+    return draw
 
 
 def flatten_estimator(estimator: Any) -> tuple[list[Any], Opaque]:
