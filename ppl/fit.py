@@ -77,8 +77,8 @@ def maximize(
             with ``batches``.
         params: initial parameters, any pytree; its floating point arrays are fitted.
         optimizer: any optax optimizer (with the sign it has for descent). It sees the parameters
-            as they are typed here, so labels, masks and paths work, with None in place of what is
-            not fitted. Where it asks for ``value``, ``grad`` or ``value_fn`` it gets what it
+            as they are typed here, so labels, masks and paths work, with
+            ``optax.MaskedNode()`` in place of what is not fitted. Where it asks for ``value``, ``grad`` or ``value_fn`` it gets what it
             descends, at this step's draws and batch.
         key: random key.
         steps: number of updates.
@@ -210,7 +210,7 @@ def _plan(how: dict[str, Any], params: Any, key: Any, args: Any, batches: Any) -
     first = [] if host is None else [next(host)]
     example = first[0] if first else None
     program = loop.program(values, fixed, key, example)
-    kept, state = begin(loop, values)
+    kept, state = begin(how["optimizer"].value, values)
     start = State(kept, state, loop.averages(program[0]), 0)
     traced = is_traced(start, fixed, key, first, program[1], jnp.zeros(()) + 0)
     return _Plan(
