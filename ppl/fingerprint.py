@@ -106,7 +106,9 @@ def _describe(x: Any, around: tuple[int, ...]) -> str:
 def _object(x: Any, inside: Any) -> str:
     kind = f"{type(x).__module__}.{type(x).__qualname__}"
     if dataclasses.is_dataclass(x):
-        return f"{kind} {[(f.name, inside(getattr(x, f.name, None))) for f in dataclasses.fields(x)]}"
+        return (
+            f"{kind} {[(f.name, inside(getattr(x, f.name, None))) for f in dataclasses.fields(x)]}"
+        )
     if isinstance(x, jax.tree_util.PyTreeDef):
         return _without_addresses(str(x))
     if kind.startswith(("jax.", "jaxlib.")):

@@ -191,8 +191,10 @@ def _tolerates(state: Any) -> bool:
     made = optax.ApplyIfFiniteState | optax.ZeroNansState
     return _holds(
         state,
-        lambda s: isinstance(s, made)
-        or (isinstance(s, optax.MultiStepsState) and bool(jax.tree.leaves(s.skip_state))),
+        lambda s: (
+            isinstance(s, made)
+            or (isinstance(s, optax.MultiStepsState) and bool(jax.tree.leaves(s.skip_state)))
+        ),
     )
 
 
@@ -262,7 +264,9 @@ def _step(
         for v in jax.tree.leaves(values):
             finite &= jnp.all(jnp.isfinite(v))
     averages = {d: d * a + (1 - d) * value for d, a in state.averages.items()}
-    averages = {d: jnp.where(jnp.isfinite(value), a, state.averages[d]) for d, a in averages.items()}
+    averages = {
+        d: jnp.where(jnp.isfinite(value), a, state.averages[d]) for d, a in averages.items()
+    }
     new = State(values, opt, averages, state.step + 1)
     _check_same(new, state)
     new = jax.tree.map(lambda a, old: _kept(finite, a, old), new, state)

@@ -152,7 +152,7 @@ def test_a_file_of_other_data_or_direction_is_refused(tmp_path):
     ppl.maximize(f, 0.0, optax.sgd(0.1), args=(1.0,), **kwargs)
     with pytest.raises(ValueError, match="What differs: args"):
         ppl.maximize(f, 0.0, optax.sgd(0.1), args=(2.0,), **kwargs)
-    with pytest.raises(ValueError, match="direction .here minimize, in the file maximize"):
+    with pytest.raises(ValueError, match=r"direction .here minimize, in the file maximize"):
         ppl.minimize(f, 0.0, optax.sgd(0.1), args=(1.0,), **kwargs)
 
 
@@ -287,3 +287,34 @@ def test_a_wrong_keyword_is_named():
         TypeError, match=r"missing a required argument: 'b'.*It takes \(m, b, c=2.0"
     ):
         named.grad(KEY, 0.5, c=1.0)
+
+
+# --- inside shard_map -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["reparam", "reinforce", "mvd"])
+def test_inside_shard_map(name):
+    """Right, or an error that says what to type, which is right."""
+    f = ppl.expectation(
+        lambda m: m * ppl.sample("x", dist.Normal(m, 1.0), getattr(ppl, name)()) ** 2
+    )
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("devices",))
+    parts, whole = jax.sharding.PartitionSpec("devices"), jax.sharding.PartitionSpec()
+
+    def body(key, m):
+        value, grad = f.value_and_grad(key, m[0])
+        return value[None], grad[None]
+
+    def run(**how):
+        specs = {"mesh": mesh, "in_specs": (whole, parts), "out_specs": (parts, parts)}
+        return jax.jit(jax.shard_map(body, **specs, **how))(KEY, jnp.full(1, 0.3))
+
+    wanted = f.value_and_grad(KEY, 0.3)
+    got = run(check_vma=False)
+    np.testing.assert_allclose(np.ravel(got), wanted, rtol=1e-5)
+    if name == "reparam":
+        np.testing.assert_allclose(np.ravel(run()), wanted, rtol=1e-5)
+        return
+    with pytest.raises(ppl.UnsupportedError, match="check_vma=False") as raised:
+        run()
+    assert f"{__file__}:" in str(raised.value)
