@@ -77,9 +77,9 @@ def maximize(
             with ``batches``.
         params: initial parameters, any pytree; its floating point arrays are fitted.
         optimizer: any optax optimizer (with the sign it has for descent). It sees the parameters
-            as they are typed here, so labels, masks and paths work, with
-            ``optax.MaskedNode()`` in place of what is not fitted. Where it asks for ``value``, ``grad`` or ``value_fn`` it gets what it
-            descends, at this step's draws and batch.
+            as they are typed here, so labels, masks and paths work, with ``optax.MaskedNode()`` in
+            place of what is not fitted. Where it asks for ``value``, ``grad`` or ``value_fn`` it
+            gets what it descends, at this step's draws and batch.
         key: random key.
         steps: number of updates.
         samples: estimates averaged for each gradient.

@@ -1,8 +1,8 @@
 """The compiled part of a fit: its steps, and what they carry.
 
 Step i uses the key ``fold_in(key, i)``, so a run that is resumed draws what an uninterrupted one
-would have drawn. The optimizer sees the parameters as they were typed, ``optax.MaskedNode()`` in place
-of what is not fitted, and may ask for the value and the function that it descends.
+would have drawn. The optimizer sees the parameters as they were typed, ``optax.MaskedNode()`` in
+place of what is not fitted, and may ask for the value and the function that it descends.
 """
 
 from __future__ import annotations
