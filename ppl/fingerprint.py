@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from transforms import _jax
@@ -117,10 +118,11 @@ def _object(x: Any, inside: Any) -> str:
 
 
 def _array(x: Any) -> str:
-    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         return f"{x.dtype} {_array(jax.random.key_data(x))}"
     data = np.ascontiguousarray(x)
-    content = hashlib.blake2b(data.view(np.uint8) if data.ndim else data.tobytes(), digest_size=16)
+    raw: Any = data.view(np.uint8) if data.ndim else data.tobytes()
+    content = hashlib.blake2b(raw, digest_size=16)
     return f"{data.dtype}{list(data.shape)} {content.hexdigest()}"
 
 

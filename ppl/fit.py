@@ -308,10 +308,10 @@ def _continued(plan: _Plan, state: Any, steps: int) -> _Plan:
                 "began with nor those that it ended with, and it goes on from the latter. Give "
                 "fit.params, or leave out state= to start from others."
             )
-    again = [jax.tree.map(strong, state[name]) for name in changing]
+    values, optimizer, averages = (jax.tree.map(strong, state[name]) for name in changing)
     return dataclasses.replace(
         plan,
-        start=State(*again, step),
+        start=State(values, optimizer, averages, step),
         history=history if traced else np.asarray(history)[:step],
         initial=state["initial"],
         traced=traced,
