@@ -124,7 +124,7 @@ class Checkpoint:
 
 def _pack(saved: Saved) -> bytes:
     text = json.dumps(saved.identity, sort_keys=True)
-    arrays = {f"arr_{i}": a for i, a in enumerate(saved.leaves)}
+    arrays: dict[str, Any] = {f"arr_{i}": a for i, a in enumerate(saved.leaves)}
     file = io.BytesIO()
     np.savez(
         file,

@@ -12,6 +12,7 @@ import types
 from typing import Any, final
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from transforms import _jax
@@ -101,7 +102,7 @@ def _content(x: Any, around: tuple[int, ...] = ()) -> Any:
         return type(x), tuple((_content(k, inside), _content(v, inside)) for k, v in x.items())
     if isinstance(x, _jax.Tracer):
         return _Same(x)
-    if isinstance(x, np.ndarray | np.generic | jax.Array) and not jax.dtypes.issubdtype(
+    if isinstance(x, np.ndarray | np.generic | jax.Array) and not jnp.issubdtype(
         x.dtype, jax.dtypes.prng_key
     ):
         return str(x.dtype), x.shape, np.asarray(x).tobytes()

@@ -15,6 +15,7 @@ from estimators.automatic import choose
 from transforms import _jax
 from transforms.alarm import is_strict
 from transforms.errors import UnsupportedError
+from transforms.sharded import inside_shard_map
 from transforms.site import Expect, expect_p
 from transforms.soundness import Soundness
 from transforms.surrogate import surrogate
@@ -120,19 +121,20 @@ class Expectation:
             f32[], or ``(f32[], aux)`` with ``has_aux``, where aux is averaged like the value.
         """
         args, kwargs = self._bind(args, kwargs)
-        closed, consts, out = self.trace(*args, **kwargs)
-        outs = surrogate(
-            closed,
-            consts,
-            as_key(key),
-            choose,
-            samples=samples,
-            averages=averages,
-            direction=direction,
-            name=self.name,
-            strict=self.strict,
-            report=report,
-        )
+        with inside_shard_map(self.name):
+            closed, consts, out = self.trace(*args, **kwargs)
+            outs = surrogate(
+                closed,
+                consts,
+                as_key(key),
+                choose,
+                samples=samples,
+                averages=averages,
+                direction=direction,
+                name=self.name,
+                strict=self.strict,
+                report=report,
+            )
         return jax.tree.unflatten(jax.tree.structure(out), outs)
 
     def value(self, key: jax.Array, *args: Any, samples: int = 1, **kwargs: Any) -> Any:
@@ -333,7 +335,8 @@ class Expectation:
             return self.surrogate(key, *args, samples=samples, report=report, **kwargs)
 
         chosen = [a for a, w in zip(arrays, which, strict=True) if w]
-        value, grads = jax.value_and_grad(f, has_aux=self._has_aux, allow_int=True)(chosen)
+        with inside_shard_map(self.name):
+            value, grads = jax.value_and_grad(f, has_aux=self._has_aux, allow_int=True)(chosen)
         left = iter(grads)
         return value, [next(left) if w else None for w in which]
 

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from transforms import _jax
@@ -106,7 +107,9 @@ def _describe(x: Any, around: tuple[int, ...]) -> str:
 def _object(x: Any, inside: Any) -> str:
     kind = f"{type(x).__module__}.{type(x).__qualname__}"
     if dataclasses.is_dataclass(x):
-        return f"{kind} {[(f.name, inside(getattr(x, f.name, None))) for f in dataclasses.fields(x)]}"
+        return (
+            f"{kind} {[(f.name, inside(getattr(x, f.name, None))) for f in dataclasses.fields(x)]}"
+        )
     if isinstance(x, jax.tree_util.PyTreeDef):
         return _without_addresses(str(x))
     if kind.startswith(("jax.", "jaxlib.")):
@@ -115,10 +118,11 @@ def _object(x: Any, inside: Any) -> str:
 
 
 def _array(x: Any) -> str:
-    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         return f"{x.dtype} {_array(jax.random.key_data(x))}"
     data = np.ascontiguousarray(x)
-    content = hashlib.blake2b(data.view(np.uint8) if data.ndim else data.tobytes(), digest_size=16)
+    raw: Any = data.view(np.uint8) if data.ndim else data.tobytes()
+    content = hashlib.blake2b(raw, digest_size=16)
     return f"{data.dtype}{list(data.shape)} {content.hexdigest()}"
 
 

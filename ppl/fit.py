@@ -77,9 +77,9 @@ def maximize(
             with ``batches``.
         params: initial parameters, any pytree; its floating point arrays are fitted.
         optimizer: any optax optimizer (with the sign it has for descent). It sees the parameters
-            as they are typed here, so labels, masks and paths work, with None in place of what is
-            not fitted. Where it asks for ``value``, ``grad`` or ``value_fn`` it gets what it
-            descends, at this step's draws and batch.
+            as they are typed here, so labels, masks and paths work, with ``optax.MaskedNode()`` in
+            place of what is not fitted. Where it asks for ``value``, ``grad`` or ``value_fn`` it
+            gets what it descends, at this step's draws and batch.
         key: random key.
         steps: number of updates.
         samples: estimates averaged for each gradient.
@@ -210,7 +210,7 @@ def _plan(how: dict[str, Any], params: Any, key: Any, args: Any, batches: Any) -
     first = [] if host is None else [next(host)]
     example = first[0] if first else None
     program = loop.program(values, fixed, key, example)
-    kept, state = begin(loop, values)
+    kept, state = begin(how["optimizer"].value, values)
     start = State(kept, state, loop.averages(program[0]), 0)
     traced = is_traced(start, fixed, key, first, program[1], jnp.zeros(()) + 0)
     return _Plan(
@@ -308,10 +308,10 @@ def _continued(plan: _Plan, state: Any, steps: int) -> _Plan:
                 "began with nor those that it ended with, and it goes on from the latter. Give "
                 "fit.params, or leave out state= to start from others."
             )
-    again = [jax.tree.map(strong, state[name]) for name in changing]
+    values, optimizer, averages = (jax.tree.map(strong, state[name]) for name in changing)
     return dataclasses.replace(
         plan,
-        start=State(*again, step),
+        start=State(values, optimizer, averages, step),
         history=history if traced else np.asarray(history)[:step],
         initial=state["initial"],
         traced=traced,

@@ -1,8 +1,8 @@
 """The compiled part of a fit: its steps, and what they carry.
 
 Step i uses the key ``fold_in(key, i)``, so a run that is resumed draws what an uninterrupted one
-would have drawn. The optimizer sees the parameters as they were typed, None in place of what is not
-fitted, and may ask for the value and the function that it descends.
+would have drawn. The optimizer sees the parameters as they were typed, ``optax.MaskedNode()`` in
+place of what is not fitted, and may ask for the value and the function that it descends.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def separate(trees: tuple[Any, ...]) -> tuple[Any, list[Any], dict[str, Any]]:
     arrays, static, tree = split(trees)
     params = split(trees[0])[0]
     trained = tuple(i < len(params) and _is_fitted(a) for i, a in enumerate(arrays))
-    values = jax.tree.map(lambda a: a if _is_fitted(a) else None, trees[0])
+    values = jax.tree.map(lambda a: a if _is_fitted(a) else optax.MaskedNode(), trees[0])
     fixed = [a for a, t in zip(arrays, trained, strict=True) if not t]
     return values, fixed, {"tree": tree, "static": static, "trained": trained}
 
@@ -168,9 +168,8 @@ def strong(leaf: Any) -> Any:
 # --- the optimizer --------------------------------------------------------------------------------
 
 
-def begin(loop: Loop, values: Any) -> tuple[Any, Any]:
-    """The values as the optimizer keeps them, and its state."""
-    optimizer = loop.optimizer.value
+def begin(optimizer: Any, values: Any) -> tuple[Any, Any]:
+    """The values as an optimizer keeps them, and its state."""
     lookahead = optax.lookahead.__module__
     two = any(f.__module__ == lookahead for f in reachable(optimizer.init))
     if two and not isinstance(values, optax.LookaheadParams):
@@ -192,7 +191,10 @@ def _tolerates(state: Any) -> bool:
     made = optax.ApplyIfFiniteState | optax.ZeroNansState
     return _holds(
         state,
-        lambda s: isinstance(s, made) or (isinstance(s, optax.MultiStepsState) and s.skip_state),
+        lambda s: (
+            isinstance(s, made)
+            or (isinstance(s, optax.MultiStepsState) and bool(jax.tree.leaves(s.skip_state)))
+        ),
     )
 
 
@@ -262,7 +264,9 @@ def _step(
         for v in jax.tree.leaves(values):
             finite &= jnp.all(jnp.isfinite(v))
     averages = {d: d * a + (1 - d) * value for d, a in state.averages.items()}
-    averages = {d: jnp.where(jnp.isfinite(value), a, state.averages[d]) for d, a in averages.items()}
+    averages = {
+        d: jnp.where(jnp.isfinite(value), a, state.averages[d]) for d, a in averages.items()
+    }
     new = State(values, opt, averages, state.step + 1)
     _check_same(new, state)
     new = jax.tree.map(lambda a, old: _kept(finite, a, old), new, state)
