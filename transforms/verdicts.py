@@ -17,6 +17,7 @@ import numpy as np
 
 from . import _jax, marks
 from .flat import Flat, Op
+from .inside import base_of, support_of
 
 SMOOTH, SUSPECT, JUMP = "smooth", "suspect", "jump"
 
@@ -142,9 +143,7 @@ def _is_float(flat: Flat, v: int) -> bool:
 
 def support(d: Any) -> str | None:
     """``"positive"`` or ``"unit"``, if the draws of a distribution are."""
-    constraint: Any = getattr(d, "support", None)
-    while hasattr(constraint, "base_constraint"):
-        constraint = constraint.base_constraint
+    constraint: Any = base_of(support_of(d))
     name = type(constraint).__name__
     if name in ("_UnitInterval", "_Simplex"):
         return "unit"
