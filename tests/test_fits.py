@@ -270,7 +270,7 @@ def test_keyword_arguments():
     assert named.grad(KEY, 0.5, b=2.0, d=4.0, argnums=(0, 1))[0] == 16.0
     assert named.grad(KEY, 0.5, b=2.0, c=3.0, argnums=1) == pytest.approx(wanted[0] / 2)
     value = named.value(KEY, 0.5, 2.0, d=3.0)
-    np.testing.assert_allclose(value, wanted[0], rtol=1e-6)
+    np.testing.assert_allclose(value, 2 * wanted[0], rtol=1e-6)
     np.testing.assert_allclose(named.surrogate(KEY, 0.5, b=2.0, d=3.0), value, rtol=1e-6)
     assert "x " in str(named.explain(0.5, b=2.0, d=3.0))
     assert named.audit(KEY, 0.5, b=2.0, d=3.0, samples=200).ok
