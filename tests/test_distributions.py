@@ -195,10 +195,8 @@ def test_derivatives_of_binomial_masses() -> None:
 
 
 def network(w: Any) -> Callable[[Any], Any]:
-    return lambda x: (
-        w * x[..., ::-1] * jnp.array([0.0, 1.0]),
-        0.3 * w * jnp.array([1.0, 0.0]) + 0 * x,
-    )
+    first, second = jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0])
+    return lambda x: (w * x[..., ::-1] * second, 0.3 * w * first + 0.0 * x)
 
 
 class Network:
