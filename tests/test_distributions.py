@@ -191,7 +191,7 @@ def test_derivatives_of_binomial_masses() -> None:
         np.testing.assert_allclose(derivatives(1.0), mirrored, atol=1e-12)
 
 
-# --- closures and attributes ------------------------------------------------------------------------
+# --- closures and attributes --------------------------------------------------------------------
 
 
 def network(w: Any) -> Callable[[Any], Any]:
