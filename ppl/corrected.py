@@ -2,7 +2,8 @@
 
 numpyro computes log(1 + exp(x)) as max(x, 0) + log(1 + exp(-|x|)). JAX takes 1/2 and 1 for the
 slopes of max and |x| at 0, so the derivative of a Bernoulli or binomial log density is off by 1/2
-at logits of exactly 0, where a fit often starts. ``jax.nn.softplus`` is right there, and cheaper. A censored distribution asks an expanded one for a cdf, which has none.
+at logits of exactly 0, where a fit often starts. ``jax.nn.softplus`` is right there, and cheaper.
+A censored distribution asks the expanded one inside of it for a cdf, which that does not have.
 """
 
 from __future__ import annotations

@@ -59,7 +59,10 @@ WRAPPED = {
     "masked, expanded": (lambda t: category(t).mask(True).expand((2,)).to_event(1), 2),
     "masked event": (lambda t: category(t).expand((2,)).to_event(1).mask(True), 2),
     "independent": (lambda t: dist.Independent(category(t).expand((2, 1)).to_event(1), 1), 2),
-    "expanded event": (lambda t: dist.ExpandedDistribution(category(t).expand((2,)).to_event(1), (1,)), 2),
+    "expanded event": (
+        lambda t: dist.ExpandedDistribution(category(t).expand((2,)).to_event(1), (1,)),
+        2,
+    ),
     "mask in between": (
         lambda t: category(t).expand((1, 2)).mask(MASK[:2]).expand((2, 2)).to_event(1),
         4,
@@ -188,14 +191,12 @@ def test_derivatives_of_binomial_masses() -> None:
         np.testing.assert_allclose(derivatives(1.0), mirrored, atol=1e-12)
 
 
-# --- closures and attributes ------------------------------------------------------------------------
+# --- closures and attributes --------------------------------------------------------------------
 
 
 def network(w: Any) -> Callable[[Any], Any]:
-    return lambda x: (
-        w * x[..., ::-1] * jnp.array([0.0, 1.0]),
-        0.3 * w * jnp.array([1.0, 0.0]) + 0 * x,
-    )
+    first, second = jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0])
+    return lambda x: (w * x[..., ::-1] * second, 0.3 * w * first + 0.0 * x)
 
 
 class Network:
@@ -225,7 +226,7 @@ class Scale(nt.Transform):  # type: ignore[type-arg]
 
 class Undeclared(dist.Distribution):
     support = constraints.real
-    reparametrized_params = ["loc"]
+    reparametrized_params = ["loc"]  # noqa: RUF012
 
     def __init__(self, loc: Any, factor: float = 2.0) -> None:
         self.loc, self.factor = loc, factor

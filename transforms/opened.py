@@ -2,7 +2,8 @@
 
 A distribution is a pytree, whose arrays are the operands of its choice. A flow whose transform
 holds a network (a function that closes over parameters), a ``functools.partial``, or a class that
-declares no fields hides arrays, which a rebuilt distribution would lack. :func:`flatten` finds them.
+declares no fields hides arrays, which the distribution would lack when it is made of its operands
+again. :func:`flatten` finds them.
 """
 
 from __future__ import annotations
