@@ -25,6 +25,7 @@ from typing import Any, final
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jax.scipy.special import logsumexp
 
@@ -250,19 +251,17 @@ def _support(e: Entry) -> tuple[str | None, jax.Array]:
             return problem, none
     values = _values(e.choice)
     for choice in e.parts[1:]:  # other branches
-        with jax.ensure_compile_time_eval():
-            first, own = _values(e.choice), _values(choice)
-            same = first.shape == own.shape and bool(jnp.all(first == own))
-        if not same:
+        if not np.array_equal(values, _values(choice)):
             return "its support differs from branch to branch.", none
     return None, values
 
 
 def _values(choice: Choice) -> jax.Array:
     """All values of an element of a choice."""
-    zeros = [jnp.zeros(a.shape, a.dtype) for a in choice.own_avals]
-    d = apart(choice.site.rebuild(zeros))
-    return Enum().support(d).astype(choice.site.dtype)
+    with jax.ensure_compile_time_eval():
+        zeros = [jnp.zeros(a.shape, a.dtype) for a in choice.own_avals]
+        d = apart(choice.site.rebuild(zeros))
+        return Enum().support(d).astype(choice.site.dtype)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -357,6 +357,8 @@ def _transfer(
         return eqn, [*outs, *[NOTHING] * (n - len(outs))]
     if name == "convert_element_type":
         return eqn, [_converted(eqn, known[0])]
+    if name == "iota":
+        return eqn, [Known(0.0, eqn.params["shape"][eqn.params["dimension"]] - 1.0, True)]
     if name in _PART:
         return eqn, [
             dataclasses.replace(_moved(known[0], eqn.outvars[0], eqn, name), data=False)
