@@ -222,7 +222,7 @@ JUMPS |= soundness_missed.JUMPS
 HELD = {name for name in JUMPS if name.startswith(("held", "straight-through"))}
 
 for _i, (_name, _f) in enumerate(JUMPS.items()):
-    _program = Program(functools.partial(three, _f), 0.3, "biased", ("'x'",), n=16384)
+    _program = Program(functools.partial(three, _f), 0.3, "biased", ("'x'",), n=32768)
     BIASED[_name] = _program._replace(place=(True, _i))
 
 

@@ -116,6 +116,8 @@ def _checked(d: Any, value: Any) -> list[Any]:
     inside = allows(constraint, value, strict=hasattr(d, "transforms"))
     inside = jnp.broadcast_to(inside, _shape(d, value))
     here = inside.reshape(*inside.shape, *[1] * len(d.event_shape))
+    if type(base_of(constraint)).__name__ == "_Boolean":  # such densities are finite everywhere
+        return [jnp.broadcast_to(value, jnp.broadcast_shapes(here.shape, jnp.shape(value))), inside]
     try:
         harmless = jnp.asarray(constraint.feasible_like(value)).astype(value.dtype)
     except Exception:  # a constraint of the user's
