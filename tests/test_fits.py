@@ -169,7 +169,9 @@ def test_another_process_knows_the_file(tmp_path):
     path = tmp_path / "fit.npz"
     environment = {**os.environ, "PYTHONHASHSEED": "7"}
     subprocess.run([sys.executable, "-c", OTHER_PROCESS, str(path)], check=True, env=environment)
-    same(fit(checkpoint=path), fit())
+    resumed, whole = fit(checkpoint=path), fit()
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)  # compiled otherwise
+    jax.tree.map(close, (resumed.params, resumed.history), (whole.params, whole.history))
 
 
 # --- inside jit and vmap --------------------------------------------------------------------------
@@ -235,6 +237,7 @@ ENUMERATED = ppl.expectation(
 )
 
 
+@pytest.mark.filterwarnings("ignore:the gradient of f is biased")  # NaN is no continuous end
 @pytest.mark.parametrize("samples", [1, 4])
 @pytest.mark.parametrize("name", ["reparam", "reinforce", "mvd", "enum"])
 def test_the_draws_that_failed_are_diagnosed(name, samples):
