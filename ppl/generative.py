@@ -185,6 +185,11 @@ class Generative(abc.ABC):
         return self.masked if self._inner is None else self._inner.hidden
 
     @property
+    def in_a_branch(self) -> frozenset[Address]:
+        """Addresses that stand in one branch alone, and so may be absent."""
+        return frozenset() if self._inner is None else self._inner.in_a_branch
+
+    @property
     def choices_like(self) -> dict[str, Any]:
         """The choices with shapes in place of values (``jax.ShapeDtypeStruct``)."""
         return _jax.trace(lambda: self.execute({}).choices)[2]
@@ -263,6 +268,12 @@ class Program(Generative):
     def hidden(self) -> frozenset[Address]:
         return frozenset(hidden_masks(self.entries))
 
+    @property
+    def in_a_branch(self) -> frozenset[Address]:
+        return frozenset(
+            e.address for e in self.entries if e.conditional and not e.branches
+        )
+
     def execute(
         self, given: Choices, *, exact: bool = False, select: Select = lambda address: False
     ) -> Execution:
@@ -303,9 +314,9 @@ class _Retargeted(Generative):
     def execute(
         self, given: Choices, *, exact: bool = False, select: Select = lambda address: False
     ) -> Execution:
-        def run() -> tuple[Any, ...]:
+        def run() -> dict[str, Any]:
             run = self._inner.execute(given, exact=exact, select=select)
-            return run.choices, run.retval, run.log_density, run.log_weight, run.log_absent
+            return vars(run)
 
         closed, consts, out = _jax.trace(run)
         known = [c.address for c in _choices(closed, densities=True)]
@@ -316,7 +327,7 @@ class _Retargeted(Generative):
                     f"{nearest(address, known)} Its choices: {', '.join(map(show, known))}."
                 )
         outs = retarget(closed, consts, self._table)
-        return Execution(*jax.tree.unflatten(jax.tree.structure(out), outs))
+        return Execution(**jax.tree.unflatten(jax.tree.structure(out), outs))
 
 
 class NotCalledError(UnsupportedError, AttributeError):
@@ -380,6 +391,24 @@ def check_generative(g: Any, what: str) -> None:
         raise UnsupportedError(
             f"{what} at {_jax.user_line()} needs a generative function that was called, and is "
             f"given {describe(g)}. Put @ppl.gen above the function, and call it: g(...)."
+        )
+
+
+def check_branches(p: Generative, q: Generative) -> None:
+    """Refuse a guide or a proposal that makes a choice where the model has none, or none where it
+    has one.
+
+    Raises:
+        UnsupportedError: a choice stands in one branch of one of them, and always in the other.
+    """
+    mine, others = (set(flatten(g.choices_like)) for g in (p, q))
+    for address in sorted((p.in_a_branch ^ q.in_a_branch) & mine & others):
+        once, always = (p, q) if address in p.in_a_branch else (q, p)
+        raise UnsupportedError(
+            f"the choice {show(address)} stands in one branch of {once.name}, and in {always.name} "
+            f"it is not in one branch alone ({_jax.user_line()}). Where the branch is not taken it "
+            f"is absent, and its density counts on one side only. Make it in the same branch of "
+            "both (jax.lax.cond on the same choice), or always in both."
         )
 
 

@@ -36,7 +36,8 @@ class Execution:
 
     ``log_absent`` is the log density of what the masks of choices hide, of those that are not
     selected (None where nothing is masked): it counts in none of the others, and yet the choices
-    are drawn from it.
+    are drawn from it. ``made`` says of the choices in branches whether they are in one that is
+    taken, by element; others are absent, and weigh nothing.
     """
 
     choices: Choices
@@ -44,6 +45,7 @@ class Execution:
     log_density: jax.Array
     log_weight: jax.Array
     log_absent: jax.Array | None = None
+    made: dict[Address, jax.Array] = dataclasses.field(default_factory=dict)
 
     @property
     def log_integrand(self) -> jax.Array:
@@ -135,12 +137,14 @@ def execute(
             value, outs, lp = _call(choice, operands, given.get(path))
         weighs = isinstance(choice, Call) and not jax.tree.leaves(value)  # an evidence: a factor
         add = _add(selected, lp) if weighs or select(address) else selected
-        made = (value, choice.taken(operands)) if entry.branches else value
+        made = (value, choice.taken(operands)) if entry.conditional else value
         return outs, (_add(total, lp), add, *missing), {path: made}
 
     acc = (jnp.zeros(()),) * (3 if masked else 2)
     retval, sums, made = interpret(closed, args, rule, given=fixed, acc=acc)
-    return Execution(nest((e.address, e.join(made)) for e in program), retval, *sums)
+    values = nest((e.address, e.join(made)) for e in program)
+    taken = {e.address: e.made(made) for e in program if e.conditional}
+    return Execution(values, retval, *sums, made=taken)
 
 
 def masked_choices(program: Sequence[Entry]) -> set[Address]:
