@@ -47,7 +47,7 @@ from .generative import (
     Program,
     Select,
     as_count,
-    check_branches,
+    check_guide,
     check_generative,
     merge,
 )
@@ -159,7 +159,7 @@ class Importance(Algorithm):
                 f"fixed choices to one; got {describe(q)} ({_jax.user_line()}). Put @ppl.gen above "
                 "the function of ppl.importance(n, proposal)."
             )
-        check_branches(target.program, q)
+        check_guide(target.program, q)
         return q
 
 
@@ -352,6 +352,10 @@ class Marginal(Generative):
     def in_a_branch(self) -> frozenset[Address]:
         return frozenset(a for a in self._g.in_a_branch if self._kept(a))
 
+    @property
+    def weighted(self) -> bool:
+        return self._g.weighted
+
     def _kept(self, address: Address) -> bool:
         return any(address[: len(k)] == k for k in self._keep)
 
@@ -374,11 +378,27 @@ class Marginal(Generative):
             x = match_shapes(given, self._like, self.name)
             log_p = self._by.estimate(Target(self._g, x))
             return Execution(x, x, log_p, log_p)
+        if self.weighted and not isinstance(self._by, Enumeration):
+            raise UnsupportedError(
+                f"{self.name} is drawn from at {_jax.user_line()}, and {self._g.name} has weights "
+                "(ppl.factor, ppl.observe). Its draws come from the program without them, so that "
+                "they do not go with an estimate of the density that has them. Take the density at "
+                "given values (log_density); use ppl.enumeration() where supports are finite; or "
+                "type the data as a choice, ppl.sample, and use ppl.normalize(g, data)."
+            )
+        return self.drawn()
+
+    def drawn(self) -> Execution:
+        if not self._keep:
+            return self.execute({})
         assert self._like is not None
         run = self._g.execute({}, select=self._kept)
         x = nest((a, v) for a, v in flatten(run.choices).items() if self._kept(a))
         log_p = self._by.estimate(Target(self._g, x), run)
-        return Execution(x, x, log_p, jnp.zeros_like(log_p))
+        return Execution(x, x, log_p, jnp.zeros_like(log_p), made=self._made(run))
+
+    def _made(self, run: Execution) -> dict[Address, jax.Array]:
+        return {a: made for a, made in run.made.items() if self._kept(a)}
 
 
 @final

@@ -34,10 +34,11 @@ from transforms.execute import (
     masked_choices,
     refuse_nested_density,
 )
+from transforms.interpret import Choice
 from transforms.interpret import choices as _choices
 from transforms.retarget import retarget
 from transforms.seed import seeded
-from transforms.site import Body, Call, Densities, call_p, with_operands_of
+from transforms.site import Body, Call, Densities, Factor, call_p, with_operands_of
 from transforms.site import factor as _factor
 from transforms.site import sample as _sample
 
@@ -185,6 +186,12 @@ class Generative(abc.ABC):
         return self.masked if self._inner is None else self._inner.hidden
 
     @property
+    def weighted(self) -> bool:
+        """Whether weights (``ppl.factor``, ``ppl.observe``) make the density another than that of
+        its draws."""
+        return self._inner is not None and self._inner.weighted
+
+    @property
     def in_a_branch(self) -> frozenset[Address]:
         """Addresses that stand in one branch alone, and so may be absent."""
         return frozenset() if self._inner is None else self._inner.in_a_branch
@@ -192,13 +199,17 @@ class Generative(abc.ABC):
     @property
     def choices_like(self) -> dict[str, Any]:
         """The choices with shapes in place of values (``jax.ShapeDtypeStruct``)."""
-        return _jax.trace(lambda: self.execute({}).choices)[2]
+        return _jax.trace(lambda: self.drawn().choices)[2]
+
+    def drawn(self) -> Execution:
+        """A run that is only looked at: it may break the contract of a density."""
+        return self.execute({})
 
     def bind(self, address: str) -> Any:
         """Use this as the site ``address`` of the program that is being traced."""
 
         def run(given: Choices, exact: bool) -> tuple[Any, Any, jax.Array]:
-            run = self.execute(given, exact=exact)
+            run = self.execute(given, exact=True) if exact else self.drawn()
             return run.retval, run.choices, run.log_density
 
         sim, sim_consts, (retval, choices, _) = _jax.trace(lambda: run({}, False))
@@ -212,7 +223,7 @@ class Generative(abc.ABC):
         simulate, log_density = with_operands_of([sim, den], [len(sim_consts), len(den_consts)])
         n = len(jax.tree.leaves(retval))
         masked = tuple(sorted(self.masked))
-        program = Densities(simulate, log_density, n, choices, self.name, masked)
+        program = Densities(simulate, log_density, n, choices, self.name, masked, self.weighted)
         call = Call((address,), _jax.user_line(), program)
         outs = call_p.bind(*sim_consts, *den_consts, call=call)
         return jax.tree.unflatten(jax.tree.structure(retval), outs)
@@ -269,10 +280,12 @@ class Program(Generative):
         return frozenset(hidden_masks(self.entries))
 
     @property
+    def weighted(self) -> bool:
+        return any(map(_weighs, _choices(self._traced[0])))
+
+    @property
     def in_a_branch(self) -> frozenset[Address]:
-        return frozenset(
-            e.address for e in self.entries if e.conditional and not e.branches
-        )
+        return frozenset(e.address for e in self.entries if e.conditional and not e.branches)
 
     def execute(
         self, given: Choices, *, exact: bool = False, select: Select = lambda address: False
@@ -394,13 +407,28 @@ def check_generative(g: Any, what: str) -> None:
         )
 
 
-def check_branches(p: Generative, q: Generative) -> None:
-    """Refuse a guide or a proposal that makes a choice where the model has none, or none where it
-    has one.
+def _weighs(choice: Choice) -> bool:
+    random = choice.random
+    if isinstance(random, Call) and isinstance(random.program, Densities):
+        return random.program.weighted or not jax.tree.leaves(random.program.choices)
+    return isinstance(random, Factor)
+
+
+def check_guide(p: Generative, q: Generative) -> None:
+    """Refuse a guide or a proposal whose density is not that of its draws, or that makes a choice
+    where the model has none, or none where it has one.
 
     Raises:
-        UnsupportedError: a choice stands in one branch of one of them, and always in the other.
+        UnsupportedError: it has weights; a choice stands in one branch of one of them, and always
+            in the other.
     """
+    if q.weighted:
+        raise UnsupportedError(
+            f"{q.name} is a guide or a proposal at {_jax.user_line()}, and has weights (ppl.factor, "
+            "ppl.observe): its draws come from the program without them, its density has them. "
+            "Move them into the model; or type the data as a choice, ppl.sample, and propose from "
+            "ppl.normalize(g, data)."
+        )
     mine, others = (set(flatten(g.choices_like)) for g in (p, q))
     for address in sorted((p.in_a_branch ^ q.in_a_branch) & mine & others):
         once, always = (p, q) if address in p.in_a_branch else (q, p)

@@ -47,7 +47,9 @@ def plate(t, y):
 def nested(t, y):
     def one(_):
         c = ppl.sample("c", dist.Bernoulli(t))
-        taken = lambda: 1.0 * ppl.sample("in", ppl.gen(lambda: ppl.sample("z", dist.Categorical(P)))())
+        taken = lambda: (
+            1.0 * ppl.sample("in", ppl.gen(lambda: ppl.sample("z", dist.Categorical(P)))())
+        )
         ppl.sample("y", dist.Normal(jax.lax.cond(c == 1, taken, lambda: 7.0), 2.0))
 
     jax.vmap(one)(y)
@@ -194,3 +196,58 @@ def test_a_choice_in_every_branch_is_always_made():
     m = ppl.marginal(model(), [], ppl.importance(20_000, always()))
     assert float(m.log_density({}, KEY)) == pytest.approx(0.0, abs=0.05)
 
+
+# --- programs with weights -----------------------------------------------------------------------
+
+
+@ppl.gen
+def weighted():
+    u = ppl.sample("u", dist.Bernoulli(0.3))
+    ppl.factor("f", 2.0 * u)
+    ppl.sample("x", dist.Bernoulli(0.2 + 0.5 * u))
+
+
+UNNORMALIZED = {1: 0.7 * 0.2 + 0.3 * 0.7 * np.exp(2.0), 0: 0.7 * 0.8 + 0.3 * 0.3 * np.exp(2.0)}
+
+
+@pytest.mark.parametrize("x", [0, 1])
+def test_the_density_of_a_program_with_weights_is_unnormalized(x):
+    exact = ppl.marginal(weighted(), "x", ppl.enumeration())
+    assert float(exact.log_density({"x": x})) == pytest.approx(np.log(UNNORMALIZED[x]), rel=1e-5)
+    drawn = exact.simulate(KEY)
+    at = np.log(UNNORMALIZED[int(drawn["x"])])
+    assert float(drawn.log_density) == pytest.approx(at, rel=1e-5)
+    m = ppl.marginal(weighted(), "x", ppl.importance(4000))
+    assert float(m.log_density({"x": x}, KEY)) == pytest.approx(np.log(UNNORMALIZED[x]), abs=0.2)
+
+
+@ppl.gen
+def q_weighted():
+    ppl.sample("z", dist.Bernoulli(0.3))
+    ppl.factor("f", 1.0)
+
+
+@ppl.gen
+def around(by):
+    ppl.sample("in", ppl.marginal(weighted(), "x", by))
+
+
+REFUSED = {
+    "draw": lambda: ppl.marginal(weighted(), "x").simulate(KEY),
+    "draw inside": lambda: around(ppl.importance(2)).simulate(KEY),
+    "integrate inside": lambda: ppl.marginal(around(ppl.enumeration()), []).log_density({}, KEY),
+    "guide": lambda: ppl.expectation(lambda: ppl.elbo(always(), q_weighted(), {})).value(KEY),
+    "proposal": lambda: ppl.normalize(always(), {}, ppl.importance(2, q_weighted())).simulate(KEY),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_draws_that_do_not_go_with_their_density_are_refused(name):
+    match = r"test_absent\.py.*weights.*without them.*ppl\.normalize\(g, data\)"
+    with pytest.raises(ppl.UnsupportedError, match=match):
+        REFUSED[name]()
+
+
+def test_the_density_of_a_weighted_program_inside_another():
+    got = around(ppl.enumeration()).log_density({"in": {"x": 1}})
+    assert float(got) == pytest.approx(np.log(UNNORMALIZED[1]), rel=1e-5)

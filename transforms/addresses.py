@@ -71,14 +71,20 @@ class Entry:
     def join(self, values: Mapping[Path, Any]) -> Any:
         """The value as a user sees it, from those that the interpreter has; if ``conditional``
         these are pairs of a value and whether it is in a branch that is taken."""
-        told = {c.path: v if self.conditional else (v, None) for c in self.parts for v in [values[c.path]]}
+        told = {
+            c.path: v if self.conditional else (v, None)
+            for c in self.parts
+            for v in [values[c.path]]
+        }
         return self._together([_outer(window, told) for window in self.windows])
 
     def made(self, values: Mapping[Path, Any]) -> jax.Array:
         """Which of the choices are in a branch that is taken, bool of the axes around them."""
 
         def window(choices: Sequence[Choice]) -> jax.Array:
-            taken = [jnp.transpose(t, _order(c, t.ndim)) for c in choices for t in [values[c.path][1]]]
+            taken = [
+                jnp.transpose(t, _order(c, t.ndim)) for c in choices for t in [values[c.path][1]]
+            ]
             return functools.reduce(jnp.logical_or, taken)
 
         return self._together([window(choices) for choices in self.windows])

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -177,6 +177,8 @@ def _call(call: Call, operands: Sequence[Any], given: Any) -> Any:
     p = call.program
     assert isinstance(p, Densities)
     if given is None:
+        if p.weighted and jax.tree.leaves(p.choices):
+            _refuse_weighted(call, p)
         outs = _jax.evaluate(p.simulate, *operands)
         leaves = outs[p.n_retval : -1]
         value = jax.tree.unflatten(jax.tree.structure(p.choices), leaves)
@@ -186,6 +188,15 @@ def _call(call: Call, operands: Sequence[Any], given: Any) -> Any:
         outs = _jax.evaluate(p.log_density, *operands, *leaves)
         value = given
     return value, outs[: p.n_retval], jnp.sum(outs[-1])
+
+
+def _refuse_weighted(call: Call, program: Densities) -> NoReturn:
+    raise UnsupportedError(
+        f"{show(call.address)} at {call.source} is drawn from {program.name}, a program of which "
+        "has weights (ppl.factor, ppl.observe): its draws come from the program without them, its "
+        "density has them, and what is missing would be lost here. Give its value as data; or type "
+        "the data as a choice, ppl.sample, and use ppl.normalize(g, data), whose draws have it."
+    )
 
 
 def refuse_nested_density(closed: _jax.ClosedJaxpr, name: str) -> None:

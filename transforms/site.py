@@ -357,7 +357,7 @@ class Densities:
     ``simulate``: operands -> (retval leaves, choice leaves, log density);
     ``log_density``: (operands, choice leaves) -> (retval leaves, log density).
     ``choices`` is the tree of the choices with their shapes, ``masked`` the addresses of those
-    whose masks hide a part of the density.
+    whose masks hide a part of the density; ``weighted`` says that the density is not that of draws.
     """
 
     simulate: _jax.ClosedJaxpr
@@ -366,6 +366,7 @@ class Densities:
     choices: PyTree
     name: str
     masked: tuple[Address, ...] = ()
+    weighted: bool = False
 
     def batch(self, axis_size: int, mapped: Sequence[bool]) -> Densities:
         n = len(jax.tree.leaves(self.choices))
