@@ -42,7 +42,16 @@ from transforms.site import Site
 from transforms.site import sample as _sample
 from transforms.tables import Variable
 
-from .generative import Choices, Generative, Program, Select, as_count, check_generative, merge
+from .generative import (
+    Choices,
+    Generative,
+    Program,
+    Select,
+    as_count,
+    check_guide,
+    check_generative,
+    merge,
+)
 
 
 @final
@@ -130,7 +139,7 @@ class Importance(Algorithm):
             q = proposal.execute({})
             _check_proposal(proposal, q.choices, target)
             run = target.score(q.choices)
-            return run, run.log_integrand - q.log_integrand
+            return run, _log_ratio(target, run, q)
 
         return jax.vmap(one, axis_size=n)()
 
@@ -138,7 +147,7 @@ class Importance(Algorithm):
         if self.proposal is None:
             return retained.log_weight
         q = self._proposal(target).execute(target.free(retained.choices), exact=True)
-        return retained.log_integrand - q.log_integrand
+        return _log_ratio(target, retained, q)
 
     def _proposal(self, target: Target) -> Generative:
         q = self.proposal
@@ -151,6 +160,7 @@ class Importance(Algorithm):
                 f"fixed choices to one; got {describe(q)} ({_jax.user_line()}). Put @ppl.gen above "
                 "the function of ppl.importance(n, proposal)."
             )
+        check_guide(target.program, q)
         return q
 
 
@@ -165,6 +175,18 @@ def _check_proposal(proposal: Generative, choices: Choices, target: Target) -> N
             f"{', '.join(map(show, made)) or 'nothing'}, and the choices of {target.program.name} "
             f"to propose are {', '.join(map(show, wanted)) or 'none'}. Give it these addresses."
         )
+
+
+def _log_ratio(target: Target, run: Execution, q: Execution) -> jax.Array:
+    """log p / q of a run of a target; no number where other choices of it are absent than of q."""
+    ratio = run.log_integrand - q.log_integrand
+    for address in sorted({*run.made, *q.made}):
+        if target.covers(address):
+            continue
+        made, other = (jnp.asarray(r.made.get(address, True)) for r in (run, q))
+        same = made == other if made.shape == other.shape else jnp.all(made) & jnp.all(other)
+        ratio = jnp.where(jnp.all(same), ratio, jnp.nan)
+    return ratio
 
 
 def refuse_hidden(g: Generative, known: Callable[[Address], bool]) -> None:
@@ -209,13 +231,12 @@ class Enumeration(Algorithm):
         def pick(i: int, logits: jax.Array) -> jax.Array:
             return _sample(("index", *addresses[i]), dist.Categorical(logits=logits), drawn=True)
 
-        digits, log_z = draw(lambda *digits: run(*digits).log_integrand, _variables(free), pick)
+        digits, log_z = draw(_integrand(run, free), _variables(free), pick)
         return run(*digits), log_z
 
     def estimate(self, target: Target, retained: Execution | None = None) -> jax.Array:
         free = self._free(target)
-        run = _run(target, free)
-        return log_sum(lambda *digits: run(*digits).log_integrand, _variables(free))
+        return log_sum(_integrand(_run(target, free), free), _variables(free))
 
     def _free(self, target: Target) -> dict[Address, _Free]:
         program = target.program
@@ -284,6 +305,24 @@ def _run(target: Target, free: Mapping[Address, _Free]) -> Callable[..., Executi
     return run
 
 
+def _integrand(
+    run: Callable[..., Execution], free: Mapping[Address, _Free]
+) -> Callable[..., jax.Array]:
+    """The log of what is summed: the values of a choice that is absent weigh 1 together."""
+
+    def log_integrand(*digits: jax.Array) -> jax.Array:
+        out = run(*digits)
+        total = out.log_integrand
+        for address, f in free.items():
+            if address in out.made:
+                made = out.made[address]
+                each = math.prod(f.shape[made.ndim :]) * math.log(len(f.values))
+                total = total + jnp.sum(jnp.where(made, 0.0, -each))
+        return total
+
+    return log_integrand
+
+
 def _variables(free: Mapping[Address, _Free]) -> list[Variable]:
     return [Variable(f.shape, len(f.values), f"{show(a)} at {f.source}") for a, f in free.items()]
 
@@ -308,6 +347,14 @@ class Marginal(Generative):
     def masked(self) -> frozenset[Address]:
         return frozenset(a for a in self._g.masked if self._kept(a))
 
+    @property
+    def in_a_branch(self) -> frozenset[Address]:
+        return frozenset(a for a in self._g.in_a_branch if self._kept(a))
+
+    @property
+    def weighted(self) -> bool:
+        return self._g.weighted
+
     def _kept(self, address: Address) -> bool:
         return any(address[: len(k)] == k for k in self._keep)
 
@@ -330,11 +377,27 @@ class Marginal(Generative):
             x = match_shapes(given, self._like, self.name)
             log_p = self._by.estimate(Target(self._g, x))
             return Execution(x, x, log_p, log_p)
+        if self.weighted and not isinstance(self._by, Enumeration):
+            raise UnsupportedError(
+                f"{self.name} is drawn from at {_jax.user_line()}, and {self._g.name} has weights "
+                "(ppl.factor, ppl.observe). Its draws come from the program without them, so that "
+                "they do not go with an estimate of the density that has them. Take the density at "
+                "given values (log_density); use ppl.enumeration() where supports are finite; or "
+                "type the data as a choice, ppl.sample, and use ppl.normalize(g, data)."
+            )
+        return self.drawn()
+
+    def drawn(self) -> Execution:
+        if not self._keep:
+            return self.execute({})
         assert self._like is not None
         run = self._g.execute({}, select=self._kept)
         x = nest((a, v) for a, v in flatten(run.choices).items() if self._kept(a))
         log_p = self._by.estimate(Target(self._g, x), run)
-        return Execution(x, x, log_p, jnp.zeros_like(log_p))
+        return Execution(x, x, log_p, jnp.zeros_like(log_p), made=self._made(run))
+
+    def _made(self, run: Execution) -> dict[Address, jax.Array]:
+        return {a: made for a, made in run.made.items() if self._kept(a)}
 
 
 @final
@@ -348,6 +411,14 @@ class Normalized(Generative):
     @property
     def masked(self) -> frozenset[Address]:
         return frozenset(a for a in self._target.program.masked if not self._target.covers(a))
+
+    @property
+    def in_a_branch(self) -> frozenset[Address]:
+        inside = self._target.program.in_a_branch
+        return frozenset(a for a in inside if not self._target.covers(a))
+
+    def _made(self, run: Execution) -> dict[Address, jax.Array]:
+        return {a: made for a, made in run.made.items() if not self._target.covers(a)}
 
     @functools.cached_property
     def _like(self) -> dict[Address, Any]:
@@ -363,12 +434,12 @@ class Normalized(Generative):
             z = match_shapes(given, self._like, self.name)
             run = self._target.score(z)
             log_p = run.log_density - self._by.estimate(self._target, run)
-            return Execution(z, z, log_p, log_p)
+            return Execution(z, z, log_p, log_p, made=self._made(run))
         assert self._like is not None
         run, log_z = self._by.sample(self._target)
         z = self._target.free(run.choices)
         log_p = run.log_density - log_z
-        return Execution(z, z, log_p, jnp.zeros_like(log_p))
+        return Execution(z, z, log_p, jnp.zeros_like(log_p), made=self._made(run))
 
 
 def marginal(

@@ -34,10 +34,11 @@ from transforms.execute import (
     masked_choices,
     refuse_nested_density,
 )
+from transforms.interpret import Choice
 from transforms.interpret import choices as _choices
 from transforms.retarget import retarget
 from transforms.seed import seeded
-from transforms.site import Body, Call, Densities, call_p, with_operands_of
+from transforms.site import Body, Call, Densities, Factor, call_p, with_operands_of
 from transforms.site import factor as _factor
 from transforms.site import sample as _sample
 
@@ -185,15 +186,30 @@ class Generative(abc.ABC):
         return self.masked if self._inner is None else self._inner.hidden
 
     @property
+    def weighted(self) -> bool:
+        """Whether weights (``ppl.factor``, ``ppl.observe``) make the density another than that of
+        its draws."""
+        return self._inner is not None and self._inner.weighted
+
+    @property
+    def in_a_branch(self) -> frozenset[Address]:
+        """Addresses that stand in one branch alone, and so may be absent."""
+        return frozenset() if self._inner is None else self._inner.in_a_branch
+
+    @property
     def choices_like(self) -> dict[str, Any]:
         """The choices with shapes in place of values (``jax.ShapeDtypeStruct``)."""
-        return _jax.trace(lambda: self.execute({}).choices)[2]
+        return _jax.trace(lambda: self.drawn().choices)[2]
+
+    def drawn(self) -> Execution:
+        """A run that is only looked at: it may break the contract of a density."""
+        return self.execute({})
 
     def bind(self, address: str) -> Any:
         """Use this as the site ``address`` of the program that is being traced."""
 
         def run(given: Choices, exact: bool) -> tuple[Any, Any, jax.Array]:
-            run = self.execute(given, exact=exact)
+            run = self.execute(given, exact=True) if exact else self.drawn()
             return run.retval, run.choices, run.log_density
 
         sim, sim_consts, (retval, choices, _) = _jax.trace(lambda: run({}, False))
@@ -207,7 +223,7 @@ class Generative(abc.ABC):
         simulate, log_density = with_operands_of([sim, den], [len(sim_consts), len(den_consts)])
         n = len(jax.tree.leaves(retval))
         masked = tuple(sorted(self.masked))
-        program = Densities(simulate, log_density, n, choices, self.name, masked)
+        program = Densities(simulate, log_density, n, choices, self.name, masked, self.weighted)
         call = Call((address,), _jax.user_line(), program)
         outs = call_p.bind(*sim_consts, *den_consts, call=call)
         return jax.tree.unflatten(jax.tree.structure(retval), outs)
@@ -263,6 +279,14 @@ class Program(Generative):
     def hidden(self) -> frozenset[Address]:
         return frozenset(hidden_masks(self.entries))
 
+    @property
+    def weighted(self) -> bool:
+        return any(map(_weighs, _choices(self._traced[0])))
+
+    @property
+    def in_a_branch(self) -> frozenset[Address]:
+        return frozenset(e.address for e in self.entries if e.conditional and not e.branches)
+
     def execute(
         self, given: Choices, *, exact: bool = False, select: Select = lambda address: False
     ) -> Execution:
@@ -303,9 +327,9 @@ class _Retargeted(Generative):
     def execute(
         self, given: Choices, *, exact: bool = False, select: Select = lambda address: False
     ) -> Execution:
-        def run() -> tuple[Any, ...]:
+        def run() -> dict[str, Any]:
             run = self._inner.execute(given, exact=exact, select=select)
-            return run.choices, run.retval, run.log_density, run.log_weight, run.log_absent
+            return vars(run)
 
         closed, consts, out = _jax.trace(run)
         known = [c.address for c in _choices(closed, densities=True)]
@@ -316,7 +340,7 @@ class _Retargeted(Generative):
                     f"{nearest(address, known)} Its choices: {', '.join(map(show, known))}."
                 )
         outs = retarget(closed, consts, self._table)
-        return Execution(*jax.tree.unflatten(jax.tree.structure(out), outs))
+        return Execution(**jax.tree.unflatten(jax.tree.structure(out), outs))
 
 
 class NotCalledError(UnsupportedError, AttributeError):
@@ -380,6 +404,39 @@ def check_generative(g: Any, what: str) -> None:
         raise UnsupportedError(
             f"{what} at {_jax.user_line()} needs a generative function that was called, and is "
             f"given {describe(g)}. Put @ppl.gen above the function, and call it: g(...)."
+        )
+
+
+def _weighs(choice: Choice) -> bool:
+    random = choice.random
+    if isinstance(random, Call) and isinstance(random.program, Densities):
+        return random.program.weighted or not jax.tree.leaves(random.program.choices)
+    return isinstance(random, Factor)
+
+
+def check_guide(p: Generative, q: Generative) -> None:
+    """Refuse a guide or a proposal whose density is not that of its draws, or that makes a choice
+    where the model has none, or none where it has one.
+
+    Raises:
+        UnsupportedError: it has weights; a choice stands in one branch of one of them, and always
+            in the other.
+    """
+    if q.weighted:
+        raise UnsupportedError(
+            f"{q.name} is a guide or a proposal at {_jax.user_line()}, and has weights (ppl.factor, "
+            "ppl.observe): its draws come from the program without them, its density has them. "
+            "Move them into the model; or type the data as a choice, ppl.sample, and propose from "
+            "ppl.normalize(g, data)."
+        )
+    mine, others = (set(flatten(g.choices_like)) for g in (p, q))
+    for address in sorted((p.in_a_branch ^ q.in_a_branch) & mine & others):
+        once, always = (p, q) if address in p.in_a_branch else (q, p)
+        raise UnsupportedError(
+            f"the choice {show(address)} stands in one branch of {once.name}, and in {always.name} "
+            f"it is not in one branch alone ({_jax.user_line()}). Where the branch is not taken it "
+            f"is absent, and its density counts on one side only. Make it in the same branch of "
+            "both (jax.lax.cond on the same choice), or always in both."
         )
 
 

@@ -10,6 +10,7 @@ of branches that exclude each other, the value of the one that is taken counts.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -50,22 +51,45 @@ class Entry:
         return self.choice.source
 
     @property
+    def conditional(self) -> bool:
+        """Whether it stands in a branch, so that :meth:`join` has to be told of what is taken."""
+        return any(c.conditional or c.arms for c in self.parts)
+
+    @property
     def branches(self) -> bool:
-        """Whether it is one of several choices that is made: :meth:`join` has to be told."""
+        """Whether it is one of several choices that is made."""
         return len(self.windows[0]) > 1
 
     @property
     def like(self) -> Any:
         """Shape and dtype of the value, or of the tree of values of a nested distribution."""
         inner = {c.path: jax.tree.map(lambda s: s, _like(c)) for c in self.parts}
-        if self.branches:
+        if self.conditional:
             inner = {c.path: (inner[c.path], _like_taken(c)) for c in self.parts}
         return jax.eval_shape(self.join, inner)
 
     def join(self, values: Mapping[Path, Any]) -> Any:
-        """The value as a user sees it, from those that the interpreter has; with ``branches``
+        """The value as a user sees it, from those that the interpreter has; if ``conditional``
         these are pairs of a value and whether it is in a branch that is taken."""
-        outer = [_outer(window, values) for window in self.windows]
+        told = {
+            c.path: v if self.conditional else (v, None)
+            for c in self.parts
+            for v in [values[c.path]]
+        }
+        return self._together([_outer(window, told) for window in self.windows])
+
+    def made(self, values: Mapping[Path, Any]) -> jax.Array:
+        """Which of the choices are in a branch that is taken, bool of the axes around them."""
+
+        def window(choices: Sequence[Choice]) -> jax.Array:
+            taken = [
+                jnp.transpose(t, _order(c, t.ndim)) for c in choices for t in [values[c.path][1]]
+            ]
+            return functools.reduce(jnp.logical_or, taken)
+
+        return self._together([window(choices) for choices in self.windows])
+
+    def _together(self, outer: Sequence[Any]) -> Any:
         if len(outer) == 1:
             return outer[0]
         at = _split_axis(*_halves(self.windows))
@@ -107,7 +131,7 @@ def _outer(window: Sequence[Choice], values: Mapping[Path, Any]) -> Any:
         return jax.tree.map(lambda v: jnp.transpose(v, _order(c, v.ndim)), tree)
 
     if len(window) == 1:
-        return outer(window[0], values[window[0].path])
+        return outer(window[0], values[window[0].path][0])
     found = None
     for c in window:
         value, taken = (outer(c, v) for v in values[c.path])
@@ -256,7 +280,7 @@ def _exclusive(a: Choice, b: Choice) -> bool:
     common = next(n for n, (i, j) in enumerate(zip(a.path, b.path, strict=False)) if i != j)
     if a.path[:common] in a.conds:
         return True
-    mine, others = (() if isinstance(c.random, Expect) else c.random.arms for c in (a, b))
+    mine, others = a.arms, b.arms
     branch_of = dict(others)
     return any(branch_of.get(cond, branch) != branch for cond, branch in mine)
 

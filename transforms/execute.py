@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,8 @@ class Execution:
 
     ``log_absent`` is the log density of what the masks of choices hide, of those that are not
     selected (None where nothing is masked): it counts in none of the others, and yet the choices
-    are drawn from it.
+    are drawn from it. ``made`` says of the choices in branches whether they are in one that is
+    taken, by element; others are absent, and weigh nothing.
     """
 
     choices: Choices
@@ -44,6 +45,7 @@ class Execution:
     log_density: jax.Array
     log_weight: jax.Array
     log_absent: jax.Array | None = None
+    made: dict[Address, jax.Array] = dataclasses.field(default_factory=dict)
 
     @property
     def log_integrand(self) -> jax.Array:
@@ -135,12 +137,14 @@ def execute(
             value, outs, lp = _call(choice, operands, given.get(path))
         weighs = isinstance(choice, Call) and not jax.tree.leaves(value)  # an evidence: a factor
         add = _add(selected, lp) if weighs or select(address) else selected
-        made = (value, choice.taken(operands)) if entry.branches else value
+        made = (value, choice.taken(operands)) if entry.conditional else value
         return outs, (_add(total, lp), add, *missing), {path: made}
 
     acc = (jnp.zeros(()),) * (3 if masked else 2)
     retval, sums, made = interpret(closed, args, rule, given=fixed, acc=acc)
-    return Execution(nest((e.address, e.join(made)) for e in program), retval, *sums)
+    values = nest((e.address, e.join(made)) for e in program)
+    taken = {e.address: e.made(made) for e in program if e.conditional}
+    return Execution(values, retval, *sums, made=taken)
 
 
 def masked_choices(program: Sequence[Entry]) -> set[Address]:
@@ -173,6 +177,8 @@ def _call(call: Call, operands: Sequence[Any], given: Any) -> Any:
     p = call.program
     assert isinstance(p, Densities)
     if given is None:
+        if p.weighted and jax.tree.leaves(p.choices):
+            _refuse_weighted(call, p)
         outs = _jax.evaluate(p.simulate, *operands)
         leaves = outs[p.n_retval : -1]
         value = jax.tree.unflatten(jax.tree.structure(p.choices), leaves)
@@ -182,6 +188,15 @@ def _call(call: Call, operands: Sequence[Any], given: Any) -> Any:
         outs = _jax.evaluate(p.log_density, *operands, *leaves)
         value = given
     return value, outs[: p.n_retval], jnp.sum(outs[-1])
+
+
+def _refuse_weighted(call: Call, program: Densities) -> NoReturn:
+    raise UnsupportedError(
+        f"{show(call.address)} at {call.source} is drawn from {program.name}, a program of which "
+        "has weights (ppl.factor, ppl.observe): its draws come from the program without them, its "
+        "density has them, and what is missing would be lost here. Give its value as data; or type "
+        "the data as a choice, ppl.sample, and use ppl.normalize(g, data), whose draws have it."
+    )
 
 
 def refuse_nested_density(closed: _jax.ClosedJaxpr, name: str) -> None:

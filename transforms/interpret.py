@@ -36,6 +36,7 @@ from jax import lax
 from . import _jax
 from .errors import Address, UnsupportedError, show
 from .site import (
+    Arm,
     Body,
     Call,
     Densities,
@@ -101,6 +102,11 @@ class Choice:
     @property
     def conditional(self) -> bool:
         return bool(self.conds)
+
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        """The branches around it of which a ``vmap`` runs all."""
+        return () if isinstance(self.random, Expect) else self.random.arms
 
     @property
     def source(self) -> str:

@@ -15,6 +15,7 @@ None of them can run: an interpreter (``interpret.py``) gives them their meaning
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -129,7 +130,7 @@ def _taken(axes: Sequence[Axis], operands: Sequence[Any], masks: int) -> jax.Arr
     """Where the last operands, ``masks`` of them, are all true."""
     first = len(operands) - masks
     own = [dataclasses.replace(a, mapped=a.mapped[len(a.mapped) - masks :]) for a in axes]
-    every = lambda masks: jnp.all(jnp.stack([jnp.ones((), bool), *masks]))
+    every = lambda masks: functools.reduce(jnp.logical_and, masks, jnp.ones((), bool))
     return per_element(own, every, 0)(list(operands[first:]))
 
 
@@ -356,7 +357,7 @@ class Densities:
     ``simulate``: operands -> (retval leaves, choice leaves, log density);
     ``log_density``: (operands, choice leaves) -> (retval leaves, log density).
     ``choices`` is the tree of the choices with their shapes, ``masked`` the addresses of those
-    whose masks hide a part of the density.
+    whose masks hide a part of the density; ``weighted`` says that the density is not that of draws.
     """
 
     simulate: _jax.ClosedJaxpr
@@ -365,6 +366,7 @@ class Densities:
     choices: PyTree
     name: str
     masked: tuple[Address, ...] = ()
+    weighted: bool = False
 
     def batch(self, axis_size: int, mapped: Sequence[bool]) -> Densities:
         n = len(jax.tree.leaves(self.choices))

@@ -102,6 +102,10 @@ class Plan:
         return frozenset(digits), frozenset(classes)
 
 
+def _many(n: int) -> str:
+    return f"{n:,}" if n < 10**15 else f"about 10^{math.log10(n):.0f}"
+
+
 def plan_of(
     variables: Sequence[Variable],
     terms: Sequence[Dependence],
@@ -134,7 +138,7 @@ def plan_of(
         total = math.prod(plan.values(i) for i, _ in digits)
         if total > MAX_JOINT:
             raise UnsupportedError(
-                f"{who} needs too many joint values ({total:,}; at most {MAX_JOINT:,}), since "
+                f"{who} needs too many joint values ({_many(total)}; at most {MAX_JOINT:,}), since "
                 f"these meet: {', '.join(_sizes(plan, digits))}. Let each element touch only "
                 "itself (a plate, jax.vmap) or the one before it (a chain, jax.lax.scan whose "
                 f"carry is the last choice), or {instead}."
