@@ -17,6 +17,7 @@ taken for harmless only if enough lines were decisive, and all of them agree.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Collection, Sequence
@@ -26,14 +27,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .bounded import STEPS, bounded, needs_bound
+from .domains import into_support
 from .flat import Flat, Op
-from .interpret import is_random
+from .interpret import is_random, random_of
+from .site import Site
+from .tapped import Tap, fingerprint, outcome, tapped
 
 LINES = 128
 """Fewest lines, if they are not too large; one for each element of a comparison is better."""
 MEETS = 6
 """Most places that are tried, from the fault on."""
 MAX_OPS = 400
+ATTEMPTS = ((1, 24), (MEETS, 100), (MEETS, MAX_OPS))
+"""How many places are tried, with how many equations that lead there from elsewhere."""
+MAX_WORK = 2**23
+"""Most numbers that a slice may compute, with those in loops."""
 MAX_SIZE = 2**22
 """Most numbers that a slice may hold, for all lines together."""
 ENOUGH = 4
@@ -62,43 +71,72 @@ _UNREACHED = {"eq", "ne", "atan2"}
 """Where these jump, if anywhere, is no matter of scale: lines that do not cross it settle it."""
 
 
-def gone(
-    flat: Flat,
-    index: int,
-    kind: str,
-    carrying: Collection[int],
-    varied: Collection[int],
-    sunk: Collection[int],
-) -> int | None:
-    """The value in which the fault of equation ``index`` is gone, or None.
+@dataclasses.dataclass
+class Budget:
+    """What may still be spent on faults that are not gone nearby: equations to evaluate."""
+
+    left: int = MAX_OPS * 15
+
+    def spend(self, n: int) -> bool:
+        self.left -= n
+        return self.left >= 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """A fault of equation ``index``, or of the one at ``tap`` inside it, and what is known of it.
 
     ``carrying`` are the values that the fault reaches, ``varied`` those that change with the
     parameters or with pathwise draws, ``sunk`` those that are parameters of sites.
     """
-    places = _meets(flat, index, carrying, sunk)
-    while places:
-        ops = _slice(flat, index, places, carrying)
-        if ops is not None:
-            passed = _passed(_Question(flat, index, kind, places, ops, varied))
-            return next((v for v, ok in zip(places, passed, strict=True) if ok), None)
-        places = places[: len(places) // 2]
+
+    flat: Flat
+    index: int
+    kind: str
+    tap: Tap
+    carrying: Collection[int]
+    varied: Collection[int]
+    sunk: Collection[int]
+
+    @property
+    def op(self) -> Op:
+        return self.flat.ops[self.index]
+
+
+def gone(fault: Place, budget: Budget) -> int | None:
+    """The value in which a fault is gone, or None.
+
+    Little of what is around it is looked at first: what is not computed is free, so that nothing
+    is taken for harmless that is not. More of it is asked of fewer faults.
+    """
+    meets = _meets(fault)
+    asked: set[_Question] = set()
+    for n, near in ATTEMPTS:
+        places = meets[:n]
+        while places:
+            ops = _slice(fault, places, near)
+            if ops is None:
+                places = places[: len(places) // 2]
+                continue
+            question = _Question(fault, places, ops)
+            if question not in asked:
+                if asked and not budget.spend(len(ops)):
+                    return None
+                asked.add(question)
+                passed = _passed(question)
+                found = next((v for v, ok in zip(places, passed, strict=True) if ok), None)
+                if found is not None:
+                    return found
+            break
     return None
 
 
 class _Question:
     """A slice and what is asked of it; equal if it reads the same, wherever it stands."""
 
-    def __init__(
-        self,
-        flat: Flat,
-        index: int,
-        kind: str,
-        places: Sequence[int],
-        ops: Sequence[Op],
-        varied: Collection[int],
-    ):
-        self.kind = kind
-        self.args = (flat, index, places, ops, varied)
+    def __init__(self, fault: Place, places: Sequence[int], ops: Sequence[Op]):
+        self.args = (fault, places, ops)
+        flat, varied = fault.flat, fault.varied
         local: dict[int, tuple[Any, ...]] = {}
 
         def named(v: Any) -> Any:
@@ -107,15 +145,15 @@ class _Question:
             aval = flat.avals[v]
             return local.setdefault(v, (len(local), str(aval), v in varied))
 
-        fault = flat.ops[index]
         every = [
-            (op.name, str(op.eqn.params), op is fault, *map(named, (*op.ins, *op.outs)))
-            for op in (*ops, fault)
+            (op.name, str(op.eqn.params), op is fault.op, *map(named, (*op.ins, *op.outs)))
+            for op in (*ops, fault.op)
         ]
-        self._content = (kind, *every, *map(named, places))
+        self._content = (fault.kind, fault.tap, *every, *map(named, places))
+        self._hash = hash(self._content)
 
     def __hash__(self) -> int:
-        return hash(self._content)
+        return self._hash
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Question) and self._content == other._content
@@ -124,21 +162,27 @@ class _Question:
 @functools.lru_cache(maxsize=1024)
 def _passed(question: _Question) -> list[bool]:
     """The answer for each place; an objective is traced more often than its slices change."""
-    test = {"jump": _jumps, "seam": _seam}.get(question.kind, _slopes)
+    fault, _, ops = question.args
+    test = {"jump": _jumps, "seam": _seam}.get(fault.kind, _slopes)
     with jax.ensure_compile_time_eval():
-        return test(*question.args)
+        passed = test(*question.args)
+        if fault.kind == "jump" and any(passed) and any(op.name == "while" for op in ops):
+            # of many small jumps in the place of a slope
+            passed = [a and b for a, b in zip(passed, _slopes(*question.args), strict=True)]
+    return passed
 
 
 # --- where the paths meet -----------------------------------------------------------------------
 
 
-def _meets(flat: Flat, index: int, carrying: Collection[int], sunk: Collection[int]) -> list[int]:
+def _meets(fault: Place) -> list[int]:
     """The values that all paths of the fault lead through, in order."""
-    last = {v: j for j, op in enumerate(flat.ops) for v in op.values}
-    forever = {v for v in flat.outputs if isinstance(v, int)} | set(sunk)
+    flat, carrying = fault.flat, fault.carrying
+    last = flat.last
+    forever = {v for v in flat.outputs if isinstance(v, int)} | set(fault.sunk)
     live: set[int] = set()
     found: list[int] = []
-    for j in range(index, len(flat.ops)):
+    for j in range(fault.index, len(flat.ops)):
         op = flat.ops[j]
         live.update(v for v in op.outs if v in carrying and (v in last or v in forever))
         live -= {v for v in live if v not in forever and last[v] <= j}
@@ -150,26 +194,46 @@ def _meets(flat: Flat, index: int, carrying: Collection[int], sunk: Collection[i
     return found
 
 
-def _slice(
-    flat: Flat, index: int, places: Sequence[int], carrying: Collection[int]
-) -> list[Op] | None:
-    """The equations that lead to ``places``; None if they cannot be evaluated by themselves."""
-    fault = flat.ops[index]
-    needed = {*places, *fault.outs}
+def _slice(fault: Place, places: Sequence[int], near: int) -> list[Op] | None:
+    """The equations that lead to ``places``; None if they cannot be evaluated by themselves.
+
+    Of those that the fault does not reach, the ``near`` closest ones, and constants.
+    """
+    flat, carrying = fault.flat, fault.carrying
+    needed = {*places, *fault.op.outs}
     ops: list[Op] = []
-    for op in reversed(flat.ops):
-        if needed.isdisjoint(op.outs) or (op is fault and is_random(op.eqn)):
+    for j in range(max(flat.makers[v] for v in places), -1, -1):
+        op = flat.ops[j]
+        if needed.isdisjoint(op.outs) or (op is fault.op and is_random(op.eqn)):
             continue
-        carries = op is fault or any(v in carrying for v in op.outs)
-        if carries and (is_random(op.eqn) or op.name == "while"):
+        carries = op is fault.op or any(v in carrying for v in op.outs)
+        if carries and is_random(op.eqn):
             return None
-        if carries or not (_is_heavy(flat, op) or is_random(op.eqn)):
-            ops.append(op)
-            needed.update(op.values)
+        if not carries and (is_random(op.eqn) or _is_heavy(flat, op)):
+            continue
+        free = not carries and flat.known.isdisjoint(op.outs)
+        if free and near <= 0:
+            continue
+        near -= free
+        ops.append(op)
+        needed.update(op.operands)
     size = sum(math.prod(flat.avals[v].shape) for op in ops for v in op.outs)
-    if len(ops) > MAX_OPS or size * ENOUGH > MAX_SIZE:
+    if len(ops) > MAX_OPS or size * ENOUGH > MAX_SIZE or _work(ops) * ENOUGH > MAX_WORK:
         return None
     return ops[::-1]
+
+
+def _work(ops: Sequence[Op]) -> int:
+    """How many numbers are computed at most, with those in loops."""
+    return sum(
+        sum(math.prod(v.aval.shape) for v in op.eqn.outvars)
+        + _trips(op) * sum(_work(body.ops) for body in op.bodies)
+        for op in ops
+    )
+
+
+def _trips(op: Op) -> int:
+    return STEPS if op.name == "while" else op.eqn.params.get("length", 1)
 
 
 def _is_heavy(flat: Flat, op: Op) -> bool:
@@ -182,23 +246,26 @@ def _is_heavy(flat: Flat, op: Op) -> bool:
 # --- random lines -------------------------------------------------------------------------------
 
 
-def _lines(flat: Flat, index: int, ops: Sequence[Op]) -> int:
-    size = sum(math.prod(flat.avals[v].shape) for op in ops for v in op.outs)
-    elements = sum(math.prod(flat.avals[v].shape) for v in flat.ops[index].outs)
-    return max(ENOUGH, min(max(LINES, 16 * elements), MAX_SIZE // max(size, 1)))
+def _lines(fault: Place, ops: Sequence[Op]) -> int:
+    elements = sum(math.prod(fault.flat.avals[v].shape) for v in fault.op.outs)
+    most = MAX_SIZE // max(_work(ops), 1)
+    return max(ENOUGH, min(max(LINES, 16 * elements), most))
 
 
 def _ends(
-    flat: Flat, ops: Sequence[Op], varied: Collection[int], n: int
+    fault: Place, ops: Sequence[Op], n: int
 ) -> tuple[dict[int, Any], dict[int, Any], dict[int, Any]]:
     """Where ``n`` lines begin and end, and what stays fixed along them."""
+    flat = fault.flat
     made = {v for op in ops for v in op.outs}
     rng = np.random.default_rng(0)
     begin, end, fixed = {}, {}, {}
     regime = rng.integers(0, 6, n)
     scale = np.array([0.5, 2.0, 8.0, 40.0, 2.0, 1.0])[regime]
+    if any(op.name == "while" or op.custom for op in ops):  # need not converge far away
+        scale = np.minimum(scale, 2.0)
     through = rng.uniform(size=n) < 0.6  # from one side of the origin to the other
-    for v in dict.fromkeys(v for op in ops for v in op.values if v not in made):
+    for v in dict.fromkeys(v for op in ops for v in op.operands if v not in made):
         aval = flat.avals[v]
         if jnp.issubdtype(aval.dtype, jax.dtypes.prng_key):
             fixed[v] = jax.random.split(jax.random.key(0), (n, *aval.shape))
@@ -212,11 +279,21 @@ def _ends(
             positive, unit = regime == 4, regime == 5  # where only these are in the domain
             a[positive], b[positive] = abs(a[positive]), abs(b[positive])
             a[unit], b[unit] = rng.uniform(size=(2, *a[unit].shape))
-            if v in varied:
+            a, b = _inside(flat, v, a), _inside(flat, v, b)
+            if v in fault.varied:
                 begin[v], end[v] = jnp.asarray(a, aval.dtype), jnp.asarray(b, aval.dtype)
             else:
                 fixed[v] = jnp.asarray(a, aval.dtype)
     return begin, end, fixed
+
+
+def _inside(flat: Flat, v: int, x: np.ndarray) -> np.ndarray:
+    """``x``, moved into the support of the choice that ``v`` is drawn by, if it is one."""
+    maker = flat.makers.get(v)
+    random = None if maker is None else random_of(flat.ops[maker].eqn)
+    if not isinstance(random, Site):
+        return x
+    return into_support(random, flat.ops[maker].ins, x)
 
 
 def _weights(n: int, i: Any) -> Any:
@@ -224,52 +301,63 @@ def _weights(n: int, i: Any) -> Any:
     return 1.0 + 0.9 * jnp.sin(2.399 * np.arange(n) + 1.7 * i)
 
 
-def _evaluate(ops: Sequence[Op], env: dict[int, Any]) -> dict[int, Any]:
+def _evaluate(fault: Place, ops: Sequence[Op], env: dict[int, Any]) -> tuple[Any, Any]:
+    """All values, and the outcome of the fault."""
     env = dict(env)
+    found = None
     for op in ops:
-        operands = [env[v] if isinstance(v, int) else jnp.asarray(v.val) for v in op.ins]
-        env.update(zip(op.outs, op.evaluate(operands), strict=True))
-    return env
+        operands = [env.get(v) if isinstance(v, int) else jnp.asarray(v.val) for v in op.ins]
+        if op is fault.op and fault.tap and fault.kind == "jump":
+            outs, found = fingerprint(op, operands, fault.tap)
+        else:
+            outs = op.evaluate(operands)
+            found = outcome(op, operands, outs) if op is fault.op else found
+        env.update(zip(op.outs, outs, strict=True))
+    return env, found
 
 
-def _along(ops: Sequence[Op], begin: Any, end: Any, fixed: Any, t: Any) -> dict[int, Any]:
+def _along(
+    fault: Place, ops: Sequence[Op], begin: Any, end: Any, fixed: Any, t: Any
+) -> tuple[Any, Any]:
     moved = {v: a + (t * (end[v] - a)).astype(a.dtype) for v, a in begin.items()}
-    return _evaluate(ops, {**fixed, **moved})
+    return _evaluate(fault, ops, {**fixed, **moved})
 
 
-def _on_lines(f: Callable[..., Any], *lines: Any) -> Callable[[np.ndarray], Any]:
+def _on_lines(f: Callable[..., Any], *lines: Any, loops: bool) -> Callable[[np.ndarray], Any]:
     """``f(*line, i, t)`` for all ``lines`` i at all points t of ``f32[lines, points]``.
 
     Only the slice is compiled, what is made of its values is left to NumPy: compilation is
     nearly all that a test costs.
     """
     options: Any = {"xla_backend_optimization_level": 0}
-    points = jax.vmap(f, in_axes=(*[None] * (len(lines) + 1), 0))
+    one = bounded(f) if loops else f
+    points = jax.vmap(one, in_axes=(*[None] * (len(lines) + 1), 0))
     compiled = jax.jit(jax.vmap(points), compiler_options=options)
     return lambda t: jax.tree.map(np.asarray, compiled(*lines, np.arange(len(t)), t))
+
+
+def _has_loops(ops: Sequence[Op]) -> bool:
+    return any(op.custom or needs_bound(op.eqn) for op in ops)
 
 
 # --- the tests ----------------------------------------------------------------------------------
 
 
-def _jumps(
-    flat: Flat, index: int, places: Sequence[int], ops: Sequence[Op], varied: Collection[int]
-) -> list[bool]:
+def _jumps(fault: Place, places: Sequence[int], ops: Sequence[Op]) -> list[bool]:
     """Whether each of ``places`` is continuous where the outcome of the equation changes."""
-    fault = flat.ops[index]
-    n = _lines(flat, index, ops)
+    n = _lines(fault, ops)
 
     def at(begin: Any, end: Any, fixed: Any, i: Any, t: Any) -> tuple[jax.Array, list[jax.Array]]:
-        env = _along(ops, begin, end, fixed, t)
-        outcome = _outcome(fault, env)
-        return outcome[i % max(outcome.size, 1)], [_flat(env[v]) for v in places]  # of one element
+        env, found = _along(fault, ops, begin, end, fixed, t)
+        one = jnp.ravel(found)
+        return one[i % max(one.size, 1)], [_flat(env[v]) for v in places]  # of one element
 
-    points = _on_lines(at, *_ends(flat, ops, varied, n))
+    points = _on_lines(at, *_ends(fault, ops, n), loops=_has_loops(ops))
     grid = np.broadcast_to(GRID, (n, GRID.size))
     outcomes, along = points(grid)
     crossed = (outcomes[:, 1:] != outcomes[:, :-1]).any(1)
     if not crossed.any():
-        return [fault.name in _UNREACHED] * len(places)
+        return [tapped(fault.op, fault.tap).name in _UNREACHED] * len(places)
     each, values = np.arange(n), along
     weights = np.asarray(_weights(GRID.size - 1, each[:, None]))
     for i in range(CLOSER):
@@ -278,7 +366,7 @@ def _jumps(
             low, high = grid[each, first, None], grid[each, first + 1, None]
             grid = low * (1 - GRID) + high * GRID
             outcomes, values = points(grid)
-    table = fault.name in _ROUNDING and any(op.name in _LOOKUPS for op in ops)
+    table = fault.op.name in _ROUNDING and any(op.name in _LOOKUPS for op in ops)
     seams = SEAMS if table else 0.0
     gaps = [
         _gap(v[each, first], v[each, first + 1], line)
@@ -291,35 +379,20 @@ def _flat(value: Any) -> jax.Array:
     return jnp.ravel(jnp.asarray(value, float))
 
 
-def _outcome(op: Op, env: dict[int, Any]) -> jax.Array:
-    """What changes where an equation jumps, and only there."""
-    operands = [env[v] if isinstance(v, int) else jnp.asarray(v.val) for v in op.ins]
-    if op.name == "rem":
-        return jnp.ravel(jnp.trunc(operands[0] / operands[1]))
-    if op.name == "atan2":
-        return jnp.ravel((operands[0] < 0) & (operands[1] < 0)).astype(float)
-    if op.name == "sort":
-        return jnp.ravel(jnp.argsort(operands[0], axis=op.eqn.params["dimension"])).astype(float)
-    outs = [env[v] for v in op.outs]
-    whole = [a for a in outs if not jnp.issubdtype(a.dtype, jnp.inexact)]  # of top_k: the indices
-    return jnp.concatenate([jnp.ravel(a).astype(float) for a in whole or outs])
-
-
-def _seam(
-    flat: Flat, index: int, places: Sequence[int], ops: Sequence[Op], varied: Collection[int]
-) -> list[bool]:
+def _seam(fault: Place, places: Sequence[int], ops: Sequence[Op]) -> list[bool]:
     """Whether each of ``places`` is the same for a draw of -π and of π."""
-    n = _lines(flat, index, ops)
-    angles = set(flat.ops[index].outs)
-    begin, _, fixed = _ends(flat, ops, varied, n)
+    n = _lines(fault, ops)
+    angles = set(fault.op.outs)
+    begin, _, fixed = _ends(fault, ops, n)
 
     def at(begin: Any, fixed: Any, i: Any, angle: Any) -> list[jax.Array]:
         drawn = {v: jnp.full_like(a, angle) for v, a in begin.items() if v in angles}
-        env = _evaluate(ops, {**fixed, **begin, **drawn})
+        env, _ = _evaluate(fault, ops, {**fixed, **begin, **drawn})
         return [_flat(env[v]) for v in places]
 
     turn = np.linspace(-np.pi, np.pi, 9, dtype=np.float32)
-    gaps = [_gap(v[:, 0], v[:, -1], v) for v in _on_lines(at, begin, fixed)(np.tile(turn, (n, 1)))]
+    points = _on_lines(at, begin, fixed, loops=_has_loops(ops))
+    gaps = [_gap(v[:, 0], v[:, -1], v) for v in points(np.tile(turn, (n, 1)))]
     return [_agree(np.isfinite(g), g <= 1.0) for g in gaps]
 
 
@@ -337,27 +410,29 @@ def _gap(below: np.ndarray, above: np.ndarray, along: np.ndarray) -> np.ndarray:
         return np.max(np.abs(above - below) / least, axis=1, initial=0.0)
 
 
-def _slopes(
-    flat: Flat, index: int, places: Sequence[int], ops: Sequence[Op], varied: Collection[int]
-) -> list[bool]:
+def _slopes(fault: Place, places: Sequence[int], ops: Sequence[Op]) -> list[bool]:
     """Whether the derivative of each of ``places`` is that of finite differences."""
-    n = _lines(flat, index, ops)
-    begin, end, fixed = _ends(flat, ops, varied, n)
+    n = _lines(fault, ops)
+    begin, end, fixed = _ends(fault, ops, n)
+    forward = any(needs_bound(op.eqn) and not op.custom for op in ops)
     lengths = [np.abs(end[v] - a).reshape(n, -1).max(1, initial=1e-6) for v, a in begin.items()]
     end = {v: a + (end[v] - a) / max(1.0, len(begin)) for v, a in begin.items()}
     step = (STEP / functools.reduce(np.maximum, lengths, np.ones(n)))[:, None].astype(np.float32)
 
     def at(begin: Any, end: Any, fixed: Any, i: Any, t: Any) -> tuple[Any, Any]:
         def projected(t: Any) -> tuple[list[jax.Array], list[jax.Array]]:
-            env = _along(ops, begin, end, fixed, t)
+            env, _ = _along(fault, ops, begin, end, fixed, t)
             ws = [_flat(env[v]) for v in places]
             sums = [w @ (_weights(w.size, i) - 1.2) for w in ws]
             return sums, sums
 
+        if forward:
+            _, slopes, sums = jax.jvp(projected, (t,), (jnp.ones_like(t),), has_aux=True)
+            return slopes, sums
         return jax.jacrev(projected, has_aux=True)(t)
 
     t = np.float32(0.4) + step * np.array([0.0, -1.0, 1.0, -0.5, 0.5], np.float32)
-    slopes, values = _on_lines(at, begin, end, fixed)(t)
+    slopes, values = _on_lines(at, begin, end, fixed, loops=_has_loops(ops))(t)
     errors = [
         _slope_error(v, slope[:, 0], step[:, 0]) for v, slope in zip(values, slopes, strict=True)
     ]

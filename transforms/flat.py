@@ -9,6 +9,7 @@ equation of a library function is told at the line of the user's code that calle
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,6 +58,11 @@ class Op:
         return [v for v in self.ins if isinstance(v, int)]
 
     @property
+    def operands(self) -> list[int]:
+        """As ``values``, without what the body of a custom op returns."""
+        return [v for v in self.ins[: len(self.eqn.invars)] if isinstance(v, int)]
+
+    @property
     def line(self) -> str:
         """``file:line (function)`` of the user's code."""
         return _jax.line_of(self.origin)
@@ -74,6 +80,25 @@ class Flat:
     inputs: list[int]
     outputs: list[Atom]
     avals: list[Any]
+
+    @functools.cached_property
+    def last(self) -> dict[int, int]:
+        """Where each value is used last."""
+        return {v: j for j, op in enumerate(self.ops) for v in op.values}
+
+    @functools.cached_property
+    def makers(self) -> dict[int, int]:
+        """Where each value is made."""
+        return {v: j for j, op in enumerate(self.ops) for v in op.outs}
+
+    @functools.cached_property
+    def known(self) -> set[int]:
+        """The values that depend on nothing but constants."""
+        found: set[int] = set()
+        for op in self.ops:
+            if found.issuperset(op.values) and not is_random(op.eqn):
+                found.update(op.outs)
+        return found
 
 
 @dataclasses.dataclass(frozen=True)

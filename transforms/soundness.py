@@ -29,7 +29,7 @@ import jax.numpy as jnp
 
 from . import _jax, marks
 from .assignment import Choose, Chosen, Rough, assign
-from .continuity import gone
+from .continuity import Budget, Place, gone
 from .estimator import Baseline, Enumerated, InPlace
 from .findings import of_baseline, of_fault, of_kink, of_support, why
 from .flat import Flat, Op, flatten
@@ -94,6 +94,8 @@ class Soundness:
         self._scopes: dict[int, _Scope] = {}
         self._cured: dict[tuple[Flat, int], set[tuple[Flat, int, str]]] = {}
         self._tried: set[tuple[Flat, int, str]] = set()
+        self._around: dict[Flat, tuple[Flat, int]] = {}
+        self._budget = Budget()
         self._root = self._scope(closed, choose, slice(1))
         known = list(constant) or [False] * len(closed.in_avals)
         self._inputs = [
@@ -191,17 +193,27 @@ class Soundness:
                 if f.kind == "nonlinear" or at in self._tried or not matters(f):
                     continue
                 self._tried.add(at)
-                values = self._values[f.flat]
-                carrying = {v for v, a in values.items() if f in a.faults}
-                varied = {v for v, a in values.items() if a.sources}
-                place = gone(
-                    f.flat, f.index, f.kind, carrying, varied, self._sunk.get(f.flat, set())
-                )
-                if place is not None:
-                    self._cured.setdefault((f.flat, place), set()).add(at)
-                    cured = True
+                cured |= self._cure(f)
             if not cured:
                 return
+
+    def _cure(self, f: Fault) -> bool:
+        """Whether a fault is gone where its paths meet: there, or outside of loops around it."""
+        flat, index, tap = f.flat, f.index, ()
+        while True:
+            values = self._values[flat]
+            carrying = {v for v, a in values.items() if f in a.faults}
+            varied = {v for v, a in values.items() if a.sources}
+            sunk = self._sunk.get(flat, set())
+            found = gone(Place(flat, index, f.kind, tap, carrying, varied, sunk), self._budget)
+            if found is not None:
+                self._cured.setdefault((flat, found), set()).add((f.flat, f.index, f.kind))
+                return True
+            if flat not in self._around:
+                return False
+            (flat, around), inner = self._around[flat], (flat, index)
+            body = flat.ops[around].bodies.index(inner[0])
+            index, tap = around, ((body, inner[1]), *tap)
 
     def _choose_estimators(self) -> None:
         """Assign estimators; no automatic site stays pathwise whose use is not smooth."""
@@ -273,6 +285,7 @@ class Soundness:
         if isinstance(random, Expect):
             return self._expect(random, args, scope)
         if op.bodies:
+            self._around.update(dict.fromkeys(op.bodies, (flat, i)))
             return _CONTROL[op.eqn.primitive](self, flat, i, args, scope)
         return self._plain(flat, i, args)
 
