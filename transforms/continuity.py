@@ -39,8 +39,9 @@ LINES = 128
 MEETS = 6
 """Most places that are tried, from the fault on."""
 MAX_OPS = 400
-ATTEMPTS = ((1, 24), (MEETS, 100), (MEETS, MAX_OPS))
-"""How many places are tried, with how many equations that lead there from elsewhere."""
+ATTEMPTS = ((1, 24, True), (MEETS, 100, False), (MEETS, MAX_OPS, False))
+"""How many places are tried, with how many equations that lead there from elsewhere, and
+whether only from the value that they all come from, if there is one."""
 MAX_WORK = 2**23
 """Most numbers that a slice may compute, with those in loops."""
 MAX_SIZE = 2**22
@@ -109,18 +110,20 @@ def gone(fault: Place, budget: Budget) -> int | None:
     Little of what is around it is looked at first: what is not computed is free, so that nothing
     is taken for harmless that is not. More of it is asked of fewer faults.
     """
+    if fault.tap and is_random(fault.op.eqn):
+        return None
     meets = _meets(fault)
     asked: set[_Question] = set()
-    for n, near in ATTEMPTS:
+    for n, near, waist in ATTEMPTS:
         places = meets[:n]
         while places:
-            ops = _slice(fault, places, near)
+            ops = _slice(fault, places, near, waist)
             if ops is None:
                 places = places[: len(places) // 2]
                 continue
             question = _Question(fault, places, ops)
             if question not in asked:
-                if asked and not budget.spend(len(ops)):
+                if not budget.spend(_count(ops)):
                     return None
                 asked.add(question)
                 passed = _passed(question)
@@ -194,12 +197,14 @@ def _meets(fault: Place) -> list[int]:
     return found
 
 
-def _slice(fault: Place, places: Sequence[int], near: int) -> list[Op] | None:
+def _slice(fault: Place, places: Sequence[int], near: int, waist: bool) -> list[Op] | None:
     """The equations that lead to ``places``; None if they cannot be evaluated by themselves.
 
-    Of those that the fault does not reach, the ``near`` closest ones, and constants.
+    Of those that the fault does not reach, the ``near`` closest ones, and constants; with
+    ``waist`` only down to where all of them depend on one value.
     """
     flat, carrying = fault.flat, fault.carrying
+    pending: set[int] = set()
     needed = {*places, *fault.op.outs}
     ops: list[Op] = []
     for j in range(max(flat.makers[v] for v in places), -1, -1):
@@ -217,8 +222,11 @@ def _slice(fault: Place, places: Sequence[int], near: int) -> list[Op] | None:
         near -= free
         ops.append(op)
         needed.update(op.operands)
+        pending = {v for v in pending.union(op.operands) if v in fault.varied}.difference(op.outs)
+        if waist and j <= fault.index and len(pending) == 1:
+            near = 0
     size = sum(math.prod(flat.avals[v].shape) for op in ops for v in op.outs)
-    if len(ops) > MAX_OPS or size * ENOUGH > MAX_SIZE or _work(ops) * ENOUGH > MAX_WORK:
+    if _count(ops) > MAX_OPS or size * ENOUGH > MAX_SIZE or _work(ops) * ENOUGH > MAX_WORK:
         return None
     return ops[::-1]
 
@@ -230,6 +238,10 @@ def _work(ops: Sequence[Op]) -> int:
         + _trips(op) * sum(_work(body.ops) for body in op.bodies)
         for op in ops
     )
+
+
+def _count(ops: Sequence[Op]) -> int:
+    return sum(1 + sum(_count(body.ops) for body in op.bodies) for op in ops)
 
 
 def _trips(op: Op) -> int:
