@@ -20,7 +20,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -60,8 +60,8 @@ GRID = np.linspace(0.0, 1.0, 17, dtype=np.float32)
 CLOSER = 6
 """How often the interval between two points of the grid takes the place of the line."""
 
-SMALL_PRODUCT = 2048
-"""Most numbers in the factors of a product of matrices that is computed."""
+SMALL = 2048
+"""Most numbers in the factors of a product of matrices, or in a loop, a sort, that is computed."""
 
 _PRODUCTS = {"dot_general", "conv_general_dilated"}
 _HEAVY = {"scan", "while", "cond", "cholesky", "eigh", "svd"}
@@ -88,7 +88,8 @@ class Place:
     """A fault of equation ``index``, or of the one at ``tap`` inside it, and what is known of it.
 
     ``carrying`` are the values that the fault reaches, ``varied`` those that change with the
-    parameters or with pathwise draws, ``sunk`` those that are parameters of sites.
+    parameters or with pathwise draws, ``sunk`` those that are parameters of sites, ``given``
+    constants that are inputs of the program.
     """
 
     flat: Flat
@@ -98,6 +99,7 @@ class Place:
     carrying: Collection[int]
     varied: Collection[int]
     sunk: Collection[int]
+    given: Mapping[int, Any]
 
     @property
     def op(self) -> Op:
@@ -145,8 +147,11 @@ class _Question:
         def named(v: Any) -> Any:
             if not isinstance(v, int):
                 return np.asarray(v.val).tobytes(), str(np.asarray(v.val).dtype)
-            aval = flat.avals[v]
-            return local.setdefault(v, (len(local), str(aval), v in varied))
+            if v not in local:
+                given = _constant(fault, v)
+                shape = str(flat.avals[v]) if given is None else np.asarray(given).tobytes()
+                local[v] = (len(local), shape, v in varied)
+            return local[v]
 
         every = [
             (op.name, str(op.eqn.params), op is fault.op, *map(named, (*op.ins, *op.outs)))
@@ -214,7 +219,7 @@ def _slice(fault: Place, places: Sequence[int], near: int, waist: bool) -> list[
         carries = op is fault.op or any(v in carrying for v in op.outs)
         if carries and is_random(op.eqn):
             return None
-        if not carries and (is_random(op.eqn) or _is_heavy(flat, op)):
+        if not carries and (is_random(op.eqn) or _is_heavy(op)):
             continue
         free = not carries and flat.known.isdisjoint(op.outs)
         if free and near <= 0:
@@ -248,11 +253,11 @@ def _trips(op: Op) -> int:
     return STEPS if op.name == "while" else op.eqn.params.get("length", 1)
 
 
-def _is_heavy(flat: Flat, op: Op) -> bool:
+def _is_heavy(op: Op) -> bool:
     """Whether the results of an equation are better left free than computed."""
     if op.name in _PRODUCTS:
-        return sum(math.prod(flat.avals[v].shape) for v in op.values) > SMALL_PRODUCT
-    return op.name in _HEAVY
+        return sum(math.prod(v.aval.shape) for v in op.eqn.invars) > SMALL
+    return op.name in _HEAVY and _work([op]) > SMALL
 
 
 # --- random lines -------------------------------------------------------------------------------
@@ -279,7 +284,10 @@ def _ends(
     through = rng.uniform(size=n) < 0.6  # from one side of the origin to the other
     for v in dict.fromkeys(v for op in ops for v in op.operands if v not in made):
         aval = flat.avals[v]
-        if jnp.issubdtype(aval.dtype, jax.dtypes.prng_key):
+        given = _constant(fault, v)
+        if given is not None:
+            fixed[v] = jnp.broadcast_to(given, (n, *aval.shape))
+        elif jnp.issubdtype(aval.dtype, jax.dtypes.prng_key):
             fixed[v] = jax.random.split(jax.random.key(0), (n, *aval.shape))
         elif not jnp.issubdtype(aval.dtype, jnp.floating):
             whole = rng.integers(0, 2 if aval.dtype == bool else 3, (n, *aval.shape))
@@ -297,6 +305,12 @@ def _ends(
             else:
                 fixed[v] = jnp.asarray(a, aval.dtype)
     return begin, end, fixed
+
+
+def _constant(fault: Place, v: int) -> Any:
+    """The value of ``v``, if it is known."""
+    value = fault.given.get(v)
+    return value if value is not None and jnp.shape(value) == fault.flat.avals[v].shape else None
 
 
 def _inside(flat: Flat, v: int, x: np.ndarray) -> np.ndarray:

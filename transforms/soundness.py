@@ -88,8 +88,9 @@ class Soundness:
     """The analysis of one objective; choosing its automatic estimators is a part of it."""
 
     def __init__(
-        self, closed: _jax.ClosedJaxpr, choose: Choose, samples: int, constant: Sequence[bool] = ()
+        self, closed: _jax.ClosedJaxpr, choose: Choose, samples: int, known: Sequence[Any] = ()
     ):
+        """``known`` are the inputs that are constants, and None for the others."""
         self.samples = samples
         self._scopes: dict[int, _Scope] = {}
         self._cured: dict[tuple[Flat, int], set[tuple[Flat, int, str]]] = {}
@@ -97,10 +98,11 @@ class Soundness:
         self._around: dict[Flat, tuple[Flat, int]] = {}
         self._budget = Budget()
         self._root = self._scope(closed, choose, slice(1))
-        known = list(constant) or [False] * len(closed.in_avals)
+        known = list(known) or [None] * len(closed.in_avals)
+        self._given = {self._root.flat: _given(self._root.flat.inputs, known)}
         self._inputs = [
             Value(frozenset({("input", i)}))
-            if jnp.issubdtype(a.dtype, jnp.inexact) and not c
+            if jnp.issubdtype(a.dtype, jnp.inexact) and c is None
             else CONSTANT
             for i, (a, c) in enumerate(zip(closed.in_avals, known, strict=True))
         ]
@@ -205,7 +207,9 @@ class Soundness:
             carrying = {v for v, a in values.items() if f in a.faults}
             varied = {v for v, a in values.items() if a.sources}
             sunk = self._sunk.get(flat, set())
-            found = gone(Place(flat, index, f.kind, tap, carrying, varied, sunk), self._budget)
+            given = self._given.get(flat, {})
+            place = Place(flat, index, f.kind, tap, carrying, varied, sunk, given)
+            found = gone(place, self._budget)
             if found is not None:
                 self._cured.setdefault((flat, found), set()).add((f.flat, f.index, f.kind))
                 return True
@@ -254,6 +258,11 @@ class Soundness:
             self._scopes[id(closed)] = scope
         return self._scopes[id(closed)]
 
+    def _give(self, flat: Flat, ins: Sequence[Any], body: Flat) -> None:
+        """Note which of the first inputs of ``body``, that ``ins`` are passed to, are known."""
+        values = [self._given.get(flat, {}).get(v) if isinstance(v, int) else v.val for v in ins]
+        self._given[body] = _given(body.inputs[: len(ins)], values)
+
     # --- the rules --------------------------------------------------------------------------------
 
     def _run(self, flat: Flat, inputs: Sequence[Value], scope: _Scope) -> list[Value]:
@@ -283,7 +292,7 @@ class Soundness:
         if isinstance(random, Site):
             return [self._site(flat, i, random, args, scope)]
         if isinstance(random, Expect):
-            return self._expect(random, args, scope)
+            return self._expect(flat, i, random, args, scope)
         if op.bodies:
             self._around.update(dict.fromkeys(op.bodies, (flat, i)))
             return _CONTROL[op.eqn.primitive](self, flat, i, args, scope)
@@ -365,9 +374,12 @@ class Soundness:
                 self._moving.append((chosen, moving))
         return Value(drawn=drawn)
 
-    def _expect(self, expect: Expect, args: list[Value], scope: _Scope) -> list[Value]:
+    def _expect(
+        self, flat: Flat, i: int, expect: Expect, args: list[Value], scope: _Scope
+    ) -> list[Value]:
         name = f"{scope.name}{expect.name}/"
         inner = self._scope(expect.jaxpr, expect.choose, slice(None), name)
+        self._give(flat, flat.ops[i].ins, inner.flat)
         outs = self._run(inner.flat, args, inner)
         exact = all(isinstance(s.estimator, Enumerated) for s in inner.chosen)
         own = frozenset() if exact else frozenset({id(expect.jaxpr)})
@@ -382,6 +394,7 @@ class Soundness:
         op = flat.ops[i]
         n, m = _jax.scan_layout(op.eqn)
         consts, carry, xs = args[:n], args[n : n + m], args[n + m :]
+        self._give(flat, op.ins[:n], op.bodies[0])
         while True:
             outs = self._run(op.bodies[0], [*consts, *carry, *xs], scope)
             new = [_join([c, _of_last_step(o)]) for c, o in zip(carry, outs[:m], strict=True)]
@@ -391,6 +404,8 @@ class Soundness:
 
     def _cond(self, flat: Flat, i: int, args: list[Value], scope: _Scope) -> list[Value]:
         index, *operands = args
+        for body in flat.ops[i].bodies:
+            self._give(flat, flat.ops[i].ins[1:], body)
         outs = [self._run(body, operands, scope) for body in flat.ops[i].bodies]
         if index.estimates:
             fault = self._fault("nonlinear", flat, i, index)
@@ -401,6 +416,8 @@ class Soundness:
         op = flat.ops[i]
         n, m = op.eqn.params["cond_nconsts"], op.eqn.params["body_nconsts"]
         test, step = op.bodies
+        self._give(flat, op.ins[:n], test)
+        self._give(flat, op.ins[n : n + m], step)
         carry = args[n + m :]
         while True:
             stop = self._run(test, [*args[:n], *carry], scope)[0]
@@ -422,6 +439,10 @@ _CONTROL: dict[Any, Callable[..., Sequence[Value]]] = {
     _jax.cond_p: Soundness._cond,
     _jax.while_p: Soundness._while,
 }
+
+
+def _given(inputs: Sequence[int], values: Sequence[Any]) -> dict[int, Any]:
+    return {v: x for v, x in zip(inputs, values, strict=True) if x is not None}
 
 
 def _join(values: Sequence[Value]) -> Value:
