@@ -60,6 +60,7 @@ __all__ = [
     "evaluate",
     "evaluate_equation",
     "frames",
+    "innermost",
     "jit_p",
     "live",
     "perturbed",
@@ -228,6 +229,17 @@ def frames(eqn: JaxprEqn) -> Iterator[Called]:
     """The functions of libraries that were running when an equation was traced."""
     traceback = eqn.source_info.traceback
     for frame in traceback.frames if traceback is not None else ():
+        library = _library(frame.file_name)
+        if library is not None:
+            yield Called(frame.function_name.rpartition(".")[2], library)
+
+
+def innermost(eqn: JaxprEqn) -> Iterator[Called]:
+    """As :func:`frames`, but only those that run since a function of the user's did."""
+    traceback = eqn.source_info.traceback
+    for frame in traceback.frames if traceback is not None else ():
+        if is_users(frame.file_name):
+            return
         library = _library(frame.file_name)
         if library is not None:
             yield Called(frame.function_name.rpartition(".")[2], library)

@@ -29,6 +29,7 @@ import numpy as np
 
 from .bounded import STEPS, bounded, needs_bound
 from .domains import into_support
+from .border import is_at_border
 from .flat import Flat, Op
 from .interpret import is_random, random_of
 from .site import Site
@@ -36,7 +37,7 @@ from .tapped import Tap, fingerprint, outcome, tapped
 
 LINES = 128
 """Fewest lines, if they are not too large; one for each element of a comparison is better."""
-MEETS = 6
+MEETS = 12
 """Most places that are tried, from the fault on."""
 MAX_OPS = 400
 ATTEMPTS = ((1, 24, True), (MEETS, 100, False), (MEETS, MAX_OPS, False))
@@ -383,7 +384,9 @@ def _jumps(fault: Place, places: Sequence[int], ops: Sequence[Op]) -> list[bool]
     outcomes, along = points(grid)
     crossed = (outcomes[:, 1:] != outcomes[:, :-1]).any(1)
     if not crossed.any():
-        return [tapped(fault.op, fault.tap).name in _UNREACHED] * len(places)
+        op = tapped(fault.op, fault.tap)
+        out_of_reach = op.name in _UNREACHED or is_at_border(fault.flat, fault.op)
+        return [out_of_reach] * len(places)
     each, values = np.arange(n), along
     weights = np.asarray(_weights(GRID.size - 1, each[:, None]))
     for i in range(CLOSER):
