@@ -60,7 +60,7 @@ __all__ = [
     "evaluate",
     "evaluate_equation",
     "frames",
-    "innermost",
+    "is_within",
     "jit_p",
     "live",
     "perturbed",
@@ -234,15 +234,15 @@ def frames(eqn: JaxprEqn) -> Iterator[Called]:
             yield Called(frame.function_name.rpartition(".")[2], library)
 
 
-def innermost(eqn: JaxprEqn) -> Iterator[Called]:
-    """As :func:`frames`, but only those that run since a function of the user's did."""
+def is_within(eqn: JaxprEqn, file: str) -> bool:
+    """Whether an equation is of a function in ``file`` of JAX, and of none of the user's in it."""
     traceback = eqn.source_info.traceback
     for frame in traceback.frames if traceback is not None else ():
+        if _library(frame.file_name) == "jax" and frame.file_name.endswith(file):
+            return True
         if is_users(frame.file_name):
-            return
-        library = _library(frame.file_name)
-        if library is not None:
-            yield Called(frame.function_name.rpartition(".")[2], library)
+            return False
+    return False
 
 
 @functools.cache

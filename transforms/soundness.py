@@ -331,7 +331,7 @@ class Soundness:
             self._stated.setdefault(reason, op.line)
         if marks.is_smooth(op.stack) or not _KNOWN.isdisjoint(op.within):
             return True
-        if any(c.name in _SOLVERS for c in _jax.innermost(op.eqn)):
+        if any(_jax.is_within(op.eqn, file) for file in _SOLVERS):
             return True
         called = list(_jax.frames(op.origin))
         if any(c.library == "numpyro" for c in called):  # its densities and transforms
@@ -525,8 +525,8 @@ cosine_similarity logcosh
 _KNOWN = frozenset(_KNOWN_NAMES.split())
 """Functions of jax and optax that are continuous, with right derivatives, though they are made of
 comparisons or stopped gradients. The list saves time only: ``continuity.py`` finds them so too."""
-_SOLVERS = {"odeint"}
-"""Functions that choose their steps by comparisons; what they are given to solve is the user's."""
+_SOLVERS = ("experimental/ode.py",)
+"""What chooses its steps by comparisons; what it is given to solve is the user's."""
 _SAMPLERS = {"sample", "rsample", "sample_with_intermediates"}
 
 
