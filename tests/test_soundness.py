@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import soundness_alarms
 import ztest
 from jax import lax
 from jax.flatten_util import ravel_pytree
@@ -217,6 +218,7 @@ JUMPS = {
     "held branch": lambda x: jnp.where(x > 0, x, stop_gradient(x)) @ W,
 }
 
+JUMPS |= soundness_alarms.JUMPS
 HELD = {name for name in JUMPS if name.startswith(("held", "straight-through"))}
 
 for _i, (_name, _f) in enumerate(JUMPS.items()):
@@ -337,6 +339,11 @@ SMOOTH = {
     "held without effect": lambda x: x @ W + stop_gradient(x @ W) - stop_gradient(x @ W),
 }
 
+SMOOTH |= soundness_alarms.SMOOTH
+SOUND |= {n: Program(f, 0.3, None, (), n=256) for n, f in soundness_alarms.SOUND.items()}
+BIASED |= {
+    n: Program(f, 0.3, "biased", ("'x'",)) for n, f in soundness_alarms.BIASED.items()
+}
 for _i, (_name, _f) in enumerate(SMOOTH.items()):
     _program = Program(functools.partial(three, _f), 0.3, None, ())
     SOUND[f"smooth: {_name}"] = _program._replace(place=(False, _i))

@@ -43,7 +43,7 @@ MAX_OPS = 400
 ATTEMPTS = ((1, 24, True), (MEETS, 100, False), (MEETS, MAX_OPS, False))
 """How many places are tried, with how many equations that lead there from elsewhere, and
 whether only from the value that they all come from, if there is one."""
-MAX_WORK = 2**23
+MAX_WORK = 2**21
 """Most numbers that a slice may compute, with those in loops."""
 MAX_SIZE = 2**22
 """Most numbers that a slice may hold, for all lines together."""
@@ -117,7 +117,7 @@ def gone(fault: Place, budget: Budget) -> int | None:
         return None
     meets = _meets(fault)
     asked: set[_Question] = set()
-    for n, near, waist in ATTEMPTS:
+    for n, near, waist in ATTEMPTS[::2] if fault.tap else ATTEMPTS:
         places = meets[:n]
         while places:
             ops = _slice(fault, places, near, waist)

@@ -33,7 +33,8 @@ class Op:
     """An equation.
 
     ``origin`` is the equation of the user's code that it stands for: itself, or the call of a
-    library function that it is a part of, named ``within``. ``stack`` is its name stack.
+    library function that it is a part of, named ``within``; ``caller`` is the call of the last of
+    those. ``stack`` is its name stack.
     A *custom* op is a function with a derivative rule of the user's: its operands are followed by
     what its body, which is inlined before it, returns.
     """
@@ -47,6 +48,7 @@ class Op:
     stack: str
     bodies: tuple[Flat, ...] = ()
     custom: bool = False
+    caller: _jax.JaxprEqn | None = None
 
     @property
     def name(self) -> str:
@@ -109,6 +111,7 @@ class _Around:
     origin: _jax.JaxprEqn | None = None
     within: tuple[str, ...] = ()
     stack: str = ""
+    caller: _jax.JaxprEqn | None = None
 
 
 def flatten(closed: _jax.ClosedJaxpr, outputs: slice = slice(None)) -> Flat:
@@ -178,7 +181,7 @@ def _equation(flat: Flat, eqn: _jax.JaxprEqn, ins: list[Atom], at: _Around) -> S
         inner = at
         if called.library is not None:
             within = (*at.within, called.name)
-            inner = dataclasses.replace(at, origin=at.origin or eqn, within=within)
+            inner = dataclasses.replace(at, origin=at.origin or eqn, within=within, caller=eqn)
         results = _inline(flat, sub, ins, inner)
         custom = eqn.primitive in _CUSTOM and called.library is None and not is_random(eqn)
         if not custom:
@@ -211,7 +214,8 @@ def _append(
 ) -> Sequence[Atom]:
     outs = tuple(_new(flat, v.aval) for v in eqn.outvars)
     origin = at.origin or eqn
-    flat.ops.append(Op(eqn, tuple(ins), outs, at.path, origin, at.within, at.stack, bodies, custom))
+    about = at.path, origin, at.within, at.stack, bodies, custom, at.caller
+    flat.ops.append(Op(eqn, tuple(ins), outs, *about))
     return outs
 
 

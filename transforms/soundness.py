@@ -331,7 +331,7 @@ class Soundness:
             self._stated.setdefault(reason, op.line)
         if marks.is_smooth(op.stack) or not _KNOWN.isdisjoint(op.within):
             return True
-        if any(_jax.is_within(op.eqn, file) for file in _SOLVERS):
+        if _is_of_solver(op):
             return True
         called = list(_jax.frames(op.origin))
         if any(c.library == "numpyro" for c in called):  # its densities and transforms
@@ -525,9 +525,16 @@ cosine_similarity logcosh
 _KNOWN = frozenset(_KNOWN_NAMES.split())
 """Functions of jax and optax that are continuous, with right derivatives, though they are made of
 comparisons or stopped gradients. The list saves time only: ``continuity.py`` finds them so too."""
-_SOLVERS = ("experimental/ode.py",)
+_SOLVER, _SOLVER_NAME = "experimental/ode.py", "_odeint"
 """What chooses its steps by comparisons; what it is given to solve is the user's."""
 _SAMPLERS = {"sample", "rsample", "sample_with_intermediates"}
+
+
+def _is_of_solver(op: Op) -> bool:
+    if not any(name.startswith(_SOLVER_NAME) for name in op.within):
+        return False
+    inside = op.caller is not None and not op.within[-1].startswith(_SOLVER_NAME)
+    return _jax.is_within(op.caller if inside else op.eqn, _SOLVER)  # type: ignore[arg-type]
 
 
 def _is_linear(op: Op, args: Sequence[Value]) -> bool:
