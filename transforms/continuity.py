@@ -77,7 +77,7 @@ _UNREACHED = {"eq", "ne", "atan2"}
 class Budget:
     """What may still be spent on faults that are not gone nearby: equations to evaluate."""
 
-    left: int = MAX_OPS * 15
+    left: int = MAX_OPS * 5
 
     def spend(self, n: int) -> bool:
         self.left -= n
@@ -124,9 +124,9 @@ def gone(fault: Place, budget: Budget) -> int | None:
             if ops is None:
                 places = places[: len(places) // 2]
                 continue
-            question = _Question(fault, places, ops)
+            question = _Question(fault, places, ops, near == MAX_OPS)
             if question not in asked:
-                if not budget.spend(_count(ops)):
+                if asked and not budget.spend(_count(ops)):
                     return None
                 asked.add(question)
                 passed = _passed(question)
@@ -140,8 +140,9 @@ def gone(fault: Place, budget: Budget) -> int | None:
 class _Question:
     """A slice and what is asked of it; equal if it reads the same, wherever it stands."""
 
-    def __init__(self, fault: Place, places: Sequence[int], ops: Sequence[Op]):
+    def __init__(self, fault: Place, places: Sequence[int], ops: Sequence[Op], far: bool):
         self.args = (fault, places, ops)
+        self.settles = far and tapped(fault.op, fault.tap).name in _UNREACHED
         flat, varied = fault.flat, fault.varied
         local: dict[int, tuple[Any, ...]] = {}
 
@@ -158,7 +159,7 @@ class _Question:
             (op.name, str(op.eqn.params), op is fault.op, *map(named, (*op.ins, *op.outs)))
             for op in (*ops, fault.op)
         ]
-        self._content = (fault.kind, fault.tap, *every, *map(named, places))
+        self._content = (fault.kind, fault.tap, self.settles, *every, *map(named, places))
         self._hash = hash(self._content)
 
     def __hash__(self) -> int:
@@ -171,10 +172,12 @@ class _Question:
 @functools.lru_cache(maxsize=1024)
 def _passed(question: _Question) -> list[bool]:
     """The answer for each place; an objective is traced more often than its slices change."""
-    fault, _, ops = question.args
+    fault, places, ops = question.args
     test = {"jump": _jumps, "seam": _seam}.get(fault.kind, _slopes)
     with jax.ensure_compile_time_eval():
         passed = test(*question.args)
+        if passed is None:  # no line crosses it
+            return [question.settles or is_at_border(fault.flat, fault.op)] * len(places)
         if fault.kind == "jump" and any(passed) and any(op.name == "while" for op in ops):
             # of many small jumps in the place of a slope
             passed = [a and b for a, b in zip(passed, _slopes(*question.args), strict=True)]
@@ -370,8 +373,11 @@ def _has_loops(ops: Sequence[Op]) -> bool:
 # --- the tests ----------------------------------------------------------------------------------
 
 
-def _jumps(fault: Place, places: Sequence[int], ops: Sequence[Op]) -> list[bool]:
-    """Whether each of ``places`` is continuous where the outcome of the equation changes."""
+def _jumps(fault: Place, places: Sequence[int], ops: Sequence[Op]) -> list[bool] | None:
+    """Whether each of ``places`` is continuous where the outcome of the equation changes.
+
+    None if it never does.
+    """
     n = _lines(fault, ops)
 
     def at(begin: Any, end: Any, fixed: Any, i: Any, t: Any) -> tuple[jax.Array, list[jax.Array]]:
@@ -384,9 +390,7 @@ def _jumps(fault: Place, places: Sequence[int], ops: Sequence[Op]) -> list[bool]
     outcomes, along = points(grid)
     crossed = (outcomes[:, 1:] != outcomes[:, :-1]).any(1)
     if not crossed.any():
-        op = tapped(fault.op, fault.tap)
-        out_of_reach = op.name in _UNREACHED or is_at_border(fault.flat, fault.op)
-        return [out_of_reach] * len(places)
+        return None
     each, values = np.arange(n), along
     weights = np.asarray(_weights(GRID.size - 1, each[:, None]))
     for i in range(CLOSER):
