@@ -145,9 +145,7 @@ fixed_point_of_a_wrong_rule.defvjp(
 
 @jax.custom_jvp
 def newton_root(x):
-    return lax.while_loop(
-        lambda y: jnp.abs(y * y - x) > 1e-6 * x, lambda y: 0.5 * (y + x / y), x
-    )
+    return lax.while_loop(lambda y: jnp.abs(y * y - x) > 1e-6 * x, lambda y: 0.5 * (y + x / y), x)
 
 
 newton_root.defjvp(lambda p, t: (lambda y: (y, t[0] / (2 * y)))(newton_root(p[0])))

@@ -341,9 +341,7 @@ SMOOTH = {
 
 SMOOTH |= soundness_alarms.SMOOTH
 SOUND |= {n: Program(f, 0.3, None, (), n=256) for n, f in soundness_alarms.SOUND.items()}
-BIASED |= {
-    n: Program(f, 0.3, "biased", ("'x'",)) for n, f in soundness_alarms.BIASED.items()
-}
+BIASED |= {n: Program(f, 0.3, "biased", ("'x'",)) for n, f in soundness_alarms.BIASED.items()}
 for _i, (_name, _f) in enumerate(SMOOTH.items()):
     _program = Program(functools.partial(three, _f), 0.3, None, ())
     SOUND[f"smooth: {_name}"] = _program._replace(place=(False, _i))

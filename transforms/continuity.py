@@ -27,9 +27,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .border import is_at_border
 from .bounded import STEPS, bounded, needs_bound
 from .domains import into_support
-from .border import is_at_border
 from .flat import Flat, Op
 from .interpret import is_random, random_of
 from .site import Site
@@ -243,7 +243,7 @@ def _slice(fault: Place, places: Sequence[int], near: int, waist: bool) -> list[
 def _work(ops: Sequence[Op]) -> int:
     """How many numbers are computed at most, with those in loops."""
     return sum(
-        sum(math.prod(v.aval.shape) for v in op.eqn.outvars)
+        sum(math.prod(jnp.shape(v.aval)) for v in op.eqn.outvars)
         + _trips(op) * sum(_work(body.ops) for body in op.bodies)
         for op in ops
     )
@@ -260,7 +260,7 @@ def _trips(op: Op) -> int:
 def _is_heavy(op: Op) -> bool:
     """Whether the results of an equation are better left free than computed."""
     if op.name in _PRODUCTS:
-        return sum(math.prod(v.aval.shape) for v in op.eqn.invars) > SMALL
+        return sum(math.prod(jnp.shape(v.aval)) for v in op.eqn.invars) > SMALL
     return op.name in _HEAVY and _work([op]) > SMALL
 
 
@@ -320,7 +320,9 @@ def _constant(fault: Place, v: int) -> Any:
 def _inside(flat: Flat, v: int, x: np.ndarray) -> np.ndarray:
     """``x``, moved into the support of the choice that ``v`` is drawn by, if it is one."""
     maker = flat.makers.get(v)
-    random = None if maker is None else random_of(flat.ops[maker].eqn)
+    if maker is None:
+        return x
+    random = random_of(flat.ops[maker].eqn)
     if not isinstance(random, Site):
         return x
     return into_support(random, flat.ops[maker].ins, x)

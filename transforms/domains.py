@@ -33,9 +33,7 @@ def into_support(site: Site, operands: Sequence[Any], x: np.ndarray) -> np.ndarr
 def _stand_ins(site: Site, operands: Sequence[Any]) -> list[Any]:
     """Operands without their ``vmap`` axes: constants as they are, a half for the others."""
     own = operands[: len(operands) - site.n_estimator - site.masked]
-    return [
-        np.asarray(x.val) if hasattr(x, "val") else 0.5 for x in own
-    ]
+    return [np.asarray(x.val) if hasattr(x, "val") else 0.5 for x in own]
 
 
 def _bound(constraint: Any, name: str) -> float | None:

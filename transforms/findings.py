@@ -19,6 +19,11 @@ from .support import support_operands
 BIASED, UNSUPPORTED, ALMOST = "biased", "unsupported", "almost everywhere"
 
 
+NOT_LOOKED_AT = (
+    "(So many places jump that this one was looked at from nearby only: it may be continuous.)"
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Finding:
     """Something that the gradient of an objective must not be trusted with.

@@ -31,7 +31,7 @@ from . import _jax, marks
 from .assignment import Choose, Chosen, Rough, assign
 from .continuity import Budget, Place, gone
 from .estimator import Baseline, Enumerated, InPlace
-from .findings import of_baseline, of_fault, of_kink, of_support, why
+from .findings import NOT_LOOKED_AT, Finding, of_baseline, of_fault, of_kink, of_support, why
 from .flat import Flat, Op, flatten
 from .interpret import Path, abstract_distribution, random_of
 from .site import Expect, Site
@@ -97,6 +97,7 @@ class Soundness:
         self._tried: set[tuple[Flat, int, str]] = set()
         self._around: dict[Flat, tuple[Flat, int]] = {}
         self._budget = Budget()
+        self._undecided: set[tuple[Flat, int, str]] = set()
         self._root = self._scope(closed, choose, slice(1))
         known = list(known) or [None] * len(closed.in_avals)
         self._given = {self._root.flat: _given(self._root.flat.inputs, known)}
@@ -131,11 +132,7 @@ class Soundness:
             or (not wanted.isdisjoint(f.sources) and (bool(f.drawn) or f.kind != "jump"))
         )
         self._settle(matters)
-        found = [
-            of_fault(f.kind, f.op, self._sites(f.sources), self._sites(f.drawn), self._root.choose)
-            for f in self._faults_reached()
-            if matters(f)
-        ]
+        found = [self._finding(f) for f in self._faults_reached() if matters(f)]
         found += [
             of_support(s, self._root.choose) for s, x in self._moving if not wanted.isdisjoint(x)
         ]
@@ -155,6 +152,13 @@ class Soundness:
                 if f.kind == "jump" and not f.drawn and not wanted.isdisjoint(f.sources)
             ]
         return tuple(dict.fromkeys(found))
+
+    def _finding(self, f: Fault) -> Finding:
+        sites, drawn = self._sites(f.sources), self._sites(f.drawn)
+        found = of_fault(f.kind, f.op, sites, drawn, self._root.choose)
+        if (f.flat, f.index, f.kind) not in self._undecided:
+            return found
+        return dataclasses.replace(found, message=f"{found.message} {NOT_LOOKED_AT}")
 
     @property
     def sites(self) -> Iterator[tuple[str, Chosen]]:
@@ -214,6 +218,8 @@ class Soundness:
                 self._cured.setdefault((flat, found), set()).add((f.flat, f.index, f.kind))
                 return True
             if flat not in self._around:
+                if self._budget.left < 0:
+                    self._undecided.add((f.flat, f.index, f.kind))
                 return False
             (flat, around), inner = self._around[flat], (flat, index)
             body = flat.ops[around].bodies.index(inner[0])

@@ -57,9 +57,7 @@ def _after(number: Any, more: Any) -> Any:
     return number * jnp.uint32(31) + more
 
 
-def _body(
-    flat: Flat, index: int, tap: Tap, inputs: Sequence[Any]
-) -> tuple[list[Any], jax.Array]:
+def _body(flat: Flat, index: int, tap: Tap, inputs: Sequence[Any]) -> tuple[list[Any], jax.Array]:
     env: dict[int, Any] = dict(zip(flat.inputs, inputs, strict=True))
     read = lambda v: env[v] if isinstance(v, int) else jnp.asarray(v.val)
     number = jnp.uint32(0)
