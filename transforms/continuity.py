@@ -243,10 +243,13 @@ def _slice(fault: Place, places: Sequence[int], near: int, waist: bool) -> list[
 def _work(ops: Sequence[Op]) -> int:
     """How many numbers are computed at most, with those in loops."""
     return sum(
-        sum(math.prod(jnp.shape(v.aval)) for v in op.eqn.outvars)
-        + _trips(op) * sum(_work(body.ops) for body in op.bodies)
+        sum(map(_size, op.eqn.outvars)) + _trips(op) * sum(_work(body.ops) for body in op.bodies)
         for op in ops
     )
+
+
+def _size(v: Any) -> int:
+    return math.prod(v.aval.shape)
 
 
 def _count(ops: Sequence[Op]) -> int:
@@ -260,7 +263,7 @@ def _trips(op: Op) -> int:
 def _is_heavy(op: Op) -> bool:
     """Whether the results of an equation are better left free than computed."""
     if op.name in _PRODUCTS:
-        return sum(math.prod(jnp.shape(v.aval)) for v in op.eqn.invars) > SMALL
+        return sum(map(_size, op.eqn.invars)) > SMALL
     return op.name in _HEAVY and _work([op]) > SMALL
 
 
