@@ -45,6 +45,10 @@ def between(i, x):
     return (HEIGHTS[i] + (x - KNOTS[i]) * slope) @ W
 
 
+def rising_pieces(i, x):
+    return between(i, x) + 0.5 * i @ W
+
+
 def sparsemax(x):
     z = jnp.sort(x)[::-1]
     sums, ranks = jnp.cumsum(z), jnp.arange(1, 4)
@@ -109,8 +113,8 @@ SMOOTH = {
 
 JUMPS = {
     "jumps, 4 layers": layers(lambda x: jnp.where(x > 0, x, 0.1 * x - 0.1), 4),
-    "piecewise linear, pieces that do not meet": lambda x: between(
-        jnp.clip(jnp.searchsorted(KNOTS + 0.1, x) - 1, 0, 5), x
+    "piecewise linear, pieces that do not meet": lambda x: rising_pieces(
+        jnp.clip(jnp.searchsorted(KNOTS, x) - 1, 0, 5), x
     ),
     "norm guarded by something": lambda x: guarded(x, 0.5),
 }
