@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import soundness_alarms
 import soundness_missed
 import ztest
 from jax import lax
@@ -219,6 +220,7 @@ JUMPS = {
 }
 
 JUMPS |= soundness_missed.JUMPS
+JUMPS |= soundness_alarms.JUMPS
 HELD = {name for name in JUMPS if name.startswith(("held", "straight-through"))}
 
 for _i, (_name, _f) in enumerate(JUMPS.items()):
@@ -340,6 +342,9 @@ SMOOTH = {
 }
 
 SMOOTH |= soundness_missed.SMOOTH
+SMOOTH |= soundness_alarms.SMOOTH
+SOUND |= {n: Program(f, 0.3, None, (), n=256) for n, f in soundness_alarms.SOUND.items()}
+BIASED |= {n: Program(f, 0.3, "biased", ("'x'",)) for n, f in soundness_alarms.BIASED.items()}
 for _i, (_name, _f) in enumerate(SMOOTH.items()):
     _program = Program(functools.partial(three, _f), 0.3, None, ())
     SOUND[f"smooth: {_name}"] = _program._replace(place=(False, _i))

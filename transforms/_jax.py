@@ -62,6 +62,7 @@ __all__ = [
     "evaluate",
     "evaluate_equation",
     "frames",
+    "is_within",
     "jit_p",
     "live",
     "nothing_instead_of",
@@ -250,6 +251,17 @@ def frames(eqn: JaxprEqn) -> Iterator[Called]:
 @functools.cache
 def _is_ours(file: str) -> bool:
     return any(file.startswith(str(_ROOT / package)) for package in _PACKAGES)
+
+
+def is_within(eqn: JaxprEqn, file: str) -> bool:
+    """Whether an equation is of a function in ``file`` of JAX, and of none of the user's in it."""
+    traceback = eqn.source_info.traceback
+    for frame in traceback.frames if traceback is not None else ():
+        if _library(frame.file_name) == "jax" and frame.file_name.endswith(file):
+            return True
+        if is_users(frame.file_name):
+            return False
+    return False
 
 
 @functools.cache

@@ -21,6 +21,11 @@ BIASED, UNSUPPORTED, ALMOST = "biased", "unsupported", "almost everywhere"
 AMBIGUOUS = "ambiguous"
 
 
+NOT_LOOKED_AT = (
+    "(So many places jump that this one was looked at from nearby only: it may be continuous.)"
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Finding:
     """Something that the gradient of an objective must not be trusted with.

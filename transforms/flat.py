@@ -9,6 +9,7 @@ equation of a library function is told at the line of the user's code that calle
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,7 +33,8 @@ class Op:
     """An equation.
 
     ``origin`` is the equation of the user's code that it stands for: itself, or the call of a
-    library function that it is a part of, named ``within``. ``stack`` is its name stack.
+    library function that it is a part of, named ``within``; ``caller`` is the call of the last of
+    those. ``stack`` is its name stack.
     A *custom* op is a function with a derivative rule of the user's: its operands are followed by
     what its body, which is inlined before it, returns.
     """
@@ -46,6 +48,7 @@ class Op:
     stack: str
     bodies: tuple[Flat, ...] = ()
     custom: bool = False
+    caller: _jax.JaxprEqn | None = None
 
     @property
     def name(self) -> str:
@@ -55,6 +58,11 @@ class Op:
     def values(self) -> list[int]:
         """The operands that are no constants."""
         return [v for v in self.ins if isinstance(v, int)]
+
+    @property
+    def operands(self) -> list[int]:
+        """As ``values``, without what the body of a custom op returns."""
+        return [v for v in self.ins[: len(self.eqn.invars)] if isinstance(v, int)]
 
     @property
     def line(self) -> str:
@@ -75,6 +83,25 @@ class Flat:
     outputs: list[Atom]
     avals: list[Any]
 
+    @functools.cached_property
+    def last(self) -> dict[int, int]:
+        """Where each value is used last."""
+        return {v: j for j, op in enumerate(self.ops) for v in op.values}
+
+    @functools.cached_property
+    def makers(self) -> dict[int, int]:
+        """Where each value is made."""
+        return {v: j for j, op in enumerate(self.ops) for v in op.outs}
+
+    @functools.cached_property
+    def known(self) -> set[int]:
+        """The values that depend on nothing but constants."""
+        found: set[int] = set()
+        for op in self.ops:
+            if found.issuperset(op.values) and not is_random(op.eqn):
+                found.update(op.outs)
+        return found
+
 
 @dataclasses.dataclass(frozen=True)
 class _Around:
@@ -84,6 +111,7 @@ class _Around:
     origin: _jax.JaxprEqn | None = None
     within: tuple[str, ...] = ()
     stack: str = ""
+    caller: _jax.JaxprEqn | None = None
 
 
 def flatten(closed: _jax.ClosedJaxpr, outputs: slice = slice(None)) -> Flat:
@@ -153,7 +181,7 @@ def _equation(flat: Flat, eqn: _jax.JaxprEqn, ins: list[Atom], at: _Around) -> S
         inner = at
         if called.library is not None:
             within = (*at.within, called.name)
-            inner = dataclasses.replace(at, origin=at.origin or eqn, within=within)
+            inner = dataclasses.replace(at, origin=at.origin or eqn, within=within, caller=eqn)
         results = _inline(flat, sub, ins, inner)
         custom = eqn.primitive in _CUSTOM and called.library is None and not is_random(eqn)
         if not custom:
@@ -186,7 +214,8 @@ def _append(
 ) -> Sequence[Atom]:
     outs = tuple(_new(flat, v.aval) for v in eqn.outvars)
     origin = at.origin or eqn
-    flat.ops.append(Op(eqn, tuple(ins), outs, at.path, origin, at.within, at.stack, bodies, custom))
+    about = at.path, origin, at.within, at.stack, bodies, custom, at.caller
+    flat.ops.append(Op(eqn, tuple(ins), outs, *about))
     return outs
 
 

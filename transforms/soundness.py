@@ -22,17 +22,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from . import _jax, marks, verdicts
 from .assignment import Choose, Chosen, Rough, assign
+from .baselines import sees_own_draw
 from .contained import Misfit
-from .continuity import CUTS, FACTORS, convicted, gone
-from .estimator import Baseline, Enumerated, InPlace
+from .cures import Cures, Known
+from .domains import Domain, domain_of
+from .estimator import Enumerated, InPlace
 from .findings import (
+    NOT_LOOKED_AT,
+    Finding,
     of_baseline,
     of_contradiction,
     of_fault,
@@ -46,40 +49,20 @@ from .inside import support_of
 from .interpret import Path, abstract_distribution, random_of
 from .site import Expect, Site
 from .support import support_operands
-
-Source = tuple[str, Any]
-"""``("input", number)`` of the objective, or ``("site", (scope, path))``."""
-
-
-class Value(NamedTuple):
-    """What is known of a value; see the module docstring."""
-
-    sources: frozenset[Source] = frozenset()
-    faults: frozenset[Fault] = frozenset()
-    drawn: frozenset[Source] = frozenset()
-    estimates: frozenset[Any] = frozenset()
-
-
-CONSTANT = Value()
-SUSPECTS = 16
-"""Most suspects of an objective that are evaluated; the others are believed."""
-
-
-@dataclasses.dataclass(eq=False)
-class Fault:
-    """A place at which smooth dependence is lost; ``sources`` are those that were lost there."""
-
-    kind: str
-    flat: Flat
-    index: int
-    sources: set[Source] = dataclasses.field(default_factory=set)
-    drawn: set[Source] = dataclasses.field(default_factory=set)
-    suspect: bool = False
-    """It is none unless it is seen to jump."""
-
-    @property
-    def op(self) -> Op:
-        return self.flat.ops[self.index]
+from .traits import (
+    CONSTANT,
+    JUMPS,
+    KINKS,
+    Fault,
+    Source,
+    Value,
+    drawn_by,
+    is_circular,
+    is_linear,
+    is_lookup,
+    join,
+    of_last_step,
+)
 
 
 @dataclasses.dataclass(eq=False)
@@ -106,24 +89,23 @@ class Soundness:
         closed: _jax.ClosedJaxpr,
         choose: Choose,
         samples: int,
-        constant: Sequence[bool] = (),
+        known: Sequence[Any] = (),
         misfits: Sequence[Misfit] = (),
     ):
+        """``known`` are the inputs that are constants, and None for the others."""
         self.samples = samples
         self._misfits = misfits
         self._scopes: dict[int, _Scope] = {}
-        self._cured: dict[tuple[Flat, int], set[tuple[Flat, int, str]]] = {}
-        self._tried: set[tuple[Flat, int, str]] = set()
-        self._trials = SUSPECTS
-        self._guilty: set[Source] = set()
-        self._supports: dict[Flat, dict[int, str]] = {}
+        self._cures = Cures()
+        self._domains: dict[Flat, dict[int, Domain]] = {}
         self._positive: dict[Flat, set[int]] = {}
         self._contradicted: dict[Source, Fault] = {}
         self._root = self._scope(closed, choose, slice(1))
-        known = list(constant) or [False] * len(closed.in_avals)
+        known = list(known) or [None] * len(closed.in_avals)
+        self._cures.give(self._root.flat, known)
         self._inputs = [
             Value(frozenset({("input", i)}))
-            if jnp.issubdtype(a.dtype, jnp.inexact) and not c
+            if jnp.issubdtype(a.dtype, jnp.inexact) and c is None
             else CONSTANT
             for i, (a, c) in enumerate(zip(closed.in_avals, known, strict=True))
         ]
@@ -152,11 +134,7 @@ class Soundness:
             or (not wanted.isdisjoint(f.sources) and (bool(f.drawn) or f.kind != "jump"))
         )
         self._settle(matters)
-        found = [
-            of_fault(f.kind, f.op, self._sites(f.sources), self._sites(f.drawn), self._root.choose)
-            for f in self._faults_reached()
-            if matters(f)
-        ]
+        found = [self._finding(f) for f in self._faults_reached() if matters(f)]
         found += map(of_misfit, self._misfits)
         found += [
             of_support(s, self._root.choose) for s, x in self._moving if not wanted.isdisjoint(x)
@@ -184,6 +162,13 @@ class Soundness:
                 and not wanted.isdisjoint(f.sources)
             ]
         return tuple(dict.fromkeys(found))
+
+    def _finding(self, f: Fault) -> Finding:
+        sites, drawn = self._sites(f.sources), self._sites(f.drawn)
+        found = of_fault(f.kind, f.op, sites, drawn, self._root.choose)
+        if not self._cures.is_undecided(f):
+            return found
+        return dataclasses.replace(found, message=f"{found.message} {NOT_LOOKED_AT}")
 
     @property
     def sites(self) -> Iterator[tuple[str, Chosen]]:
@@ -220,39 +205,11 @@ class Soundness:
             self._sweep()
             cured = False
             for f in sorted(self._faults_reached(), key=lambda f: (f.suspect, f.index)):
-                at = (f.flat, f.index, f.kind)
-                if f.kind == "nonlinear" or at in self._tried or not matters(f):
+                if f.kind == "nonlinear" or self._cures.is_tried(f) or not matters(f):
                     continue
-                self._tried.add(at)
-                if f.suspect:
-                    cured |= not self._convicted(f)
-                    continue
-                values = self._values[f.flat]
-                carrying = {v for v, a in values.items() if f in a.faults}
-                varied = {v for v, a in values.items() if a.sources}
-                place = gone(
-                    f.flat, f.index, f.kind, carrying, varied, self._sunk.get(f.flat, set())
-                )
-                if place is not None:
-                    self._cured.setdefault((f.flat, place), set()).add(at)
-                    cured = True
+                cured |= self._cures.cure(f, Known(self._values, self._sunk, self._domains))
             if not cured:
                 return
-
-    def _convicted(self, f: Fault) -> bool:
-        """Whether a suspect is seen to jump; else it is no fault any more."""
-        values, at = self._values[f.flat], (f.flat, f.index, f.kind)
-        if not f.sources <= self._guilty and self._trials > 0:
-            self._trials -= 1
-            carrying = {v for v, a in values.items() if f in a.faults}
-            varied = {v for v, a in values.items() if a.drawn}
-            supports, sunk = self._supports.get(f.flat, {}), self._sunk.get(f.flat, set())
-            if convicted(f.flat, f.index, carrying, varied, sunk, supports):
-                self._guilty |= f.sources
-                return True
-        for v in f.op.outs:
-            self._cured.setdefault((f.flat, v), set()).add(at)
-        return False
 
     def _choose_estimators(self) -> None:
         """Assign estimators; no automatic site stays pathwise whose use is not smooth."""
@@ -311,16 +268,8 @@ class Soundness:
         for i, op in enumerate(flat.ops):
             args = [read(v) for v in op.ins]
             for v, value in zip(op.outs, self._op(flat, i, args, scope), strict=True):
-                env[v] = self._healed(flat, v, value)
+                env[v] = self._cures.healed(flat, v, value)
         return [read(v) for v in flat.outputs]
-
-    def _healed(self, flat: Flat, v: int, value: Value) -> Value:
-        cured = self._cured.get((flat, v))
-        if cured is None:
-            return value
-        gone = {f for f in value.faults if (f.flat, f.index, f.kind) in cured}
-        sources = value.sources.union(*(f.sources for f in gone))
-        return value._replace(sources=sources, faults=value.faults - gone)
 
     def _op(self, flat: Flat, i: int, args: list[Value], scope: _Scope) -> Sequence[Value]:
         op = flat.ops[i]
@@ -328,31 +277,32 @@ class Soundness:
         if isinstance(random, Site):
             return [self._site(flat, i, random, args, scope)]
         if isinstance(random, Expect):
-            return self._expect(random, args, scope)
-        if op.bodies and not _is_lookup(flat, op):
+            return self._expect(flat, i, random, args, scope)
+        if op.bodies and not is_lookup(flat, op):
+            self._cures.enclose(op.bodies, flat, i)
             return _CONTROL[op.eqn.primitive](self, flat, i, args, scope)
         return self._plain(flat, i, args)
 
     def _plain(self, flat: Flat, i: int, args: list[Value]) -> list[Value]:
-        op, all_ = flat.ops[i], _join(args)
+        op, all_ = flat.ops[i], join(args)
         if all_ is CONSTANT:
-            return [Value(drawn=_drawn_by(op))] * len(op.outs)
+            return [Value(drawn=drawn_by(op))] * len(op.outs)
         if op.name == "stop_gradient" and marks.is_held(op.stack):
             return [Value(drawn=all_.drawn)]
         faults, estimates = all_.faults, all_.estimates
-        if estimates and not _is_linear(op, args):
+        if estimates and not is_linear(op, args):
             faults |= {self._fault("nonlinear", flat, i, all_)}
             estimates = frozenset()
-        out = Value(all_.sources, faults, all_.drawn | _drawn_by(op), estimates)
+        out = Value(all_.sources, faults, all_.drawn | drawn_by(op), estimates)
         smooth = lambda v: jnp.issubdtype(flat.avals[v].dtype, jnp.inexact)
-        jumps = [op.name in _JUMPS or not smooth(v) for v in op.outs]
+        jumps = [op.name in JUMPS or not smooth(v) for v in op.outs]
         jumps[1:] = [j or op.name == "sort" for j in jumps[1:]]  # what is sorted along with keys
-        jumps = [j or op.name in FACTORS for j in jumps]
-        suspect = op.name in FACTORS or op.name == "is_finite"
-        if not any(jumps) and (self._has_pole(flat, op, args) or _is_cut(flat, op)):
+        jumps = [j or op.name in verdicts.FACTORS for j in jumps]
+        suspect = op.name in verdicts.FACTORS or op.name == "is_finite"
+        if not any(jumps) and (self._has_pole(flat, op, args) or verdicts.is_cut(op)):
             jumps, suspect = [True] * len(jumps), True
         stops = op.name in ("stop_gradient", "bitcast_convert_type")
-        if out.sources and op.name in _KINKS:
+        if out.sources and op.name in KINKS:
             self._kinks[flat, i] = Fault("kink", flat, i, set(out.sources))
         if not out.sources or not (any(jumps) or stops or op.custom):
             return [out] * len(op.outs)
@@ -381,7 +331,9 @@ class Soundness:
         if not (moving.sources and moving.drawn):
             return False
         if flat not in self._positive:
-            self._positive[flat] = verdicts.positive(flat, self._supports.get(flat, {}))
+            draws = self._domains.get(flat, {})
+            positive = {v for v, domain in draws.items() if domain.positive}
+            self._positive[flat] = verdicts.positive(flat, positive)
         return v not in self._positive[flat]
 
     def _verdict(self, op: Op) -> str:
@@ -407,21 +359,18 @@ class Soundness:
     def _site(self, flat: Flat, i: int, site: Site, args: list[Value], scope: _Scope) -> Value:
         chosen = scope.by_path[flat.ops[i].path]
         end = len(args) - site.n_estimator - site.masked
-        parameters = _join([*args[:end], *args[len(args) - site.masked :]])
+        parameters = join([*args[:end], *args[len(args) - site.masked :]])
         d = abstract_distribution(chosen.choice)
-        circular = _is_circular(d)
-        support = verdicts.support(d)
-        if support is not None:
-            self._supports.setdefault(flat, {}).update(dict.fromkeys(flat.ops[i].outs, support))
+        circular = is_circular(d)
+        self._note_domain(flat, i, site, d)
         turns = {f for f in parameters.faults if circular and f.op.name == "atan2"}
         self._reached.update(dict.fromkeys(parameters.faults - turns))
         self._sunk.setdefault(flat, set()).update(flat.ops[i].values)
         if parameters.estimates:
             self._reached[self._fault("nonlinear", flat, i, parameters)] = None
         own: frozenset[Source] = frozenset({("site", (id(scope.closed), chosen.choice.path))})
-        discrete = getattr(
-            support_of(d), "is_discrete", False
-        )  # some have draws of floating point type
+        # some have draws of floating point type
+        discrete = getattr(support_of(d), "is_discrete", False)
         floating = jnp.issubdtype(site.dtype, jnp.floating) and not discrete
         drawn = own if floating else frozenset()
         estimator = chosen.estimator
@@ -432,14 +381,24 @@ class Soundness:
                 return self._broken("seam", flat, i, out)._replace(sources=sources)
             return out
         if parameters.sources and isinstance(estimator, InPlace | Enumerated):
-            moving = _join([args[j] for j in support_operands(chosen)]).sources
+            moving = join([args[j] for j in support_operands(chosen)]).sources
             if moving:
                 self._moving.append((chosen, moving))
         return Value(drawn=drawn)
 
-    def _expect(self, expect: Expect, args: list[Value], scope: _Scope) -> list[Value]:
+    def _note_domain(self, flat: Flat, i: int, site: Site, d: Any) -> None:
+        domains, op = self._domains.setdefault(flat, {}), flat.ops[i]
+        if not domains.keys() >= set(op.outs):
+            domain = domain_of(site, op.ins, d)
+            if domain is not None:
+                domains.update(dict.fromkeys(op.outs, domain))
+
+    def _expect(
+        self, flat: Flat, i: int, expect: Expect, args: list[Value], scope: _Scope
+    ) -> list[Value]:
         name = f"{scope.name}{expect.name}/"
         inner = self._scope(expect.jaxpr, expect.choose, slice(None), name)
+        self._cures.pass_on(flat, flat.ops[i].ins, inner.flat)
         outs = self._run(inner.flat, args, inner)
         exact = all(isinstance(s.estimator, Enumerated) for s in inner.chosen)
         own = frozenset() if exact else frozenset({id(expect.jaxpr)})
@@ -454,9 +413,10 @@ class Soundness:
         op = flat.ops[i]
         n, m = _jax.scan_layout(op.eqn)
         consts, carry, xs = args[:n], args[n : n + m], args[n + m :]
+        self._cures.pass_on(flat, op.ins[:n], op.bodies[0])
         while True:
             outs = self._run(op.bodies[0], [*consts, *carry, *xs], scope)
-            new = [_join([c, _of_last_step(o)]) for c, o in zip(carry, outs[:m], strict=True)]
+            new = [join([c, of_last_step(o)]) for c, o in zip(carry, outs[:m], strict=True)]
             if new == carry:
                 return self._kept_for_later(flat, i, [*carry, *outs[m:]])
             carry = new
@@ -473,23 +433,25 @@ class Soundness:
 
     def _cond(self, flat: Flat, i: int, args: list[Value], scope: _Scope) -> list[Value]:
         index, *operands = args
+        for body in flat.ops[i].bodies:
+            self._cures.pass_on(flat, flat.ops[i].ins[1:], body)
         outs = [self._run(body, operands, scope) for body in flat.ops[i].bodies]
         if index.estimates:
             fault = self._fault("nonlinear", flat, i, index)
             index = index._replace(faults=index.faults | {fault}, estimates=frozenset())
-        return [_join([index, *cases]) for cases in zip(*outs, strict=True)]
+        return [join([index, *cases]) for cases in zip(*outs, strict=True)]
 
     def _while(self, flat: Flat, i: int, args: list[Value], scope: _Scope) -> list[Value]:
         op = flat.ops[i]
         n, m = op.eqn.params["cond_nconsts"], op.eqn.params["body_nconsts"]
         test, step = op.bodies
+        self._cures.pass_on(flat, op.ins[:n], test)
+        self._cures.pass_on(flat, op.ins[n : n + m], step)
         carry = args[n + m :]
         while True:
             stop = self._run(test, [*args[:n], *carry], scope)[0]
             outs = self._run(step, [*args[n : n + m], *carry], scope)
-            new = [
-                _join([c, o, stop]) for c, o in zip(carry, map(_of_last_step, outs), strict=True)
-            ]
+            new = [join([c, o, stop]) for c, o in zip(carry, map(of_last_step, outs), strict=True)]
             if new == carry:
                 return carry
             carry = new
@@ -504,97 +466,3 @@ _CONTROL: dict[Any, Callable[..., Sequence[Value]]] = {
     _jax.cond_p: Soundness._cond,
     _jax.while_p: Soundness._while,
 }
-
-
-def _join(values: Sequence[Value]) -> Value:
-    tainted = [v for v in values if v != CONSTANT]
-    if not tainted:
-        return CONSTANT
-    if len(tainted) == 1:
-        return tainted[0]
-    sources, faults, drawn, estimates = zip(*tainted, strict=True)
-    none: frozenset[Any] = frozenset()
-    return Value(
-        none.union(*sources), none.union(*faults), none.union(*drawn), none.union(*estimates)
-    )
-
-
-def _drawn_by(op: Op) -> frozenset[Source]:
-    return frozenset({("key", None)}) if op.name in _RANDOM else frozenset()
-
-
-def _of_last_step(value: Value) -> Value:
-    """Draws of expectations in the last step of a loop are independent of those in this one."""
-    earlier = frozenset(e if isinstance(e, tuple) else ("earlier", e) for e in value.estimates)
-    return value._replace(estimates=earlier)
-
-
-def _is_circular(d: Any) -> bool:
-    """Whether the draws of a distribution are angles."""
-    return type(support_of(d)).__name__ == "_Circular"
-
-
-def sees_own_draw(baseline: Baseline, samples: int) -> bool:
-    """Whether a baseline depends on the payoff of the sample whose score it multiplies."""
-    from .surrogate import SAMPLES, Context
-
-    if baseline.independent:
-        return False
-    context = Context(samples)
-
-    def term(payoff: jax.Array, log_prob: jax.Array) -> jax.Array:
-        return baseline.finish(baseline.accumulate(log_prob), payoff, context)
-
-    def own(payoff: jax.Array) -> jax.Array:
-        return jax.grad(term, argnums=1)(payoff, jnp.zeros(()))
-
-    def slopes(payoffs: jax.Array) -> jax.Array:
-        if samples == 1:
-            return jax.grad(own)(payoffs[0])
-
-        def each(payoffs: jax.Array) -> jax.Array:
-            return jax.vmap(own, axis_name=SAMPLES)(payoffs)
-
-        return jnp.diagonal(jax.jacfwd(each)(payoffs))
-
-    with jax.ensure_compile_time_eval():
-        return bool(jnp.any(jnp.abs(slopes(jnp.linspace(-1.0, 2.0, samples))) > 1e-4))
-
-
-# --- the primitives -----------------------------------------------------------------------------
-
-_RANDOM = {"random_bits", "random_gamma", "rng_bit_generator", "rng_uniform", "threefry2x32"}
-_JUMPS = {"floor", "ceil", "round", "sign", "rem", "atan2"}
-_KINKS = {"abs", "max", "min", "reduce_max", "reduce_min", "clamp", "sort", "cummax", "cummin"}
-_KINKS |= {"reduce_window_max", "reduce_window_min", "top_k", "sqrt"}
-_LINEAR = {"add", "add_any", "sub", "neg", "mul", "div", "dot_general", "reduce_sum", "cumsum"}
-_LINEAR |= {"broadcast_in_dim", "reshape", "squeeze", "transpose", "slice", "dynamic_slice", "rev"}
-_LINEAR |= {"concatenate", "pad", "gather", "scatter", "scatter-add", "select_n", "copy", "name"}
-_LINEAR |= {"convert_element_type", "stop_gradient", "dynamic_update_slice", "real", "split"}
-_LINEAR |= {"conv_general_dilated", "reduce_window_sum", "copy_p", "optimization_barrier"}
-
-
-def _is_lookup(flat: Flat, op: Op) -> bool:
-    """Whether an equation is a loop of a library function with whole results: one jump."""
-    whole = all(not jnp.issubdtype(flat.avals[v].dtype, jnp.inexact) for v in op.outs)
-    return op.name == "scan" and bool(op.within) and whole
-
-
-def _is_cut(flat: Flat, op: Op) -> bool:
-    """Whether an equation has a branch cut."""
-    aval = flat.avals[op.outs[0]]
-    return op.name in CUTS and jnp.issubdtype(aval.dtype, jnp.complexfloating)
-
-
-def _is_linear(op: Op, args: Sequence[Value]) -> bool:
-    """Whether an equation is linear in the draws of expectations among its operands."""
-    which = [j for j, a in enumerate(args) if a.estimates]
-    if op.name not in _LINEAR or marks.is_smooth(op.stack):
-        return False
-    if op.name == "select_n":
-        return 0 not in which
-    if op.name == "div":
-        return 1 not in which
-    if op.name in ("mul", "dot_general", "conv_general_dilated") and len(which) == 2:
-        return args[0].estimates.isdisjoint(args[1].estimates)
-    return True

@@ -341,8 +341,8 @@ def surrogate(
     return [outs[0] + _alarm(check, args, name, strict, report), *outs[1:]]
 
 
-def _known(args: Sequence[Any]) -> list[bool]:
-    return [not isinstance(a, _jax.Tracer) for a in args]
+def _known(args: Sequence[Any]) -> list[Any]:
+    return [None if isinstance(a, _jax.Tracer) else a for a in args]
 
 
 def _alarm(

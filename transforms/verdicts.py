@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import jax.numpy as jnp
@@ -17,7 +18,6 @@ import numpy as np
 
 from . import _jax, marks
 from .flat import Flat, Op
-from .inside import base_of, support_of
 
 SMOOTH, SUSPECT, JUMP = "smooth", "suspect", "jump"
 
@@ -40,12 +40,16 @@ _KINKED = frozenset(_KINKED_NAMES.split())
 """As those, but their derivatives jump."""
 _JUMPING = frozenset(_JUMPING_NAMES.split())
 """Continuous for most arguments."""
+_SOLVER, _SOLVER_NAME = "experimental/ode.py", "_odeint"
+"""What chooses its steps by comparisons; what it is given to solve is the user's."""
 _SAMPLERS = {"sample", "rsample", "sample_with_intermediates"}
 _DENSITIES = {"log_prob", "log_abs_det_jacobian", "_validate_sample"}
 
 
 def of(op: Op) -> str:
     """Smooth, suspect, or to be taken for a jump."""
+    if _is_of_solver(op):
+        return SMOOTH
     called = list(_jax.frames(op.origin))
     numpyro = [c for c in called if c.library == "numpyro"]
     if marks.is_smooth(op.stack):
@@ -63,6 +67,13 @@ def of(op: Op) -> str:
     return SUSPECT if names & _JUMPING else JUMP
 
 
+def _is_of_solver(op: Op) -> bool:
+    if not any(name.startswith(_SOLVER_NAME) for name in op.within):
+        return False
+    inside = op.caller is not None and not op.within[-1].startswith(_SOLVER_NAME)
+    return _jax.is_within(op.caller if inside else op.eqn, _SOLVER)  # type: ignore[arg-type]
+
+
 def _of_marked(stack: str, numpyro: list[_jax.Called], users: bool) -> str:
     differentiated = marks.is_differentiated_outside(stack)
     if not marks.is_density(stack):
@@ -76,6 +87,17 @@ def _of_numpyro(called: list[_jax.Called], differentiated: bool) -> str:
     guards = any(c.name == "_validate_sample" or c.module == "constraints" for c in called)
     densities = any(c.name in _DENSITIES for c in called)
     return SMOOTH if (guards if differentiated else densities) else SUSPECT
+
+
+FACTORS = {"eigh", "svd", "qr", "geqrf", "householder_product", "eig", "schur"}
+"""Their vectors have signs, which are the solver's choice."""
+_CUTS = {"log", "log1p", "sqrt", "rsqrt", "pow", "acosh", "asinh", "atanh", "acos", "asin", "atan"}
+
+
+def is_cut(op: Op) -> bool:
+    """Whether an equation has a branch cut along the negative numbers."""
+    aval: Any = op.eqn.outvars[0].aval
+    return op.name in _CUTS and jnp.issubdtype(aval.dtype, jnp.complexfloating)
 
 
 # --- poles --------------------------------------------------------------------------------------
@@ -103,9 +125,9 @@ def pole(op: Op) -> int | None:
     return v if isinstance(v, int) else None
 
 
-def positive(flat: Flat, supports: dict[int, str]) -> set[int]:
-    """Values that are positive, and so no poles, as their equations and supports tell."""
-    found, squares = set(supports), set[int]()
+def positive(flat: Flat, draws: Collection[int]) -> set[int]:
+    """Values that are positive, and so no poles, as equations tell and which ``draws`` are."""
+    found, squares = set(draws), set[int]()
 
     def is_in(v: Any, among: set[int], least: float) -> bool:
         if isinstance(v, int):
@@ -139,16 +161,3 @@ def positive(flat: Flat, supports: dict[int, str]) -> set[int]:
 
 def _is_float(flat: Flat, v: int) -> bool:
     return jnp.issubdtype(flat.avals[v].dtype, jnp.floating)
-
-
-def support(d: Any) -> str | None:
-    """``"positive"`` or ``"unit"``, if the draws of a distribution are."""
-    constraint: Any = base_of(support_of(d))
-    name = type(constraint).__name__
-    if name in ("_UnitInterval", "_Simplex"):
-        return "unit"
-    low = getattr(constraint, "lower_bound", None)
-    high = getattr(constraint, "upper_bound", None)
-    if not isinstance(low, int | float) or low < 0:
-        return None
-    return "unit" if isinstance(high, int | float) and high <= 1 else "positive"

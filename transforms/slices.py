@@ -1,0 +1,158 @@
+"""The few equations between a fault and where its paths meet again."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from .bounded import STEPS, needs_bound
+from .domains import Domain
+from .flat import Flat, Op
+from .interpret import is_random
+from .tapped import Tap
+
+MEETS = 12
+"""Most places that are tried, from the fault on."""
+MAX_OPS = 400
+MAX_WORK = 2**21
+"""Most numbers that a slice may compute, with those in loops."""
+MAX_SIZE = 2**22
+"""Most numbers that a slice may hold, for all lines together."""
+ENOUGH = 4
+
+
+SMALL = 2048
+"""Most numbers in the factors of a product of matrices, or in a loop, a sort, that is computed."""
+
+_PRODUCTS = {"dot_general", "conv_general_dilated"}
+_HEAVY = {"scan", "while", "cond", "cholesky", "eigh", "svd"}
+_HEAVY |= {"sort", "lu", "qr", "linear_solve", "triangular_solve", "custom_lin", "pure_callback"}
+
+
+@dataclasses.dataclass
+class Budget:
+    """What may still be spent on faults that are not gone nearby: equations to evaluate."""
+
+    left: int = MAX_OPS * 5
+
+    def spend(self, n: int) -> bool:
+        self.left -= n
+        return self.left >= 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """A fault of equation ``index``, or of the one at ``tap`` inside it, and what is known of it.
+
+    ``carrying`` are the values that the fault reaches, ``varied`` those that change with the
+    parameters or with pathwise draws, ``sunk`` those that are parameters of sites, ``given``
+    constants that are inputs of the program, ``domains`` where draws are.
+    """
+
+    flat: Flat
+    index: int
+    kind: str
+    tap: Tap
+    carrying: Collection[int]
+    varied: Collection[int]
+    sunk: Collection[int]
+    given: Mapping[int, Any]
+    domains: Mapping[int, Domain]
+
+    @property
+    def op(self) -> Op:
+        return self.flat.ops[self.index]
+
+    def constant(self, v: int) -> Any:
+        """The value of ``v``, if it is known."""
+        value = self.given.get(v)
+        known = value is not None and jnp.shape(value) == self.flat.avals[v].shape
+        return value if known else None
+
+
+def meets(fault: Place) -> list[int]:
+    """The values that all paths of the fault lead through, in order."""
+    flat, carrying = fault.flat, fault.carrying
+    last = flat.last
+    forever = {v for v in flat.outputs if isinstance(v, int)} | set(fault.sunk)
+    live: set[int] = set()
+    found: list[int] = []
+    for j in range(fault.index, len(flat.ops)):
+        op = flat.ops[j]
+        live.update(v for v in op.outs if v in carrying and (v in last or v in forever))
+        live -= {v for v in live if v not in forever and last[v] <= j}
+        whole = any(not jnp.issubdtype(flat.avals[v].dtype, jnp.inexact) for v in live)
+        if len(live) == 1 and not whole and not live <= set(found):
+            found += live
+            if live <= forever or len(found) == MEETS:
+                break
+    return found
+
+
+def slice_to(fault: Place, places: Sequence[int], near: int, waist: bool) -> list[Op] | None:
+    """The equations that lead to ``places``; None if they cannot be evaluated by themselves.
+
+    Of those that the fault does not reach, the ``near`` closest ones, and constants; with
+    ``waist`` only down to where all of them depend on one value.
+    """
+    flat, carrying = fault.flat, fault.carrying
+    pending: set[int] = set()
+    needed = {*places, *fault.op.outs}
+    ops: list[Op] = []
+    for j in range(max(flat.makers[v] for v in places), -1, -1):
+        op = flat.ops[j]
+        if needed.isdisjoint(op.outs) or (op is fault.op and is_random(op.eqn)):
+            continue
+        carries = op is fault.op or any(v in carrying for v in op.outs)
+        if carries and is_random(op.eqn):
+            return None
+        if not carries and (is_random(op.eqn) or _is_heavy(op)):
+            continue
+        free = not carries and flat.known.isdisjoint(op.outs)
+        if free and near <= 0:
+            continue
+        near -= free
+        ops.append(op)
+        needed.update(op.operands)
+        pending = {v for v in pending.union(op.operands) if v in fault.varied}.difference(op.outs)
+        if waist and j <= fault.index and len(pending) == 1:
+            near = 0
+    size = sum(math.prod(flat.avals[v].shape) for op in ops for v in op.outs)
+    if count(ops) > MAX_OPS or size * ENOUGH > MAX_SIZE or work(ops) * ENOUGH > MAX_WORK:
+        return None
+    return ops[::-1]
+
+
+def work(ops: Sequence[Op]) -> int:
+    """How many numbers are computed at most, with those in loops."""
+    return sum(
+        sum(map(_size, op.eqn.outvars)) + _trips(op) * sum(work(body.ops) for body in op.bodies)
+        for op in ops
+    )
+
+
+def _size(v: Any) -> int:
+    return math.prod(v.aval.shape)
+
+
+def count(ops: Sequence[Op]) -> int:
+    return sum(1 + sum(count(body.ops) for body in op.bodies) for op in ops)
+
+
+def _trips(op: Op) -> int:
+    return STEPS if op.name == "while" else op.eqn.params.get("length", 1)
+
+
+def _is_heavy(op: Op) -> bool:
+    """Whether the results of an equation are better left free than computed."""
+    if op.name in _PRODUCTS:
+        return sum(map(_size, op.eqn.invars)) > SMALL
+    return op.name in _HEAVY and work([op]) > SMALL
+
+
+def has_loops(ops: Sequence[Op]) -> bool:
+    return any(op.custom or needs_bound(op.eqn) for op in ops)
