@@ -48,7 +48,7 @@ from .generative import (
     Program,
     Select,
     as_count,
-    check_guide,
+    check_branches,
     check_generative,
     merge,
 )
@@ -160,7 +160,14 @@ class Importance(Algorithm):
                 f"fixed choices to one; got {describe(q)} ({_jax.user_line()}). Put @ppl.gen above "
                 "the function of ppl.importance(n, proposal)."
             )
-        check_guide(target.program, q)
+        check_branches(target.program, q)
+        if q.weighted:
+            raise UnsupportedError(
+                f"{q.name} is a proposal at {_jax.user_line()}, and has weights (ppl.factor, "
+                "ppl.observe): its draws come from the program without them, its density has them. "
+                "Move them into the model; or type the data as a choice, ppl.sample, and propose "
+                "from ppl.normalize(g, data)."
+            )
         return q
 
 
@@ -524,8 +531,11 @@ class _Detached(Generative):
     def execute(
         self, given: Choices, *, exact: bool = False, select: Select = lambda address: False
     ) -> Execution:
+        inner = self._inner
+        assert inner is not None
+
         def run(given: Mapping[str, Any]) -> Execution:
-            return self._inner.execute(given, exact=exact, select=select)
+            return inner.execute(given, exact=exact, select=select)
 
         given = jax.tree.map(jnp.asarray, dict(given))
         closed, consts, out = _jax.trace(run, given)

@@ -327,8 +327,11 @@ class _Retargeted(Generative):
     def execute(
         self, given: Choices, *, exact: bool = False, select: Select = lambda address: False
     ) -> Execution:
+        inner = self._inner
+        assert inner is not None
+
         def run() -> dict[str, Any]:
-            run = self._inner.execute(given, exact=exact, select=select)
+            run = inner.execute(given, exact=exact, select=select)
             return vars(run)
 
         closed, consts, out = _jax.trace(run)
@@ -414,21 +417,13 @@ def _weighs(choice: Choice) -> bool:
     return isinstance(random, Factor)
 
 
-def check_guide(p: Generative, q: Generative) -> None:
-    """Refuse a guide or a proposal whose density is not that of its draws, or that makes a choice
-    where the model has none, or none where it has one.
+def check_branches(p: Generative, q: Generative) -> None:
+    """Refuse a guide or a proposal that makes a choice where the model has none, or none where it
+    has one.
 
     Raises:
-        UnsupportedError: it has weights; a choice stands in one branch of one of them, and always
-            in the other.
+        UnsupportedError: a choice stands in one branch of one of them, and always in the other.
     """
-    if q.weighted:
-        raise UnsupportedError(
-            f"{q.name} is a guide or a proposal at {_jax.user_line()}, and has weights (ppl.factor, "
-            "ppl.observe): its draws come from the program without them, its density has them. "
-            "Move them into the model; or type the data as a choice, ppl.sample, and propose from "
-            "ppl.normalize(g, data)."
-        )
     mine, others = (set(flatten(g.choices_like)) for g in (p, q))
     for address in sorted((p.in_a_branch ^ q.in_a_branch) & mine & others):
         once, always = (p, q) if address in p.in_a_branch else (q, p)

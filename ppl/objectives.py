@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 
 from .densities import detach
-from .generative import Choices, Generative, as_count, check_guide, check_generative, merge
+from .generative import Choices, Generative, as_count, check_branches, check_generative, merge
 
 
 def elbo(p: Generative, q: Generative, data: Choices) -> jax.Array:
@@ -22,7 +22,7 @@ def elbo(p: Generative, q: Generative, data: Choices) -> jax.Array:
     is hierarchical VI (Ranganath et al. 2016)."""
     check_generative(p, "the model of an objective")
     check_generative(q, "the guide of an objective")
-    check_guide(p, q)
+    check_branches(p, q)
     z = q.simulate()
     return p.log_density(merge(z.choices, data)) - z.log_density
 

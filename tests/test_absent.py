@@ -236,7 +236,6 @@ REFUSED = {
     "draw": lambda: ppl.marginal(weighted(), "x").simulate(KEY),
     "draw inside": lambda: around(ppl.importance(2)).simulate(KEY),
     "integrate inside": lambda: ppl.marginal(around(ppl.enumeration()), []).log_density({}, KEY),
-    "guide": lambda: ppl.expectation(lambda: ppl.elbo(always(), q_weighted(), {})).value(KEY),
     "proposal": lambda: ppl.normalize(always(), {}, ppl.importance(2, q_weighted())).simulate(KEY),
 }
 

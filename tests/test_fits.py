@@ -170,7 +170,9 @@ def test_another_process_knows_the_file(tmp_path):
     environment = {**os.environ, "PYTHONHASHSEED": "7"}
     subprocess.run([sys.executable, "-c", OTHER_PROCESS, str(path)], check=True, env=environment)
     resumed, whole = fit(checkpoint=path), fit()
-    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)  # compiled otherwise
+    close = lambda a, b: np.testing.assert_allclose(
+        a, b, rtol=1e-4, atol=1e-5
+    )  # compiled otherwise
     jax.tree.map(close, (resumed.params, resumed.history), (whole.params, whole.history))
 
 

@@ -172,7 +172,7 @@ class _Rewriting:
         check: Check = eqn.params["check"]
         safe, inside = eqn.outvars
         passed = _passes(check, eqn, known)
-        fits = safe.aval.shape == eqn.invars[0].aval.shape
+        fits = safe.aval.shape == eqn.invars[0].aval.shape  # type: ignore[attr-defined]
         self.known[safe] = dataclasses.replace(known[0], data=False)
         if passed is True and fits:
             self.alias[safe] = eqn.invars[0]
@@ -184,7 +184,7 @@ class _Rewriting:
                 _refuse(check, known[0])
             elif site is not None:
                 self.misfits.append(Misfit(site, known[0].name, check))
-        avals = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
+        avals = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]  # type: ignore[attr-defined]
         written = _jax.traced(check.evaluate, *avals)
         ins = [self.atom(v) for v in eqn.invars]
         self.inline(written, ins, eqn.outvars, eqn.source_info)
@@ -386,7 +386,7 @@ def _moved(k: Known, v: Any, eqn: _jax.JaxprEqn, name: str) -> Known:
     """What is known where elements are moved, or copied; events must stay whole."""
     if name in _IDENTITY or not k.kind:
         return k
-    before, after = eqn.invars[0].aval.shape, v.aval.shape
+    before, after = eqn.invars[0].aval.shape, v.aval.shape  # type: ignore[attr-defined]
     stay = before[-2:] == after[-2:] if k.kind in _MATRICES else before[-1:] == after[-1:]
     if name == "transpose":
         p = eqn.params["permutation"]

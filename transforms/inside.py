@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from . import _jax
@@ -127,7 +128,7 @@ def _checked(d: Any, value: Any) -> list[Any]:
 
 def _shape(d: Any, value: Any) -> tuple[int, ...]:
     batch = jnp.shape(value)[: jnp.ndim(value) - len(d.event_shape)]
-    return jnp.broadcast_shapes(d.batch_shape, batch)
+    return tuple(np.broadcast_shapes(d.batch_shape, batch))
 
 
 def allows(constraint: Any, x: Any, strict: bool = False) -> Any:
