@@ -41,6 +41,7 @@ from transforms.findings import Finding
 from .advice import not_in_ppl as _not_in_ppl
 from .audit import Audit
 from .batches import minibatches
+from .choices import factor, observe, sample
 from .densities import (
     Algorithm,
     Target,
@@ -56,11 +57,8 @@ from .fit import Fit, maximize, minimize
 from .generative import (
     Generative,
     Trace,
-    factor,
     gen,
     merge,
-    observe,
-    sample,
     seed,
     with_estimators,
 )

@@ -6,19 +6,16 @@ import abc
 import dataclasses
 import functools
 import operator
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, final
 
 import jax
 import jax.numpy as jnp
-import numpyro.distributions as dist
 from jax.ad_checkpoint import checkpoint_name
 
-from transforms import _jax, inside, marks
+from transforms import _jax
 from transforms.addresses import (
     Entry,
-    check_shape,
     entries,
     flatten,
     likeness,
@@ -39,11 +36,8 @@ from transforms.interpret import choices as _choices
 from transforms.retarget import retarget
 from transforms.seed import seeded
 from transforms.site import Body, Call, Densities, Factor, call_p, with_operands_of
-from transforms.site import factor as _factor
-from transforms.site import sample as _sample
 
 from .advice import bad_return, user_code
-from .corrected import corrected
 
 Choices = Mapping[str, Any]
 Select = Callable[[Address], bool]
@@ -465,115 +459,6 @@ def gen(f: Callable[..., Any]) -> GenerativeFunction:
     return GenerativeFunction(f)
 
 
-def sample(
-    address: str, d: dist.Distribution | Generative, estimator: Estimator | None = None
-) -> Any:
-    """Make a random choice.
-
-    Args:
-        address: its name, unique in a generative function; in an objective only a label.
-        d: any numpyro distribution (batch and event dimensions together are one value; its log
-            density is the sum), or a :class:`Generative`, whose choices nest under the address.
-        estimator: how gradients flow through the choice; chosen automatically if None.
-
-    Returns:
-        The value, ``[*batch_shape, *event_shape]``; for a Generative its ``retval``.
-
-    Raises:
-        KeyRequiredError: outside @ppl.gen, @ppl.expectation and ppl.seed.
-    """
-    _check_address(address)
-    _check_distribution(address, d)
-    if isinstance(d, Generative):
-        if estimator is not None:
-            raise UnsupportedError(
-                f"the site {address!r} at {_jax.user_line()} is a generative function, whose "
-                "choices have estimators of their own. Set them with ppl.with_estimators(g, "
-                '{"x": ppl.reinforce()}).'
-            )
-        return d.bind(address)
-    if estimator is not None:
-        _check_estimator((address,), estimator)
-    return _sample((address,), corrected(d), estimator)
-
-
-def _check_address(address: Any) -> None:
-    if not isinstance(address, str):
-        raise AddressError(
-            f"the address at {_jax.user_line()} is {describe(address)}: the first argument of a "
-            'choice is a string, ppl.sample("x", d). Nested addresses come from nesting programs.'
-        )
-    if re.search(r"Trace[rd](\(|<)", address):
-        raise AddressError(
-            f"the address {address!r} at {_jax.user_line()} is made of a number that is not known "
-            "while the program is traced, like a draw. Number addresses in a Python loop, for i in "
-            'range(3): ppl.sample(f"x{i}", d); or draw an array, under jax.vmap or jax.lax.scan.'
-        )
-
-
-def _check_estimator(address: Address, estimator: Any) -> None:
-    if not isinstance(estimator, Estimator):
-        raise UnsupportedError(
-            f"the estimator of {show(address)} at {_jax.user_line()} is "
-            f"{describe(estimator)}. Type an estimator object, like ppl.reinforce() with its "
-            "parentheses."
-        )
-
-
-def _check_distribution(address: str, d: Any) -> None:
-    if isinstance(d, GenerativeFunction):
-        raise UnsupportedError(
-            f"the site {address!r} at {_jax.user_line()} is given the generative function "
-            f"{d.__name__} itself. Call it: ppl.sample({address!r}, {d.__name__}(...))."  # type: ignore[attr-defined]
-        )
-    if isinstance(d, Estimator):
-        raise UnsupportedError(
-            f"the site {address!r} at {_jax.user_line()} is given the estimator {d.name} for a "
-            f"distribution. The order is ppl.sample({address!r}, d, ppl.{d.name}())."
-        )
-    if not isinstance(d, dist.Distribution | Generative):
-        raise UnsupportedError(
-            f"the site {address!r} at {_jax.user_line()} is given {describe(d)}, which is no "
-            "distribution. Use a numpyro distribution, like dist.Normal(0.0, 1.0), or a generative "
-            "function (with @ppl.gen above it) that was called."
-        )
-    for name, value in _parameters(d):
-        if not isinstance(value, int | float) and not hasattr(value, "dtype"):
-            raise UnsupportedError(
-                f"the parameter {name} of {address!r} ~ {type(d).__name__} at {_jax.user_line()} "
-                f"is {describe(value)}. Parameters are numbers and arrays: jnp.array([0.0, 1.0]) "
-                "for a list; for what a program draws, x = ppl.sample(address, g(...))."
-            )
-
-
-def _parameters(d: Any) -> list[tuple[str, Any]]:
-    """The parameters of a distribution that has them as attributes."""
-    own = vars(d) if isinstance(d, dist.Distribution) else {}
-    return [(name, own[name]) for name in d.arg_constraints if name in own] if own else []
-
-
-def factor(address: str, log_weight: Any) -> None:
-    """Add ``log_weight`` (all its elements) to the log density of the program."""
-    _check_address(address)
-    _factor((address,), log_weight)
-
-
-def observe(address: str, d: dist.Distribution, value: Any) -> None:
-    """Add the log density of ``value`` under ``d`` to that of the program.
-
-    Raises:
-        ShapeError: ``value`` does not have the shape of ``d``.
-    """
-    _check_address(address)
-    _check_distribution(address, d)
-    expected = jax.ShapeDtypeStruct(d.shape(), jnp.float32)
-    check_shape((address,), value, expected, _jax.user_line())
-    with marks.mark(marks.DENSITY):
-        line = _jax.user_line()
-        log_density = inside.log_prob(corrected(d), jnp.asarray(value), (address,), line)
-    _factor((address,), log_density)
-
-
 def merge(a: Choices, b: Choices) -> dict[str, Any]:
     """The union of two nested dicts of choices.
 
@@ -626,6 +511,16 @@ def as_key(key: Any) -> jax.Array:
     )
 
 
+def check_estimator(address: Address, estimator: Any) -> None:
+    """Refuse what is no estimator object."""
+    if not isinstance(estimator, Estimator):
+        raise UnsupportedError(
+            f"the estimator of {show(address)} at {_jax.user_line()} is "
+            f"{describe(estimator)}. Type an estimator object, like ppl.reinforce() with its "
+            "parentheses."
+        )
+
+
 def with_estimators(g: Generative, estimators: Mapping[str | Address, Estimator]) -> Generative:
     """The same distribution with other gradient estimators at some addresses.
 
@@ -644,7 +539,7 @@ def with_estimators(g: Generative, estimators: Mapping[str | Address, Estimator]
         )
     table = {(a,) if isinstance(a, str) else tuple(a): e for a, e in estimators.items()}
     for address, estimator in table.items():
-        _check_estimator(address, estimator)
+        check_estimator(address, estimator)
     if isinstance(g, Program):
         return g.retargeted(table)
     return _Retargeted(g, table)
