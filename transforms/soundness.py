@@ -29,7 +29,7 @@ import jax.numpy as jnp
 
 from . import _jax, marks, verdicts
 from .assignment import Choose, Chosen, Rough, assign
-from .contained import Misfit
+from .contained import Misfit, Rounded
 from .continuity import CUTS, FACTORS, convicted, gone
 from .estimator import Baseline, Enumerated, InPlace
 from .findings import (
@@ -107,7 +107,7 @@ class Soundness:
         choose: Choose,
         samples: int,
         constant: Sequence[bool] = (),
-        misfits: Sequence[Misfit] = (),
+        misfits: Sequence[Misfit | Rounded] = (),
     ):
         self.samples = samples
         self._misfits = misfits
