@@ -53,6 +53,18 @@ def inverse_at_ends(d: Any, log_x: jax.Array) -> jax.Array:
     return jnp.where(log_x >= most, end, jnp.exp(jnp.minimum(log_x, most)))
 
 
+def own_log_prob(d: Any, draw: jax.Array) -> jax.Array:
+    """The log density of a distribution at its own draw, not a number at an end of a Beta, where
+    numpyro's is infinite with a finite derivative."""
+    log_prob = d.log_prob(draw)
+    if family(d)[1] != "Beta":
+        return log_prob
+    at_end = (draw == 0) | (draw == 1)
+    axes = tuple(range(log_prob.ndim - at_end.ndim, 0))
+    at_end = jnp.any(at_end, axis=axes) if axes else at_end
+    return jnp.where(at_end, jnp.nan * log_prob, log_prob)
+
+
 def family(d: Any) -> tuple[Any, str]:
     """The distribution that is wrapped, and its family, empty for those without the problem."""
     while type(d).__name__ in ("Independent", "MaskedDistribution", "ExpandedDistribution"):
@@ -90,10 +102,10 @@ def _reach(dtype: Any, rate: Any) -> Any:
 
 def _lower(x: jax.Array, small: Any) -> jax.Array:
     tiny = jnp.finfo(x.dtype).tiny
-    # times 0, so that an infinite derivative there, of a logarithm, is not lost either
-    return jnp.where(small, x * (x > tiny), jnp.maximum(x, tiny))
+    # less itself, so that an infinite derivative there, of a logarithm, is not lost either
+    return jnp.where(small, x - jnp.where(x > tiny, 0.0, x), jnp.maximum(x, tiny))
 
 
 def _upper(x: jax.Array, small: Any) -> jax.Array:
     most = 1 - jnp.finfo(x.dtype).eps
-    return jnp.where(small, 1 - (1 - x) * (x < most), jnp.minimum(x, most))
+    return jnp.where(small, x + jnp.where(x < most, 0.0, 1 - x), jnp.minimum(x, most))
