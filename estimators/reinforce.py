@@ -18,6 +18,7 @@ import jax
 
 from transforms.elements import unmasked
 from transforms.estimator import Baseline, InPlace
+from transforms.rounding import at_ends, own_log_prob
 
 from .baselines import baseline as _baseline
 
@@ -45,10 +46,10 @@ class Reinforce(InPlace):
         return None
 
     def log_prob(self, d: Any, value: jax.Array) -> jax.Array:
-        return unmasked(d).log_prob(value)
+        return own_log_prob(unmasked(d), value)
 
     def draw(self, d: Any, key: jax.Array, sample_shape: tuple[int, ...]) -> jax.Array:
-        return d.sample(key, sample_shape)
+        return at_ends(d, d.sample(key, sample_shape))
 
 
 def _point(d: Any) -> bool:
