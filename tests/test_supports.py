@@ -179,6 +179,7 @@ FITS = [
     (lambda t: dist.Beta(jnp.exp(t), 1.0), lambda: dist.Uniform(-1.0, 2.0)),
     (lambda t: dist.Binomial(5, jax.nn.sigmoid(t)), lambda: dist.Poisson(2.0)),
     (lambda t: dist.Bernoulli(logits=t), lambda: dist.Categorical(THIRDS)),
+    (lambda t: dist.Uniform(-jnp.pi, jnp.pi), lambda: dist.VonMises(0.0, 1.0)),  # π in 32 bits
     (lambda t: dist.Dirichlet(jnp.exp(t) * jnp.ones(3)), lambda: dist.Dirichlet(jnp.ones(3))),
     (
         lambda t: dist.TransformedDistribution(

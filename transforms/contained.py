@@ -297,9 +297,9 @@ def _passes(check: Check, eqn: _jax.JaxprEqn, known: list[Known]) -> bool | None
         return None
     (low, low_most, low_root), (high_least, high, high_root) = bounds
     same = value.low_root is not None and value.low_root is low_root
-    above = value.low >= low_most or same
+    above = same or not _beyond(value.low, low_most, -1)
     same = value.high_root is not None and value.high_root is high_root
-    below = value.high <= high_least or same
+    below = same or not _beyond(value.high, high_least, 1)
     if above and below and (value.integer or not integer):
         return True
     if not exact:
@@ -311,7 +311,13 @@ def _passes(check: Check, eqn: _jax.JaxprEqn, known: list[Known]) -> bool | None
 
 
 def _reaches(end: float, limit: float, root: Any, sign: int) -> bool:
-    return root is None and sign * (end - limit) > 0 if np.isfinite(limit) else False
+    return root is None and bool(np.isfinite(limit)) and _beyond(end, limit, sign)
+
+
+def _beyond(end: float, limit: float, sign: int) -> bool:
+    """Whether an end is beyond a limit by more than rounding: π is another in 32 bits."""
+    rounding = 1e-6 * abs(limit) if np.isfinite(limit) else 0.0
+    return not sign * end <= sign * limit + rounding
 
 
 _ENDS = {"_GreaterThan", "_GreaterThanEq", "_Positive", "_Nonnegative", "_SoftplusPositive"}

@@ -76,11 +76,13 @@ def family(d: Any) -> tuple[Any, str]:
 def concentrations(d: Any, dtype: Any) -> list[tuple[Any, float]]:
     """Those of a distribution whose draws may round to an end, and from which on they may not."""
     d, kind = family(d)
+    if not kind:
+        return []
     low = least_concentration(dtype)
     if kind == "Beta":
         upper = least_concentration(dtype, True)
         return [(d.concentration1, low), (d.concentration0, upper)]
-    return [(d.concentration, low)] if kind else []
+    return [(d.concentration, low)]
 
 
 def cure(dtype: Any, low: float) -> str:
