@@ -59,7 +59,17 @@ def dirichlet_exact(a):
     return value, slopes - a * ((1 - c).sum() * BASE.sum() * polygamma(1, total))
 
 
+def beta(log_a):
+    return dist.Beta(jnp.exp(log_a), 1.0)
+
+
+def beta_exact(a):
+    """Against Beta(2, 1): E[log(2x) - log a - (a - 1) log x], E[log x] = -1 / a."""
+    return np.log(2.0 / a) - (2.0 - a) / a, 2.0 / a - 1.0
+
+
 CASES = {
+    "beta": (beta, dist.Beta(2.0, 1.0), beta_exact),
     "gamma": (gamma, dist.Gamma(0.5, 1.0), gamma_exact),
     "dirichlet": (dirichlet, dist.Dirichlet(jnp.ones(4)), dirichlet_exact),
 }

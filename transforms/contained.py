@@ -329,9 +329,8 @@ _REACHING = {"_Real"}
 
 def _of_draw(site: Site, known: Sequence[Known], avals: Sequence[Any]) -> Known:
     """What is known of a draw."""
-    end = len(known) - site.n_estimator - site.masked
     try:
-        d = site.rebuild([_Number(k, a) for k, a in zip(known[:end], avals[:end], strict=True)])
+        d = site.rebuild([_Number(k, a) for k, a in zip(known, avals, strict=True)])
         name = type(d).__name__
         constraint = base_of(support_of(d))
     except Exception:  # no distribution of numpyro
@@ -359,8 +358,7 @@ _EVERYTHING = {"_Real"}
 
 def _rounded(site: Site, known: Sequence[Known], avals: Sequence[Any]) -> Rounded | None:
     """Whether a concentration is known, and so small that draws round to an end."""
-    end = len(known) - site.n_estimator - site.masked
-    d = site.rebuild([_Number(k, a) for k, a in zip(known[:end], avals[:end], strict=True)])
+    d = site.rebuild([_Number(k, a) for k, a in zip(known, avals, strict=True)])
     for number, limit in concentrations(d, site.dtype):
         k = number.known if isinstance(number, _Number) else _constant(number)
         if k.high < limit or (k.data and k.low < limit):

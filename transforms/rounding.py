@@ -62,7 +62,7 @@ def own_log_prob(d: Any, draw: jax.Array) -> jax.Array:
     at_end = (draw == 0) | (draw == 1)
     axes = tuple(range(log_prob.ndim - at_end.ndim, 0))
     at_end = jnp.any(at_end, axis=axes) if axes else at_end
-    return jnp.where(at_end, jnp.nan * log_prob, log_prob)
+    return log_prob * jnp.where(at_end, jnp.nan, 1.0)  # its derivative too
 
 
 def family(d: Any) -> tuple[Any, str]:
