@@ -18,7 +18,6 @@ import jax
 
 from transforms.elements import unmasked
 from transforms.estimator import Baseline, InPlace
-from transforms.rounding import at_ends, own_log_prob
 
 from .baselines import baseline as _baseline
 
@@ -46,10 +45,10 @@ class Reinforce(InPlace):
         return None
 
     def log_prob(self, d: Any, value: jax.Array) -> jax.Array:
-        return own_log_prob(unmasked(d), value)
+        return unmasked(d).log_prob(value)
 
     def draw(self, d: Any, key: jax.Array, sample_shape: tuple[int, ...]) -> jax.Array:
-        return at_ends(d, d.sample(key, sample_shape))
+        return d.sample(key, sample_shape)
 
 
 def _point(d: Any) -> bool:

@@ -19,7 +19,6 @@ from . import _jax
 from .errors import SupportError, show
 from .inside import Check, base_of, inside_p, support_of
 from .interpret import INLINED, random_of
-from .rounding import concentrations
 from .site import Body, Call, Densities, Expect, Site
 
 INFINITE = float("inf")
@@ -35,24 +34,12 @@ class Misfit:
 
 
 @dataclasses.dataclass(frozen=True)
-class Rounded:
-    """A choice whose draws round to the end of their support, and are scored all the same:
-    ``concentration`` is known to be below ``limit``."""
-
-    drawn: Site
-    drawn_from: str
-    concentration: float
-    limit: float
-
-
-@dataclasses.dataclass(frozen=True)
 class Known:
     """What is known of all the elements of a value.
 
     ``kind`` names the support of an event (a simplex, ...), ``site`` and ``name`` the draw that it
     is, the support of which is then ``low`` to ``high`` exactly; ``data`` says that it is a
-    constant all of whose elements count. ``root`` is the value that all its elements are;
-    ``rounded`` tells that draws lie at the ends.
+    constant all of whose elements count. ``root`` is the value that all its elements are.
     """
 
     low: float = -INFINITE
@@ -65,7 +52,6 @@ class Known:
     root: Any = None
     low_root: Any = None
     high_root: Any = None
-    rounded: Rounded | None = None
 
 
 NOTHING = Known()
@@ -73,7 +59,7 @@ NOTHING = Known()
 
 def resolve(
     closed: _jax.ClosedJaxpr, args: Sequence[Any] = ()
-) -> tuple[_jax.ClosedJaxpr, list[Misfit | Rounded]]:
+) -> tuple[_jax.ClosedJaxpr, list[Misfit]]:
     """A program without checks; ``args`` are its first inputs, of which constants are known.
 
     Raises:
@@ -83,7 +69,7 @@ def resolve(
         return closed, []
     given = [_constant(a) if not isinstance(a, _jax.Tracer) else NOTHING for a in args]
     given += [NOTHING] * (len(closed.in_avals) - len(given))
-    misfits: list[Misfit | Rounded] = []
+    misfits: list[Misfit] = []
     new, _ = _program(closed, given, misfits)
     return new, misfits
 
@@ -123,7 +109,7 @@ def _constant(x: Any) -> Known:
 class _Rewriting:
     """One level of a program, as its equations are gone through."""
 
-    def __init__(self, jaxpr: Any, misfits: list[Misfit | Rounded]):
+    def __init__(self, jaxpr: Any, misfits: list[Misfit]):
         self.known: dict[Any, Known] = {}
         self.alias: dict[Any, Any] = {}
         self.true: set[Any] = set()
@@ -186,8 +172,6 @@ class _Rewriting:
         check: Check = eqn.params["check"]
         safe, inside = eqn.outvars
         passed = _passes(check, eqn, known)
-        if known[0].rounded is not None:
-            self.misfits.append(known[0].rounded)
         fits = safe.aval.shape == eqn.invars[0].aval.shape  # type: ignore[attr-defined]
         self.known[safe] = dataclasses.replace(known[0], data=False)
         if passed is True and fits:
@@ -207,7 +191,7 @@ class _Rewriting:
 
 
 def _program(
-    closed: _jax.ClosedJaxpr, given: Sequence[Known], misfits: list[Misfit | Rounded]
+    closed: _jax.ClosedJaxpr, given: Sequence[Known], misfits: list[Misfit]
 ) -> tuple[_jax.ClosedJaxpr, list[Known]]:
     jaxpr = closed.jaxpr
     r = _Rewriting(jaxpr, misfits)
@@ -356,16 +340,6 @@ def _of_draw(site: Site, known: Sequence[Known], avals: Sequence[Any]) -> Known:
 _EVERYTHING = {"_Real"}
 
 
-def _rounded(site: Site, known: Sequence[Known], avals: Sequence[Any]) -> Rounded | None:
-    """Whether a concentration is known, and so small that draws round to an end."""
-    d = site.rebuild([_Number(k, a) for k, a in zip(known, avals, strict=True)])
-    for number, limit in concentrations(d, site.dtype):
-        k = number.known if isinstance(number, _Number) else _constant(number)
-        if k.high < limit or (k.data and k.low < limit):
-            return Rounded(site, type(d).__name__, k.low if k.data else k.high, limit)
-    return None
-
-
 # --- what equations do with it --------------------------------------------------------------------
 
 _SAME = {"broadcast_in_dim", "reshape", "squeeze", "transpose", "expand_dims", "rev", "copy"}
@@ -374,15 +348,13 @@ _PART = {"slice", "dynamic_slice", "gather", "split"}
 
 
 def _transfer(
-    eqn: _jax.JaxprEqn, known: list[Known], misfits: list[Misfit | Rounded]
+    eqn: _jax.JaxprEqn, known: list[Known], misfits: list[Misfit]
 ) -> tuple[_jax.JaxprEqn, list[Known]]:
     """An equation with its bodies resolved, and what is known of its results."""
     name, n = eqn.primitive.name, len(eqn.outvars)
     random = random_of(eqn)
     if isinstance(random, Site):
-        avals = [v.aval for v in eqn.invars]
-        drawn = _of_draw(random, known, avals)
-        return eqn, [dataclasses.replace(drawn, rounded=_rounded(random, known, avals))]
+        return eqn, [_of_draw(random, known, [v.aval for v in eqn.invars])]
     if isinstance(random, Expect | Call):
         return _called(eqn, random, known, misfits)
     if name in _SAME or name in _IDENTITY:
@@ -397,9 +369,7 @@ def _transfer(
             dataclasses.replace(_moved(known[0], eqn.outvars[0], eqn, name), data=False)
         ] * n
     if name in ("select_n", "concatenate"):
-        out = _join(known[1:] if name == "select_n" else known)
-        constant = name == "concatenate" and all(k.data for k in known)
-        return eqn, [dataclasses.replace(out, data=constant)]
+        return eqn, [_join(known[1:] if name == "select_n" else known)]
     if eqn.primitive is _jax.scan_p:
         return _scan(eqn, known, misfits)
     if eqn.primitive is _jax.cond_p:
@@ -428,7 +398,7 @@ def _moved(k: Known, v: Any, eqn: _jax.JaxprEqn, name: str) -> Known:
         stay = p[-2:] == tuple(range(len(p)))[-2:]
     if name == "rev" or (name == "gather" and not stay):
         stay = False
-    return k if stay else Known(k.low, k.high, k.integer, rounded=k.rounded)
+    return k if stay else Known(k.low, k.high, k.integer)
 
 
 _MATRICES = {"_CorrCholesky", "_CorrMatrix", "_LowerCholesky", "_PositiveDefinite"}
@@ -453,14 +423,14 @@ def _join(ks: Sequence[Known]) -> Known:
 
 
 def _scan(
-    eqn: _jax.JaxprEqn, known: list[Known], misfits: list[Misfit | Rounded]
+    eqn: _jax.JaxprEqn, known: list[Known], misfits: list[Misfit]
 ) -> tuple[_jax.JaxprEqn, list[Known]]:
     n, m = _jax.scan_layout(eqn)
     consts, carry, xs = known[:n], known[n : n + m], known[n + m :]
     xs = [dataclasses.replace(k, root=None) if k.root is not None else k for k in xs]
     carry = [dataclasses.replace(k, root=None, data=False) for k in carry]
     while True:
-        found: list[Misfit | Rounded] = []
+        found: list[Misfit] = []
         body, outs = _program(eqn.params["jaxpr"], [*consts, *carry, *xs], found)
         new = [k if k == o else _wider(k, o) for k, o in zip(carry, outs[:m], strict=True)]
         if new == carry:
@@ -478,7 +448,7 @@ def _wider(k: Known, o: Known) -> Known:
 
 
 def _called(
-    eqn: _jax.JaxprEqn, random: Any, known: list[Known], misfits: list[Misfit | Rounded]
+    eqn: _jax.JaxprEqn, random: Any, known: list[Known], misfits: list[Misfit]
 ) -> tuple[_jax.JaxprEqn, list[Known]]:
     plain = [dataclasses.replace(k, root=None, low_root=None, high_root=None) for k in known]
     n = len(eqn.outvars)

@@ -24,7 +24,6 @@ from .addresses import Choices, Entry, entries, match, nest
 from .elements import absent, apart, is_masked
 from .errors import Address, UnsupportedError, show
 from .interpret import Path, Record, abstract_distribution, entering, interpret
-from .rounding import own_log_prob
 from .site import Call, Densities, Factor, Site, own_density, per_element, sample_p
 
 LOG_DENSITY = "ppl.log_density"  # marks densities, for the checks and for the checker
@@ -82,7 +81,7 @@ def log_density_of(
         d = absent(d) if hidden else d
         try:
             if own:
-                log_prob = checkpoint_name(own_log_prob(apart(d), value), own_density(site))
+                log_prob = checkpoint_name(apart(d).log_prob(value), own_density(site))
             else:
                 log_prob = inside.log_prob(d, value, site.address, site.source, site.masked)
         except NotImplementedError as error:

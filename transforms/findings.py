@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from .assignment import Choose, Chosen
-from .contained import Misfit, Rounded
+from .contained import Misfit
 from .errors import Address, show
 from .flat import Op
 from .interpret import abstract_distribution
-from .rounding import cure
 from .support import support_operands
 
 BIASED, UNSUPPORTED, ALMOST = "biased", "unsupported", "almost everywhere"
@@ -99,15 +98,8 @@ def of_support(s: Chosen, choose: Choose) -> Finding:
     return Finding(UNSUPPORTED, (s.choice.address,), type(d).__name__, s.choice.source, message)
 
 
-def of_misfit(m: Misfit | Rounded) -> Finding:
-    """A choice that is scored where its support reaches too far, or its draws are not known."""
-    if isinstance(m, Rounded):
-        d, what = m.drawn, m.drawn_from
-        message = (
-            f"the choice {show(d.address)} ~ {what} at {d.source} has a concentration of "
-            f"{m.concentration:g}, and its draws are scored. {cure(d.dtype, m.limit)}"
-        )
-        return Finding(UNSUPPORTED, (d.address,), what, d.source, message)
+def of_misfit(m: Misfit) -> Finding:
+    """A choice that is scored where its support reaches too far."""
     drawn, scored = show(m.drawn.address), show(m.check.address)
     d = m.check.name
     message = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,6 @@ import jax.numpy as jnp
 from . import _jax
 from .assignment import Choose
 from .errors import show
-from .rounding import concentrations, cure
 from .site import Site
 from .surrogate import surrogate
 
@@ -61,9 +59,6 @@ def first_nonfinite(
             f"It shows first at the random choice {show(address)} ({source}), whose parameters or "
             "draw are not finite."
         )
-    ends = [text for i, text in sorted(watch.ends.items()) if i in watch.rounded]
-    if ends:
-        return ends[0]
     what = "the gradient" if bool(jnp.isfinite(result)) else "the value"
     return (
         f"Every random choice has finite parameters and draws; {what} is made not finite by what "
@@ -73,13 +68,10 @@ def first_nonfinite(
 
 @dataclasses.dataclass
 class _Watch:
-    """Told of every choice of a run: the choices in order, and the numbers of the bad ones, and of
-    those whose draws round to the end of a support, with what to say of them."""
+    """Told of every choice of a run: the choices in order, and the numbers of the bad ones."""
 
     places: list[tuple[Any, str]] = dataclasses.field(default_factory=list)
     bad: set[int] = dataclasses.field(default_factory=set)
-    ends: dict[int, str] = dataclasses.field(default_factory=dict)
-    rounded: set[int] = dataclasses.field(default_factory=set)
 
     def __call__(self, site: Site, operands: Sequence[Any], value: Any) -> None:
         place = (site.address, site.source)
@@ -95,19 +87,9 @@ class _Watch:
             if jnp.issubdtype(a.dtype, jnp.inexact)
         ]
 
-        def note(where: set[int], flag: Any) -> None:
+        def note(flag: Any) -> None:
             if bool(flag):
-                where.add(number)
+                self.bad.add(number)
 
-        taken = jnp.any(jnp.asarray(mask))
         if flags:
-            note_bad = functools.partial(note, self.bad)
-            jax.debug.callback(note_bad, jnp.any(jnp.stack(flags)) & taken)
-        limits = concentrations(site.rebuild(operands), value.dtype)
-        if limits:
-            at_end = (value == 0) | ((value == 1) if len(limits) > 1 else False)
-            self.ends[number] = (
-                f"Draws of {show(site.address)} ({site.source}) are at an end of its support. "
-                f"{cure(value.dtype, max(low for _, low in limits))}"
-            )
-            jax.debug.callback(functools.partial(note, self.rounded), jnp.any(at_end) & taken)
+            jax.debug.callback(note, jnp.any(jnp.stack(flags)) & jnp.any(jnp.asarray(mask)))

@@ -9,7 +9,6 @@ import jax
 
 from . import _jax
 from .interpret import Path, Record, entering, interpret
-from .rounding import at_ends
 from .site import Call, Densities, Expect, Factor, Site, _factor_outside, element_keys, per_element
 
 
@@ -20,7 +19,7 @@ def draw(site: Site, operands: Sequence[Any], key: jax.Array) -> jax.Array:
 
 def sampled(d: Any, key: jax.Array, sample_shape: tuple[int, ...]) -> jax.Array:
     """How distributions draw by themselves."""
-    return at_ends(d, d.sample(key, sample_shape))
+    return d.sample(key, sample_shape)
 
 
 def vectorised_draw(

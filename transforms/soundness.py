@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from . import _jax, marks, verdicts
 from .assignment import Choose, Chosen, Rough, assign
 from .baselines import sees_own_draw
-from .contained import Misfit, Rounded
+from .contained import Misfit
 from .cures import Cures, Known
 from .domains import Domain, domain_of
 from .estimator import Enumerated, InPlace
@@ -90,7 +90,7 @@ class Soundness:
         choose: Choose,
         samples: int,
         known: Sequence[Any] = (),
-        misfits: Sequence[Misfit | Rounded] = (),
+        misfits: Sequence[Misfit] = (),
     ):
         """``known`` are the inputs that are constants, and None for the others."""
         self.samples = samples
