@@ -13,6 +13,10 @@ QUICKLY = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_
 if importlib.metadata.version("jaxlib").startswith("0.10."):  # an unknown flag ends the process
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICKLY}"
 
+os.environ.setdefault("NPROC", "1")
+"""XLA's threads in each worker. The workers share the cores; and the LAPACK kernels of jaxlib 0.10
+wait for ever where two of them run in a pool of two threads."""
+
 AS_FOR_A_USER = {"test_benchmarks", "test_compilation", "test_demo", "test_docs", "test_tune"}
 """Files that count what is compiled, or run for long."""
 

@@ -179,7 +179,7 @@ ORDERS = {
     "sign of a singular vector": lambda x: (
         jnp.linalg.svd(symmetric(x))[0][0] @ np.array([0.0, 1.0, -1.0])
     ),
-    "sign of an orthogonal factor": lambda x: jnp.linalg.qr(symmetric(x))[0][0] @ W,
+    "sign of an orthogonal factor": lambda x: jnp.linalg.qr(jnp.diag(x) + 0.3)[0][1] @ W,
 }
 
 JUMPS = DERIVATIVES | POLES | FRAMES | NAMES | PREDICATES | CUTS | ORDERS
