@@ -213,7 +213,9 @@ SMOOTH = {
         jnp.linalg.eigh(symmetric(x))[1][:, 0]
     ).sum(),
     "pinv": lambda x: jnp.linalg.pinv(jnp.outer(x, x) + jnp.eye(3)).sum(),
-    "lstsq": lambda x: jnp.linalg.lstsq(jnp.outer(x, x) + 3 * jnp.eye(3), jnp.ones(3))[0].sum(),
+    "lstsq": lambda x: jnp.linalg.lstsq(jnp.outer(x, x) + jnp.diag(np.array([1.0, 2.0, 4.0])), W)[
+        0
+    ].sum(),
     "isfinite of an exponential": lambda x: jnp.where(jnp.isfinite(jnp.exp(x)), x, 0.0) @ W,
     "modulus of a complex number": lambda x: jnp.abs(jnp.exp(lax.complex(x, x[::-1]))) @ W,
     "log of a complex number, then exp": lambda x: (
