@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
-from transforms.assignment import Choose, Rough, joint_size, support_size
+from transforms.chosen import Choose, Rough, joint_size, support_size
 from transforms.estimator import Estimator
 from transforms.interpret import Choice, Path, abstract_distribution
 from transforms.site import FreshKey

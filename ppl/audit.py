@@ -19,41 +19,33 @@ from __future__ import annotations
 
 import dataclasses
 import html
-import inspect
 import math
 import statistics
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, final
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, final
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from numpyro.distributions import constraints
 
 from estimators.automatic import SMALL
 from estimators.baselines import LeaveOneOut
 from estimators.enumeration import Enum
 from estimators.pathwise import Reparam
 from estimators.reinforce import Reinforce
-from transforms import _jax
-from transforms.assignment import joint_size
-from transforms.errors import Address, SoundnessWarning, UnsupportedError, show
+from transforms.chosen import joint_size
+from transforms.errors import Address, SoundnessWarning, show
 from transforms.estimator import Estimator
-from transforms.interpret import Choice, abstract_distribution, choices, entering, interpret
-from transforms.retarget import retarget
-from transforms.seed import draw_rule
-from transforms.site import Call, Densities, Expect, FreshKey, Site, element_keys, per_element
+from transforms.interpret import Choice
+
+from .derivatives import TOGETHER, Program, Table, means_and_errors, moved
+from .domain import steps_within
+from .scopes import Sites, fits
 
 FALSE_ALARMS = 1e-3
 """Probability that an audit of a right objective says otherwise."""
-COORDINATES, DIRECTIONS = 8, 2
-"""Parameters of at most so many elements are audited one by one, others in random directions."""
-STEPS = (5e-2, 1.25e-2, 3e-3, 8e-4)
-"""Steps of the differences, relative; the first one that stays within the domain is taken."""
-TOGETHER = 2
-"""Samples side by side, the fewest with which baselines of the other samples do anything."""
 CHUNK, NUMBERS = 500, 2**24
 """Most pairs, and most numbers of their gradients, in memory at a time."""
 ROUNDING = 10
@@ -159,171 +151,11 @@ def audit(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SoundnessWarning)
         findings = objective.explain(*args, argnums=wanted).findings
-        audited = _audited(_Program(objective, args, wanted), key, samples)
+        audited = _audited(Program(objective, args, wanted), key, samples)
         return dataclasses.replace(audited, findings=tuple(map(str, findings)))
 
 
-# --- the program and its derivatives ------------------------------------------------------------
-
-Table = Mapping[Address, Estimator]
-Sites = dict[Address, list[Choice]]
-
-
-class _Program:
-    """An objective as a function of the floating-point leaves of some of its arguments."""
-
-    def __init__(self, objective: Any, args: tuple[Any, ...], wanted: Sequence[int]):
-        leaves, tree = jax.tree.flatten(args)
-        names = _names(objective, args, wanted)
-        chosen = [i for i, name in enumerate(names) if name and _is_floating(leaves[i])]
-        if not chosen:
-            raise UnsupportedError(
-                f"there is nothing to audit: the arguments {list(wanted)} of {objective.name} hold "
-                "no floating-point numbers. Name those that do, audit(key, ..., argnums=(0, 1)), "
-                "and write 1.0 for 1."
-            )
-        self.name: str = objective.name
-        self.params = [jnp.asarray(leaves[i]) for i in chosen]
-        self.directions = list(_directions([names[i] for i in chosen], self.params))
-        self._objective, self._leaves, self._tree, self._chosen = objective, leaves, tree, chosen
-        closed, _, _ = objective.trace(*args)
-        self.eps = float(jnp.finfo(closed.out_avals[0].dtype).eps)
-        self.scopes = list(_scopes(closed))
-
-    def arguments(self, params: Sequence[Any]) -> tuple[Any, ...]:
-        """The arguments of the objective, with these parameters."""
-        leaves = list(self._leaves)
-        for i, value in zip(self._chosen, params, strict=True):
-            leaves[i] = value
-        return jax.tree.unflatten(self._tree, leaves)
-
-    def trace(self, params: Sequence[Any]) -> tuple[_jax.ClosedJaxpr, list[Any]]:
-        closed, consts, _ = self._objective.trace(*self.arguments(params))
-        return closed, consts
-
-    def value(self, params: Sequence[Any], key: jax.Array, table: Table | None = None) -> jax.Array:
-        """The surrogate, with other estimators where the table has some: f[]."""
-
-        def replaced(*args: Any) -> jax.Array:
-            closed, consts, _ = self._objective.trace(*args)
-            return retarget(closed, consts, table or {})[0]
-
-        objective = self._objective if table is None else type(self._objective)(replaced)
-        out = objective.surrogate(key, *self.arguments(params), samples=TOGETHER)
-        return jax.tree.leaves(out)[0]
-
-    def derivatives(
-        self, params: Sequence[Any], key: jax.Array, table: Table | None = None
-    ) -> jax.Array:
-        """The estimate of every derivative: f[rows]."""
-        grads = jax.grad(self.value)(list(params), key, table)
-        return self.each(
-            lambda v: sum(jnp.vdot(g, a) for g, a in zip(grads, v(grads), strict=True))
-        )
-
-    def each(self, f: Callable[..., Any], *xs: Any) -> Any:
-        """``f(direction, *xs)`` for every row, one after the other.
-
-        ``direction(params)`` is the unit vector, as arrays like the parameters.
-        """
-        *columns, _ = zip(*self.directions, strict=True)
-
-        def row(x: Any) -> Any:
-            (leaf, index, seed), *rest = x
-            return f(lambda like: _unit(like, leaf, index, seed), *rest)
-
-        return lax.map(row, ([jnp.asarray(c) for c in columns], *xs))
-
-
-class _Direction(NamedTuple):
-    """A coordinate of a leaf, or (index -1) a random direction in it."""
-
-    leaf: int
-    index: int
-    seed: int
-    label: str
-
-
-def _names(objective: Any, args: tuple[Any, ...], wanted: Sequence[int]) -> list[str]:
-    """The leaves of the arguments as a user would write them; empty for those not wanted."""
-    try:
-        arguments = list(inspect.signature(objective).bind(*args).arguments.items())
-    except (TypeError, ValueError):
-        arguments = []
-    simple = len(arguments) == len(args)
-    named = [arguments[i][0] if simple else f"args[{i}]" for i in range(len(args))]
-    return [
-        named[i] + jax.tree_util.keystr(path) if i in wanted else ""
-        for i, arg in enumerate(args)
-        for path, _ in jax.tree_util.tree_leaves_with_path(arg)
-    ]
-
-
-def _is_floating(leaf: Any) -> bool:
-    dtype = getattr(leaf, "dtype", None)
-    return isinstance(leaf, float) if dtype is None else jnp.issubdtype(dtype, jnp.floating)
-
-
-def _directions(names: Sequence[str], params: Sequence[jax.Array]) -> Iterator[_Direction]:
-    for i, (name, p) in enumerate(zip(names, params, strict=True)):
-        if p.size <= COORDINATES:
-            for j, at in enumerate(np.ndindex(p.shape)):
-                yield _Direction(i, j, 0, name + str(list(at)) * bool(at))
-        else:
-            for j in range(DIRECTIONS):
-                yield _Direction(i, -1, j, f"{name} direction {j + 1}")
-
-
-def _unit(like: Sequence[jax.Array], leaf: Any, index: Any, seed: Any) -> list[jax.Array]:
-    out = []
-    for i, a in enumerate(like):
-        if a.size <= COORDINATES:
-            v = (jnp.arange(a.size) == index).astype(a.dtype)
-        else:
-            key = jax.random.fold_in(jax.random.key(i), seed)
-            v = jax.random.rademacher(key, (a.size,), a.dtype) / math.sqrt(a.size)
-        out.append(jnp.where(leaf == i, v, 0.0).reshape(a.shape))
-    return out
-
-
-def _moved(params: Sequence[jax.Array], v: Sequence[jax.Array], by: Any) -> list[jax.Array]:
-    return [p + jnp.asarray(by * d, p.dtype) for p, d in zip(params, v, strict=True)]
-
-
-def _moments(f: Callable[..., Any], args: Any, key: jax.Array, n: int, chunk: int) -> np.ndarray:
-    """The mean over n keys of k arrays ``f(args, key)``, and its standard error: f64[k, 2, ...]."""
-    chunks = -(-n // chunk)
-
-    @jax.jit
-    def run(args: Any, key: jax.Array) -> Any:
-        def one(key: jax.Array) -> Any:
-            drawn = jax.vmap(lambda key: f(args, key))(jax.random.split(key, chunk))
-            return [(a.mean(0), a.var(0)) for a in drawn]
-
-        return lax.map(one, jax.random.split(key, chunks))
-
-    out = []
-    for of_chunks in jax.device_get(run(args, key)):
-        mean, var = (np.asarray(a, np.float64) for a in of_chunks)
-        error = np.sqrt((mean.var(0) + var.mean(0)) / max(1, chunks * chunk - 1))
-        out.append((mean.mean(0), error))
-    return np.array(out)
-
-
 # --- the reference ------------------------------------------------------------------------------
-
-
-def _scopes(closed: _jax.ClosedJaxpr, prefix: Address = ()) -> Iterator[Sites]:
-    """The choices of a program by address, then those of the expectations inside."""
-    sites: Sites = {}
-    program = list(choices(closed, densities=True))
-    for c in program:
-        if isinstance(c.random, Site) and not isinstance(abstract_distribution(c), FreshKey):
-            sites.setdefault((*prefix, *c.address), []).append(c)
-    yield sites
-    for c in program:
-        if isinstance(c.random, Expect):
-            yield from _scopes(c.random.jaxpr, (*prefix, *c.address))
 
 
 def _reference(scopes: Sequence[Sites]) -> dict[Address, Estimator]:
@@ -333,110 +165,34 @@ def _reference(scopes: Sequence[Sites]) -> dict[Address, Estimator]:
     for sites in scopes:
         joint = 1
         for address, here in sites.items():
-            if _fits(Enum(), here):
+            if fits(Enum(), here):
                 size = math.prod(joint_size(c, Enum()) ** math.prod(c.lengths) for c in here)
                 if joint * size <= SMALL:
                     joint *= size
                     table[address] = Enum()
                     continue
-            if _fits(score, here):
+            if fits(score, here):
                 table[address] = score
     return table
-
-
-def _fits(estimator: Estimator, sites: Sequence[Choice]) -> bool:
-    return all(estimator.unsuitable(abstract_distribution(c)) is None for c in sites)
-
-
-def _steps(program: _Program, key: jax.Array) -> np.ndarray:
-    """The step for each row, or 0 where the differences would leave the domain: f[rows]."""
-
-    @jax.jit
-    def leaves(params: list[jax.Array], steps: jax.Array) -> jax.Array:
-        def row(v: Any, h: jax.Array) -> jax.Array:
-            def at(by: jax.Array, key: jax.Array) -> jax.Array:
-                closed, consts = program.trace(_moved(params, v(params), by))
-                return _outside(closed, consts, key)
-
-            keys = jax.random.split(key, 100)
-            by = 3 * h * jnp.array([-1.0, 1.0])
-            return jnp.any(jax.vmap(lambda by: jax.vmap(lambda k: at(by, k))(keys))(by))
-
-        return program.each(row, steps)
-
-    scales = np.asarray(
-        jax.jit(lambda params: program.each(lambda v: _scale(params, v(params))))(program.params)
-    )
-    steps = np.zeros_like(scales)
-    for relative in STEPS:
-        outside = np.asarray(leaves(program.params, jnp.asarray(relative * scales)))
-        steps = np.where((steps == 0) & ~outside, relative * scales, steps)
-        if np.all(steps > 0):
-            break
-    return steps
-
-
-def _scale(params: Sequence[jax.Array], v: Sequence[jax.Array]) -> jax.Array:
-    size = sum(jnp.sum((p * d) ** 2) for p, d in zip(params, v, strict=True))
-    return jnp.maximum(jnp.sqrt(size), 1.0)
-
-
-def _outside(closed: _jax.ClosedJaxpr, args: Sequence[Any], key: jax.Array) -> jax.Array:
-    """Whether a run meets a parameter outside its domain, or a payoff that is not finite."""
-
-    def run(closed: _jax.ClosedJaxpr, args: Sequence[Any], key: jax.Array) -> Any:
-        outs, seen, _ = interpret(closed, args, rule, key=key, acc=jnp.asarray(False))
-        return outs, seen
-
-    @entering
-    def rule(choice: Any, operands: list[Any], *, key: Any, acc: Any, **state: Any) -> Any:
-        if isinstance(choice, Site):
-            one = lambda operands: _invalid(choice, operands)
-            acc |= jnp.any(per_element(choice.axes, one, 0)(operands))
-        elif isinstance(choice, Expect):
-            one = lambda operands, key: run(choice.jaxpr, operands, key)
-            keys = element_keys(key, choice.axes)
-            outs, seen = per_element(choice.axes, one, 1)(operands, keys)
-            return outs, acc | jnp.any(seen), {}
-        elif isinstance(choice, Call):
-            assert isinstance(choice.program, Densities)
-            outs, seen = run(choice.program.simulate, operands, key)
-            return outs[: choice.program.n_retval], acc | seen, {}
-        return draw_rule(choice, operands, key=key, acc=acc, **state)
-
-    outs, seen = run(closed, args, key)
-    return seen | ~jnp.isfinite(outs[0])
-
-
-def _invalid(site: Site, operands: list[Any]) -> jax.Array:
-    """Whether a parameter of a site is outside its domain."""
-    bad, d = jnp.asarray(False), site.rebuild(site.live(operands))
-    while d is not None:
-        for name, constraint in getattr(d, "arg_constraints", {}).items():
-            # ``vars`` holds the parameters given, not those computed from them
-            if name in vars(d) and not isinstance(constraint, type(constraints.dependent)):
-                bad |= jnp.any(~constraint(vars(d)[name]))
-        d = getattr(d, "base_dist", None)
-    return bad & site.mask(operands)
 
 
 # --- the audit ----------------------------------------------------------------------------------
 
 
-def _audited(program: _Program, key: jax.Array, samples: int) -> Audit:
+def _audited(program: Program, key: jax.Array, samples: int) -> Audit:
     probe, key = jax.random.split(key)
     n = max(1, -(-samples // TOGETHER))
     chunk = max(1, min(n, CHUNK, NUMBERS // sum(p.size for p in program.params)))
     trusted = _reference(program.scopes)
-    steps = _steps(program, probe)
+    steps = steps_within(program, probe)
     count = len(program.directions)
 
     def draw(f: Callable[..., Any]) -> np.ndarray:
-        return _moments(f, program.params, key, n, chunk)
+        return means_and_errors(f, program.params, key, n, chunk)
 
     def differences(params: Any, key: jax.Array) -> Any:
         def row(v: Any, h: jax.Array) -> Any:
-            at = lambda by: program.value(_moved(params, v(params), by), key, trusted)
+            at = lambda by: program.value(moved(params, v(params), by), key, trusted)
             multiple = jnp.arange(1, 4, dtype=h.dtype)
             ahead, behind = lax.map(at, h * jnp.concatenate([multiple, -multiple])).reshape(2, 3)
             c = (ahead - behind) / (2 * multiple * h)
@@ -499,7 +255,7 @@ def _z(bias: np.ndarray, error: np.ndarray, tolerance: np.ndarray) -> np.ndarray
 
 
 def _suspects(
-    program: _Program,
+    program: Program,
     draw: Callable[..., np.ndarray],
     trusted: Table,
     reference: np.ndarray,
@@ -552,7 +308,7 @@ def _others(here: Sequence[Choice], trusted: Estimator | None) -> Iterator[Estim
     if trusted is not None and not (isinstance(trusted, Enum) and isinstance(own, Enum | None)):
         yield trusted
     # a score is wrong where the support moves
-    if not isinstance(own, Reparam) and _fits(Reparam(), here):
+    if not isinstance(own, Reparam) and fits(Reparam(), here):
         yield Reparam()
 
 

@@ -166,7 +166,7 @@ class Expectation:
         arrays, static, tree = split((args, kwargs))
         nums = argnums if isinstance(argnums, int) else tuple(argnums)
         key = as_key(key)
-        _check_differentiable(args, nums)
+        check_differentiable(args, nums)
         value, grads = self._value_and_grad(
             key,
             arrays,
@@ -375,7 +375,7 @@ def _scalar(value: Any) -> str:
     )
 
 
-def _check_differentiable(args: Sequence[Any], argnums: int | tuple[int, ...]) -> None:
+def check_differentiable(args: Sequence[Any], argnums: int | tuple[int, ...]) -> None:
     for i in (argnums,) if isinstance(argnums, int) else argnums:
         if not -len(args) <= i < len(args):
             raise ValueError(

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, final
 
 from transforms import _jax
-from transforms.assignment import Chosen
+from transforms.chosen import Chosen
 from transforms.estimator import Continued, Enumerated
 from transforms.findings import ALMOST, Finding
 from transforms.interpret import abstract_distribution

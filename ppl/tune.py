@@ -31,9 +31,11 @@ from transforms import _jax
 from transforms.errors import AddressError, PPLError, UnsupportedError, describe, nearest, show
 from transforms.retarget import retarget
 
-from .audit import ROUNDING, _fits, _is_floating, _scopes
-from .expectation import Expectation, _check_differentiable, split
+from .audit import ROUNDING
+from .derivatives import is_floating
+from .expectation import Expectation, check_differentiable, split
 from .generative import as_count, as_key
+from .scopes import fits, scopes_of
 
 EXHAUSTIVE, MEMORY = 64, 2**32
 """Most combinations that are all tried; most bytes that one may take."""
@@ -169,8 +171,8 @@ def tune(
     where = f"{objective.name}, tuned at {_jax.user_line()},"
     nums = (argnums,) if isinstance(argnums, int) else tuple(argnums)
     given, (objective, args) = objective, objective.bound(args, kwargs)
-    _check_differentiable(args, nums)
-    if not any(map(_is_floating, jax.tree.leaves([args[i] for i in nums]))):
+    check_differentiable(args, nums)
+    if not any(map(is_floating, jax.tree.leaves([args[i] for i in nums]))):
         raise UnsupportedError(f"{where} gets no float in argument {nums}. Type 1.0 or argnums=1.")
     key = jax.random.key(jax.random.bits(as_key(key)))  # of the kind that explain traces
     how = {"samples": as_count(samples, "samples"), "argnums": nums}
@@ -279,7 +281,7 @@ def _loop(traced: Any, n: jax.Array, key: jax.Array, arrays: Any) -> jax.Array:
 def _options(objective: Expectation, args: Any, how: Any, names: Any, where: str) -> dict[Any, Any]:
     """The estimators that fit, by address, first the one that is there."""
     rows = objective.explain(*args, **how).sites
-    sites = {a: here for s in _scopes(objective.trace(*args)[0]) for a, here in s.items()}
+    sites = {a: here for s in scopes_of(objective.trace(*args)[0]) for a, here in s.items()}
     known = ", ".join(map(show, sites))
     free = [a for a, here in sites.items() if not any(c.site.estimator for c in here)]
     wanted = [(a,) if isinstance(a, str) else tuple(a) for a in names] or free
@@ -291,7 +293,7 @@ def _options(objective: Expectation, args: Any, how: Any, names: Any, where: str
     for a in wanted:
         if a not in sites:
             raise AddressError(f"{where} has no {show(a)}.{nearest(a, sites)} It has: {known}.")
-        fit = [e for e in TYPED if e and (e != LOO or how["samples"] > 1) and _fits(e, sites[a])]
+        fit = [e for e in TYPED if e and (e != LOO or how["samples"] > 1) and fits(e, sites[a])]
         here = {r.estimator for r in rows if r.address == "/".join(a)} if a in free else set()
         now = next((e for e in fit if {e.name} == here), None)
         out[a[0] if len(a) == 1 else a] = [now, *(e for e in fit if e != now)]

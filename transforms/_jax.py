@@ -328,8 +328,8 @@ def define_primitive(
     *,
     abstract: Callable[..., Any],
     batch: Callable[..., Any],
-    jvp: Callable[..., Any],
     refuse: Callable[..., Any],
+    jvp: Callable[..., Any] | None = None,
 ) -> Primitive:
     """A primitive with several results that only an interpreter of ours can run.
 
@@ -348,7 +348,8 @@ def define_primitive(
         return refuse(**params)
 
     mlir.register_lowering(p, lower)
-    ad.primitive_jvps[p] = jvp
+    if jvp is not None:
+        differentiate(p, jvp)
     batching.fancy_primitive_batchers[p] = lambda axis, args, dims, **params: batch(
         axis.size, args, dims, **params
     )
@@ -381,6 +382,11 @@ def define_function(
     ad.primitive_jvps[p] = jvp
     batching.primitive_batchers[p] = batched
     return p
+
+
+def differentiate(p: Primitive, jvp: Callable[..., Any]) -> None:
+    """Differentiate ``p`` by ``jvp(primals, tangents, **params)``."""
+    ad.primitive_jvps[p] = jvp
 
 
 def wrap_batcher(p: Primitive, wrapper: Callable[..., Any]) -> None:

@@ -2,63 +2,18 @@
 
 from __future__ import annotations
 
-import abc
-import dataclasses
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 
 from . import _jax
-from .elements import apart, element_shape
+from .chosen import Choose, Chosen, Rough
 from .errors import UnsupportedError, show
-from .estimator import Enumerated, Estimator
-from .interpret import Choice, Path, abstract_distribution, abstractly, choices
+from .estimator import Estimator
+from .interpret import Choice, Path, abstract_distribution, choices
+from .layout import largest
 from .site import Site
-
-MAX_JOINT = 2**20
-"""Most joint values that a term of a scope is enumerated over."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Chosen:
-    """A site and its estimator."""
-
-    choice: Choice
-    estimator: Estimator
-    reason: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Rough:
-    """Why the use of a site is not smooth, and whether its support is that for all parameters."""
-
-    why: str
-    fixed_support: bool
-
-
-class Choose(abc.ABC):
-    """How estimators are chosen where the user chose none."""
-
-    @abc.abstractmethod
-    def __call__(
-        self,
-        sites: Sequence[Choice],
-        samples: int,
-        rough: Mapping[Path, Rough],
-        sizes: Callable[[Mapping[Path, Estimator]], Mapping[Path, int]],
-    ) -> dict[Path, tuple[Estimator, str]]:
-        """An estimator and the reason for it, for each site.
-
-        ``sizes`` says, for estimators of all the sites, of how many joint values an enumerated one
-        would be a part.
-        """
-
-    @abc.abstractmethod
-    def instead(self, d: Any, *, smooth: bool, fixed_support: bool) -> list[str]:
-        """What to type at a site of distribution ``d``, in the order of preference, given whether
-        its use is smooth and whether its support is that for all parameters."""
 
 
 def assign(
@@ -77,8 +32,6 @@ def assign(
     program = [c for c in choices(closed, densities=True) if isinstance(c.random, Site)]
 
     def sizes(estimators: Mapping[Path, Estimator]) -> Mapping[Path, int]:
-        from .layout import largest  # which is told the estimators
-
         return largest(closed, _chosen(program, {p: (e, "") for p, e in estimators.items()}))
 
     free = [c for c in program if c.site.estimator is None]
@@ -118,14 +71,3 @@ def _censored(d: Any) -> str | None:
         "censored. Give its value as data; where a draw is meant, sample from the distribution "
         "inside of it."
     )
-
-
-def joint_size(choice: Choice, estimator: Enumerated) -> int:
-    """How many joint values the elements of a site have, all of them, in one run of a loop."""
-    shape = (*choice.site.sizes, *element_shape(choice.site, choice.avals))
-    return support_size(choice, estimator) ** math.prod(shape)
-
-
-def support_size(choice: Choice, estimator: Enumerated) -> int:
-    """How many values one element of a site has."""
-    return abstractly(choice, lambda d: estimator.support(apart(d))).shape[0]

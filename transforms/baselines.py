@@ -6,12 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from .estimator import Baseline
+from .samples import SAMPLES, Context
 
 
 def sees_own_draw(baseline: Baseline, samples: int) -> bool:
     """Whether a baseline depends on the payoff of the sample whose score it multiplies."""
-    from .surrogate import SAMPLES, Context
-
     if baseline.independent:
         return False
     context = Context(samples)

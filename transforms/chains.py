@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from . import _jax
-from .assignment import Chosen, support_size
+from .chosen import Chosen, support_size
 from .dependence import NONE, Along, Dependence, Dependences
 from .elements import element_shape, value_and_mass
 from .errors import UnsupportedError, show

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .assignment import Chosen
+from .chosen import Chosen
 from .errors import UnsupportedError, show
 from .estimator import Continued, LocalSite, constant
 from .interpret import Record, states_before

@@ -142,13 +142,13 @@ class Dependences:
                 if at[: len(path)] == path:  # whether it is made at all
                     self.parameters[at] = join([d, index])
             return [join([index, *outs]) for outs in zip(*cases, strict=True)]
-        inner = _called(eqn)
+        inner = called(eqn)
         if inner is not None:
             run = self.run if p is _jax.jit_p else self._within
             return run(inner, ins, path, loops)
         if not eqn.outvars:  # a callback
             return []
-        return [join([_moved(d, to) for d, to in zip(ins, _axes(eqn), strict=True)])] * len(
+        return [join([_moved(d, to) for d, to in zip(ins, axes_of(eqn), strict=True)])] * len(
             eqn.outvars
         )
 
@@ -229,7 +229,7 @@ class Dependences:
         return [*last, *ys]
 
 
-def _called(eqn: _jax.JaxprEqn) -> _jax.ClosedJaxpr | None:
+def called(eqn: _jax.JaxprEqn) -> _jax.ClosedJaxpr | None:
     """The program that an equation runs as it is, on its own operands."""
     if eqn.primitive in INLINED:
         return eqn.params[INLINED[eqn.primitive]]
@@ -287,7 +287,7 @@ def _nowhere(axis: int) -> None:
     return None
 
 
-def _axes(eqn: _jax.JaxprEqn) -> list[To]:
+def axes_of(eqn: _jax.JaxprEqn) -> list[To]:
     """For each operand, which axis of the results runs along with an axis of it."""
     name, shapes = eqn.primitive.name, [v.aval.shape for v in eqn.invars]  # type: ignore[attr-defined]
     out = eqn.outvars[0].aval.shape  # type: ignore[attr-defined]

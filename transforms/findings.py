@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from .assignment import Choose, Chosen
+from .chosen import Choose, Chosen
 from .contained import Misfit
 from .errors import Address, show
 from .flat import Op

@@ -256,7 +256,7 @@ def _plan(jaxpr: _jax.Jaxpr) -> list[_Run | tuple[int, _jax.JaxprEqn]]:
             needed |= {v for v in step[1].invars if isinstance(v, _jax.Var)}
             continue
         made = {v for eqn in step for v in eqn.outvars}
-        used = {v for eqn in step for v in eqn.invars if isinstance(v, _jax.Var)}
+        used = dict.fromkeys(v for eqn in step for v in eqn.invars if isinstance(v, _jax.Var))
         invars = [v for v in used if v not in made]
         outvars = [v for eqn in step for v in eqn.outvars if v in needed]
         plan.append(_Run(_jax.open_jaxpr(jaxpr, invars, outvars, step), invars, outvars))

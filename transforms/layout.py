@@ -20,8 +20,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from . import _jax
-from .assignment import MAX_JOINT, Chosen, support_size
 from .chains import SummedOut, sum_out
+from .chosen import MAX_JOINT, Chosen, support_size
 from .dependence import NONE, Along, Dependence, Dependences
 from .elements import apart, element_shape
 from .errors import UnsupportedError, show

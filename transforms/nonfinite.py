@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from . import _jax
-from .assignment import Choose
+from .chosen import Choose
 from .errors import show
 from .site import Site
 from .surrogate import surrogate

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from . import _jax
-from .assignment import Chosen, support_size
+from .chosen import Chosen, support_size
 from .errors import Address
 from .estimator import Enumerated
 from .interpret import Path

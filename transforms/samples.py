@@ -13,9 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .assignment import Chosen
-from .seed import vectorised_draw
-from .site import Axis, Site
+from .chosen import Chosen
+from .site import Axis, Site, element_keys, per_element
 
 SAMPLES = "ppl.samples"
 Watch = Callable[[Site, Sequence[Any], Any], None]
@@ -53,6 +52,25 @@ class Context:
         if self.samples == 1:
             return jnp.zeros_like(payoff)
         return (lax.psum(payoff, SAMPLES) - payoff) / (self.samples - 1)
+
+
+def sampled(d: Any, key: jax.Array, sample_shape: tuple[int, ...]) -> jax.Array:
+    """How distributions draw by themselves."""
+    return d.sample(key, sample_shape)
+
+
+def vectorised_draw(
+    site: Site, operands: Sequence[Any], key: jax.Array, sample: Callable[..., Any]
+) -> jax.Array:
+    """Draw by ``sample(distribution, key, sample_shape)`` for each element of the site."""
+    parameters = len(operands) - site.masked
+    if not any(any(a.mapped[:parameters]) for a in site.axes):
+        return sample(site.rebuild(operands), key, site.sizes)
+
+    def one(operands: list[Any], key: jax.Array) -> jax.Array:
+        return sample(site.rebuild(site.live(operands)), key, ())
+
+    return per_element(site.axes, one, 1)(list(operands), element_keys(key, site.axes))
 
 
 def draw(

@@ -2,38 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 
 from . import _jax
 from .interpret import Path, Record, entering, interpret
-from .site import Call, Densities, Expect, Factor, Site, _factor_outside, element_keys, per_element
+from .samples import sampled, vectorised_draw
+from .site import Call, Densities, Expect, Factor, Site, refuse_factor
+from .surrogate import estimate
 
 
 def draw(site: Site, operands: Sequence[Any], key: jax.Array) -> jax.Array:
     """A draw of a site with all its ``vmap`` axes: ``[*sizes, *shape]``."""
     return vectorised_draw(site, operands, key, sampled)
-
-
-def sampled(d: Any, key: jax.Array, sample_shape: tuple[int, ...]) -> jax.Array:
-    """How distributions draw by themselves."""
-    return d.sample(key, sample_shape)
-
-
-def vectorised_draw(
-    site: Site, operands: Sequence[Any], key: jax.Array, sample: Callable[..., Any]
-) -> jax.Array:
-    """Draw by ``sample(distribution, key, sample_shape)`` for each element of the site."""
-    parameters = len(operands) - site.masked
-    if not any(any(a.mapped[:parameters]) for a in site.axes):
-        return sample(site.rebuild(operands), key, site.sizes)
-
-    def one(operands: list[Any], key: jax.Array) -> jax.Array:
-        return sample(site.rebuild(site.live(operands)), key, ())
-
-    return per_element(site.axes, one, 1)(list(operands), element_keys(key, site.axes))
 
 
 @entering
@@ -48,11 +31,9 @@ def draw_rule(
         outs, acc, _ = interpret(choice.program.simulate, operands, draw_rule, key=key, acc=acc)
         return outs[: choice.program.n_retval], acc, {}
     if isinstance(choice, Expect):
-        from .surrogate import estimate
-
         return estimate(choice, operands, key), acc, {}
     assert isinstance(choice, Factor)
-    return _factor_outside(choice)
+    return refuse_factor(choice)
 
 
 def seeded(closed: _jax.ClosedJaxpr, args: Sequence[Any], key: jax.Array) -> list[Any]:

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import _jax, marks, opened
+from . import _jax, opened
 from .errors import Address, KeyRequiredError, UnsupportedError, show
 
 PyTree = Any
@@ -309,7 +309,7 @@ def _factor_batch(axis_size: int, args: Any, dims: Any, *, factor: Factor) -> An
     return factor_p.bind(weight, factor=factor), []
 
 
-def _factor_outside(factor: Factor) -> NoReturn:
+def refuse_factor(factor: Factor) -> NoReturn:
     raise UnsupportedError(
         f"the factor {show(factor.address)} at {factor.source} is outside @ppl.gen, where it has "
         "no density to add to. In an objective, add the term to the value that is returned."
@@ -323,7 +323,7 @@ factor_p = _jax.define_primitive(
     jvp=lambda primals, tangents, *, factor: _refuse_jvp(
         f"the factor {show(factor.address)}", factor.source
     ),
-    refuse=lambda *, factor: _factor_outside(factor),
+    refuse=lambda *, factor: refuse_factor(factor),
 )
 
 
@@ -462,15 +462,6 @@ def _expect_batch(axis_size: int, args: Any, dims: Any, *, expect: Expect) -> An
     return outs, [0] * len(outs)
 
 
-def _expect_jvp(primals: Any, tangents: Any, *, expect: Expect) -> Any:
-    from .surrogate import estimate  # the value of a scope, differentiated in place
-
-    zeros = [_jax.ad.instantiate_zeros(t) for t in tangents]
-    key = sample((expect.name,), FreshKey(), source=expect.source)
-    with marks.mark(marks.ESTIMATE):
-        return jax.jvp(lambda *ops: estimate(expect, list(ops), key), tuple(primals), tuple(zeros))
-
-
 expect_p = _jax.define_primitive(
     "expect",
     abstract=lambda *_, expect: [
@@ -478,7 +469,6 @@ expect_p = _jax.define_primitive(
         for o in expect.jaxpr.out_avals
     ],
     batch=_expect_batch,
-    jvp=_expect_jvp,
     refuse=lambda *, expect: _keyless_expectation(expect.name, expect.source),
 )
 

@@ -27,8 +27,9 @@ from typing import Any
 import jax.numpy as jnp
 
 from . import _jax, marks, verdicts
-from .assignment import Choose, Chosen, Rough, assign
+from .assignment import assign
 from .baselines import sees_own_draw
+from .chosen import Choose, Chosen, Rough
 from .contained import Misfit
 from .cures import Cures, Known
 from .domains import Domain, domain_of

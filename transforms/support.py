@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .assignment import Chosen
+from .chosen import Chosen
 from .estimator import Enumerated
 
 _WRAPPERS = {"Independent", "ExpandedDistribution", "MaskedDistribution"}

@@ -32,9 +32,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from . import _jax
+from . import _jax, marks
 from .alarm import sound_the_alarm
-from .assignment import Choose, assign
+from .assignment import assign
+from .chosen import Choose
 from .contained import resolve
 from .continued import correction
 from .elements import apart, element_shape, value_and_mass
@@ -43,9 +44,20 @@ from .estimator import Continued, Enumerated, InPlace, magic_box
 from .interpret import Path, Record, Steps, entering, interpret
 from .layout import Elements, Layout, Mass, laws, lay_out, onto, times
 from .messages import silent, transformable
-from .samples import SAMPLES, Context, Watch, draw, own_key
-from .seed import sampled
-from .site import Call, Densities, Expect, Factor, Site, _factor_outside, element_keys, per_element
+from .samples import SAMPLES, Context, Watch, draw, own_key, sampled
+from .site import (
+    Call,
+    Densities,
+    Expect,
+    Factor,
+    FreshKey,
+    Site,
+    element_keys,
+    expect_p,
+    per_element,
+    refuse_factor,
+    sample,
+)
 from .soundness import Soundness
 from .uniform import NO, compress
 
@@ -166,7 +178,7 @@ def _run(
         if isinstance(choice, Expect):
             return estimate(choice, operands, key, context), acc, {}
         if isinstance(choice, Factor):
-            return _factor_outside(choice)
+            return refuse_factor(choice)
         if isinstance(choice, Call):
             assert isinstance(choice.program, Densities)
             outs, acc, made = interpret(
@@ -364,5 +376,15 @@ def _alarm(
 
     return _jax.perturbed([args[i] for i in smooth], tell)
 
+
+def _expectation_jvp(primals: Any, tangents: Any, *, expect: Expect) -> Any:
+    """The value of a scope, differentiated in place."""
+    zeros = [_jax.ad.instantiate_zeros(t) for t in tangents]
+    key = sample((expect.name,), FreshKey(), source=expect.source)
+    with marks.mark(marks.ESTIMATE):
+        return jax.jvp(lambda *ops: estimate(expect, list(ops), key), tuple(primals), tuple(zeros))
+
+
+_jax.differentiate(expect_p, _expectation_jvp)
 
 __all__ = ["Context", "estimate", "surrogate"]

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import _jax
-from .assignment import MAX_JOINT
+from .chosen import MAX_JOINT
 from .dependence import Dependence
 from .errors import UnsupportedError
 from .grid import over_axes

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from . import _jax
-from .dependence import ELEMENTWISE, REDUCING, _axes, _called
+from .dependence import ELEMENTWISE, REDUCING, axes_of, called
 from .interpret import Path
 from .site import Site
 
@@ -44,7 +44,7 @@ class Uniform:
     def _equation(self, eqn: _jax.JaxprEqn, ins: list[Axes], path: Path) -> Sequence[Axes]:
         if isinstance(eqn.params.get("site"), Site):
             return [self._site(path)]
-        inner = _called(eqn)
+        inner = called(eqn)
         if inner is not None:
             env = self.variables(inner, ins, path)
             return [env[v] if isinstance(v, _jax.Var) else NO for v in inner.jaxpr.outvars]
@@ -69,7 +69,7 @@ def _of_result(eqn: _jax.JaxprEqn, ins: list[Axes]) -> Axes:
     if name == "iota":
         return frozenset(every) - {eqn.params["dimension"]}
     if name in _FOLLOWING or name in REDUCING:
-        tos = _axes(eqn)
+        tos = axes_of(eqn)
         return frozenset(
             b
             for b in every
@@ -151,7 +151,7 @@ def _once(eqn: _jax.JaxprEqn, operands: list[Any], axes: Axes) -> list[Any]:
     if eqn.primitive.name in ELEMENTWISE:
         tos: list[Any] = [lambda a: a] * len(operands)
     else:
-        tos = _axes(eqn)
+        tos = axes_of(eqn)
     if eqn.primitive.name == "gather":
         axes = axes.difference(eqn.params["dimension_numbers"].offset_dims)
     small = []
