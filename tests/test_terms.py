@@ -270,3 +270,15 @@ def test_large_grids_of_several_choices_and_of_one():
     np.testing.assert_allclose(value, 0.3 * 11 + 1, rtol=1e-5)
     np.testing.assert_allclose(loc, masses, rtol=1e-5)
     np.testing.assert_allclose(table, [505 / 1009, 504 / 1009], rtol=1e-5)
+
+
+def test_a_branch_in_a_large_grid():
+    @ppl.expectation
+    def f(t, i):
+        k = sum(ppl.sample(f"x{j}", dist.Bernoulli(0.3), ppl.enum()) for j in range(11))
+        return jax.lax.cond(i > 0, lambda: t * k**2, lambda: t - k)
+
+    value, slope = f.value_and_grad(KEY, 2.0, jnp.array(1))
+    second = 11 * 0.3 * 0.7 + 3.3**2
+    np.testing.assert_allclose([value, slope], [2 * second, second], rtol=1e-5)
+    np.testing.assert_allclose(f.value_and_grad(KEY, 2.0, jnp.array(0)), [-1.3, 1.0], rtol=1e-5)

@@ -116,9 +116,14 @@ def _in_chunks(
     padded = jnp.pad(indices, (0, -n % size), mode="edge").reshape(-1, size)
 
     def part(indices: jax.Array) -> list[jax.Array]:
-        return _in_chunks(step, lax.optimization_barrier(values), indices, chunk)
+        return _in_chunks(step, list(map(_apart, values)), indices, chunk)
 
     return [x.reshape(-1, *x.shape[2:])[:n] for x in lax.map(part, padded)]
+
+
+def _apart(x: jax.Array) -> jax.Array:
+    """Integers have no derivative: behind a barrier they would seem to, to a ``cond``."""
+    return lax.optimization_barrier(x) if jnp.issubdtype(x.dtype, jnp.inexact) else x
 
 
 def _is_var(v: Any) -> bool:
