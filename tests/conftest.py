@@ -3,6 +3,7 @@
 The tests compile thousands of small programs and hardly run them, so XLA compiles cheaply.
 """
 
+import gc
 import importlib.metadata
 import os
 
@@ -16,6 +17,8 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):  # an unknown flag 
 os.environ.setdefault("NPROC", "1")
 """XLA's threads in each worker. The workers share the cores; and the LAPACK kernels of jaxlib 0.10
 wait for ever where two of them run in a pool of two threads."""
+
+gc.set_threshold(100_000, 20, 100)  # tracing makes many small objects, most of which stay
 
 AS_FOR_A_USER = {"test_benchmarks", "test_compilation", "test_demo", "test_docs", "test_tune"}
 """Files that count what is compiled, or run for long."""

@@ -454,10 +454,15 @@ def _wide(x: Any) -> Any:
     return x.astype(np.int64) if getattr(x, "dtype", np.dtype(float)).kind in "iu" else x
 
 
+def _squares(out: Any) -> Any:
+    with np.errstate(over="ignore"):  # an inner product of small integers is one
+        return sum(v**2 for v in out)
+
+
 JOINED_EXACTLY = {
     "sum": lambda out: sum(map(_wide, out)),
     "prod": math.prod,
-    "squares": lambda out: sum(v**2 for v in out),
+    "squares": _squares,
 }
 
 
@@ -907,7 +912,7 @@ class _Generator:
         real = law in ("normal", "laplace")
         loc = f"0.9*{self.smooth(scope)}" if real else "0.0"
         scale = f"exp(0.35*{self.smooth(scope)})"
-        moves = law == "uniform" and self.likely(0.5)
+        moves = law == "uniform" and self.moving and self.likely(0.5)
         if law == "uniform":
             loc, scale = (f"0.5*{self.smooth(scope)}", scale) if moves else ("0.0", "1.0")
         estimator = self.estimator(("reparam", "auto") if moves else FOR_CONTINUOUS)
