@@ -6,6 +6,13 @@ import argparse
 import sys
 from pathlib import Path
 
+try:
+    from . import cone, digits
+except ModuleNotFoundError as error:
+    if (error.name or "").split(".")[0] not in ("matplotlib", "sklearn"):
+        raise
+    sys.exit(f"the demo needs {error.name}: pip install 'programmable-vi[demo]'")
+
 
 def say(line: str) -> None:
     """Write a line, and show it at once."""
@@ -18,12 +25,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m ppl.demo", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the pictures")
     out = parser.parse_args().out
-    try:
-        from . import cone, digits
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in ("matplotlib", "sklearn"):
-            raise
-        sys.exit(f"the demo needs {error.name}: pip install 'programmable-vi[demo]'")
     out.mkdir(parents=True, exist_ok=True)
     cone.main(out, say)
     say("")

@@ -1,0 +1,64 @@
+"""What value and gradient of some programs cost, exactly: a net under changes of the inside.
+
+``python tests/test_fingerprints.py --write`` renews ``fingerprints.txt``; a commit that changes it
+says why. The numbers are those of the program as it is lowered, before XLA optimizes.
+"""
+
+import argparse
+import pathlib
+import sys
+
+import jax
+import pytest
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(pathlib.Path(__file__).parent / "benchmarks"))
+
+from fingerprinted import PROGRAMS
+
+FILE = pathlib.Path(__file__).parent / "fingerprints.txt"
+KEY = jax.random.key(0)
+
+
+def equations(jaxpr):
+    """Number of equations, those inside loops and functions included."""
+    subs = jax.extend.core.jaxprs_in_params
+    return sum(1 + sum(equations(s) for s in subs(e.params)) for e in jaxpr.eqns)
+
+
+def fingerprint(name):
+    """Equations, FLOPs and bytes of the value and of the gradient with it."""
+    objective, args, samples = PROGRAMS[name]
+    numbers = []
+    for f in (objective.value, objective.value_and_grad):
+        traced = jax.jit(lambda *args, f=f: f(KEY, *args, samples=samples)).trace(*args)
+        cost = traced.lower().cost_analysis()
+        numbers += [equations(traced.jaxpr.jaxpr), cost.get("flops", 0), cost["bytes accessed"]]
+    return " ".join(f"{n:.0f}" for n in numbers)
+
+
+def kept():
+    lines = FILE.read_text().splitlines()
+    return dict(line.rsplit(": ", 1) for line in lines if not line.startswith("#"))
+
+
+@pytest.mark.filterwarnings("ignore::ppl.SoundnessWarning")
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_the_cost_of_a_program_is_that_kept(name):
+    assert fingerprint(name) == kept()[name]
+
+
+def test_all_that_is_kept_is_tested():
+    assert set(kept()) == set(PROGRAMS)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--write", action="store_true", help="renew fingerprints.txt")
+    lines = [f"{name}: {fingerprint(name)}" for name in PROGRAMS]
+    head = "# equations, FLOPs, bytes of the value; equations, FLOPs, bytes of value and gradient"
+    text = "\n".join([head, *lines]) + "\n"
+    if parser.parse_args().write:
+        FILE.write_text(text)
+    else:
+        sys.stdout.write(text)
