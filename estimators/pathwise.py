@@ -21,6 +21,7 @@ import numpyro.distributions as dist
 
 from transforms.estimator import InPlace
 from transforms.opened import arrays
+from transforms.seed import sampled
 
 from . import implicit
 
@@ -104,7 +105,7 @@ def _draw_base(d: Any, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def _native(d: Any, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    return d.sample(key, shape)
+    return sampled(d, key, shape)
 
 
 NATIVE = Rule(_native, _undeclared)
