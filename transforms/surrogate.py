@@ -300,7 +300,8 @@ def estimate(
         expect = dataclasses.replace(expect, jaxpr=resolved)
         check = Soundness(expect.jaxpr, expect.choose, 1, _known(operands), misfits)
         outs = estimate(expect, operands, key, Context(plans=check.plans))
-        return [_checked(check, operands, outs[0]) + _alarm(check, operands, expect.name), *outs[1:]]
+        value = _checked(check, operands, outs[0])
+        return [value + _alarm(check, operands, expect.name), *outs[1:]]
     inner = dataclasses.replace(context, averages={})
 
     def one(operands: list[Any], key: jax.Array) -> list[Any]:
