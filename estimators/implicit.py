@@ -24,7 +24,7 @@ from jax import lax
 from jax.scipy.special import digamma, i0e
 from numpyro.distributions import constraints
 
-from transforms.rounding import at_ends, is_lost
+from transforms.rounding import at_ends, largest_log
 from transforms.seed import sampled
 
 
@@ -94,10 +94,7 @@ def gamma(d: Any, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 def inverse_gamma(d: Any, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     base = d.base_dist
     y = jnp.log(base.rate) - loggamma(key, base.concentration, (*shape, *d.batch_shape))
-    # small enough that the derivative, x dy, is in range as well
-    most = float(np.log(jnp.finfo(y.dtype).max)) - 20
-    lost = is_lost(base.concentration, most - jnp.log(base.rate)) & (y > most)
-    return jnp.where(lost, jnp.inf, jnp.exp(jnp.minimum(y, most)))
+    return at_ends(d, jnp.exp(jnp.minimum(y, largest_log(y.dtype) + 1)))
 
 
 def beta(d: Any, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:

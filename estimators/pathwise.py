@@ -59,7 +59,8 @@ class Rule:
 
 
 def rule(d: Any) -> Rule:
-    return RULES.get(type(d)) or RULES.get(type(d).sample, NATIVE)
+    kinds = [k for k in type(d).__mro__ if k in RULES and k.sample is type(d).sample]
+    return RULES[kinds[0]] if kinds else RULES.get(type(d).sample, NATIVE)
 
 
 def draw(d: Any, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:

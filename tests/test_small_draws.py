@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import digamma, gammaln, polygamma
+from scipy.stats import invgamma
 
 import ppl
 from estimators.automatic import choose
@@ -171,6 +172,31 @@ def test_what_needs_no_logarithm_is_right():
     a = 0.03
     exact = 2 * a / (2 * a + 1) + 1 / (1 + a), 2 / (2 * a + 1) ** 2 - 1 / (1 + a) ** 2
     assert is_right(estimates(objective)(a), np.array(exact))
+
+
+def test_the_density_of_a_large_value_is_right():
+    """Of which an InverseGamma draws many, at a concentration of which none are lost."""
+
+    @ppl.gen
+    def model(a):
+        ppl.sample("x", dist.InverseGamma(a, 2.0))
+
+    density = lambda x: model(0.1).log_density({"x": x})
+    value, slope = jax.value_and_grad(density)(1e28)
+    np.testing.assert_allclose(value, invgamma(0.1, scale=2.0).logpdf(1e28), rtol=1e-5)
+    np.testing.assert_allclose(slope, -1.1e-28, rtol=1e-5)
+
+
+def test_the_density_near_one_is_right():
+    @ppl.gen
+    def model(a):
+        ppl.sample("x", dist.Kumaraswamy(a, 0.05))
+
+    density = lambda x: model(0.1).log_density({"x": jnp.float32(x)})
+    x = float(np.float32(1 - 1e-7))
+    exact = np.log(0.1 * 0.05) - 0.9 * np.log(x) - 0.95 * np.log(-np.expm1(0.1 * np.log(x)))
+    np.testing.assert_allclose(density(x), exact, rtol=1e-5)
+    assert density(1.0) == np.inf
 
 
 # --- what is said ---------------------------------------------------------------------------------

@@ -75,7 +75,7 @@ def _run(
 
 def _stand_in(part: Any, x: jax.Array, at_end: Any) -> jax.Array:
     """A value well inside the support, or at the end where draws are lost."""
-    places = [(end, at_end & is_lost(c, reach)) for end, c, reach in ends(part, x.dtype)]
+    places = [(e, at_end & is_lost(c, reach)) for e, _, c, reach in ends(part, x.dtype)]
     if part.event_shape:
         lost = jnp.broadcast_to(places[0][1], x.shape)
         first = jnp.arange(x.shape[-1]) == 0

@@ -24,10 +24,11 @@ from .inside import support_of
 
 NEGLIGIBLE = 6.64
 """s at which (1 + s) exp(-s), the part that is lost, is a hundredth."""
-_FAMILIES = {"Gamma", "Beta", "Dirichlet", "Kumaraswamy"}
+_FAMILIES = {"Gamma", "InverseGamma", "Beta", "Dirichlet", "Kumaraswamy"}
 
-End = tuple[float, Any, Any]
-"""An end of a support, the concentration there, how far the logarithms of floats reach to it."""
+End = tuple[float, float, Any, Any]
+"""An end of a support, the last float inside, the concentration there, and how far the logarithms
+of floats reach to it."""
 
 
 def is_lost(concentration: Any, reach: Any) -> Any:
@@ -37,9 +38,7 @@ def is_lost(concentration: Any, reach: Any) -> Any:
 
 def at_ends(d: Any, x: jax.Array) -> jax.Array:
     """A draw ``x`` of the distribution ``d``, at or inside the ends of the support by the rule."""
-    info = jnp.finfo(x.dtype)
-    for end, concentration, reach in ends(d, x.dtype):
-        inside = 1 - info.eps if end else info.tiny
+    for end, inside, concentration, reach in ends(d, x.dtype):
         at = jnp.where(is_lost(concentration, reach), end, inside).astype(x.dtype)
         x = jnp.where(x >= inside if end else x <= inside, at, x)
     return x
@@ -48,12 +47,23 @@ def at_ends(d: Any, x: jax.Array) -> jax.Array:
 def ends(d: Any, dtype: Any) -> list[End]:
     """The ends of the support of a distribution to which its draws round."""
     family, info = _family(d), jnp.finfo(dtype)
-    low, high = -math.log(float(info.tiny)), -math.log(float(info.eps))
+    tiny, eps = float(info.tiny), float(info.eps)
+    low, high = -math.log(tiny), -math.log(eps)
     if family == "Gamma":
-        return [(0.0, d.concentration, low - jnp.log(d.rate))]
+        return [(0.0, tiny, d.concentration, low - jnp.log(d.rate))]
+    if family == "InverseGamma":
+        most, base = largest_log(dtype), d.base_dist
+        return [(math.inf, math.exp(most), base.concentration, most - jnp.log(base.rate))]
     if family == "Dirichlet":
-        return [(0.0, d.concentration, low)]
-    return [(0.0, d.concentration1, low), (1.0, d.concentration0, high)] if family else []
+        return [(0.0, tiny, d.concentration, low)]
+    if not family:
+        return []
+    return [(0.0, tiny, d.concentration1, low), (1.0, 1 - eps, d.concentration0, high)]
+
+
+def largest_log(dtype: Any) -> float:
+    """The logarithm of numbers x so large that derivatives, x d log x, are in range as well."""
+    return math.log(float(jnp.finfo(dtype).max)) - 20.0
 
 
 def rounding_parts(d: Any) -> list[Any]:
@@ -123,7 +133,7 @@ def smallest_lost(d: Any, dtype: Any) -> jax.Array:
     ``[2]``; infinite where there is none."""
     found = [jnp.full(2, jnp.inf, jnp.float32)]
     for part in rounding_parts(d):
-        for _, concentration, reach in ends(part, dtype):
+        for *_, concentration, reach in ends(part, dtype):
             c, limit = jnp.broadcast_arrays(concentration, NEGLIGIBLE / jnp.asarray(reach))
             lost = jnp.where(c < limit, c, jnp.inf).ravel()
             i = jnp.argmin(lost)
