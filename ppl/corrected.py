@@ -38,7 +38,8 @@ class BinomialLogits(dist.BinomialLogits):
 class InverseGamma(dist.InverseGamma):
     @validate_sample
     def log_prob(self, value: Any, intermediates: Any = None) -> jax.Array:
-        a, b = self.base_dist.concentration, self.base_dist.rate
+        base: Any = self.base_dist
+        a, b = base.concentration, base.rate
         return a * jnp.log(b) - gammaln(a) - (a + 1.0) * jnp.log(value) - b / value
 
 

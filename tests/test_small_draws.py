@@ -215,7 +215,9 @@ def test_the_message_names_the_choice_and_the_cure():
     [
         (lambda a: dist.Gamma(a, 1.0), jnp.log, "0.076"),
         (lambda a: dist.Gamma(a, 1.0), jnp.square, ""),
-        (lambda a: dist.Beta(1.0, 5 * a), lambda x: jnp.log1p(-x), "0.42"),
+        (lambda a: dist.Beta(a, 5 * a), lambda x: jnp.log1p(-x), "0.076"),
+        (lambda a: dist.Beta(a, 1.0), lambda x: dist.Bernoulli(x).log_prob(1), "0.076"),
+        (lambda a: dist.Beta(a, a), lambda x: 3.0 + jnp.sqrt(x), ""),
         (lambda a: dist.Dirichlet(jnp.stack([a, 1.0])), lambda x: jnp.log(x).sum(), "0.076"),
     ],
 )
