@@ -138,7 +138,7 @@ LOGARITHMS = [
 @pytest.mark.usefixtures("cheap")
 @pytest.mark.parametrize(
     ("estimator", "which"),
-    [(ppl.reparam(), range(9)), (ppl.reinforce(), [1, 5, 8]), (ppl.mvd(), [0])],
+    [(ppl.reparam(), range(9)), (ppl.reinforce(), [1, 8]), (ppl.mvd(), [0])],
 )
 def test_a_lost_logarithm_is_not_finite(estimator, which):
     logarithms, n = [LOGARITHMS[i] for i in which], len(which)
