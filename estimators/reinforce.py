@@ -18,6 +18,7 @@ import jax
 
 from transforms.elements import unmasked
 from transforms.estimator import Baseline, InPlace
+from transforms.seed import sampled
 
 from .baselines import baseline as _baseline
 
@@ -48,7 +49,7 @@ class Reinforce(InPlace):
         return unmasked(d).log_prob(value)
 
     def draw(self, d: Any, key: jax.Array, sample_shape: tuple[int, ...]) -> jax.Array:
-        return d.sample(key, sample_shape)
+        return sampled(d, key, sample_shape)
 
 
 def _point(d: Any) -> bool:

@@ -14,7 +14,8 @@ from .assignment import Choose, Chosen
 from .contained import Misfit
 from .errors import Address, show
 from .flat import Op
-from .interpret import abstract_distribution
+from .interpret import Choice, abstract_distribution
+from .rounding import cure
 from .support import support_operands
 
 BIASED, UNSUPPORTED, ALMOST = "biased", "unsupported", "almost everywhere"
@@ -110,6 +111,17 @@ def of_misfit(m: Misfit) -> Finding:
         f"dist.biject_to(dist.{d}(...).support))."
     )
     return Finding(UNSUPPORTED, (m.drawn.address,), d, m.drawn.source, message)
+
+
+def of_lost(c: Choice, concentration: Any, limit: Any) -> Finding:
+    """A choice whose draws lose their logarithm, which is used."""
+    d = type(abstract_distribution(c)).__name__
+    message = (
+        f"the draws of {show(c.address)} ~ {d} at {c.source} have a concentration of "
+        f"{float(concentration):.2g}, and the objective depends on their logarithm. "
+        f"{cure(c.site.dtype, float(limit))}"
+    )
+    return Finding(UNSUPPORTED, (c.address,), d, c.source, message)
 
 
 def _named(sites: Sequence[Chosen]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from . import _jax
+from . import _jax, rounding
 from .interpret import Path, Record, entering, interpret
 from .site import Call, Densities, Expect, Factor, Site, _factor_outside, element_keys, per_element
 
@@ -19,7 +19,7 @@ def draw(site: Site, operands: Sequence[Any], key: jax.Array) -> jax.Array:
 
 def sampled(d: Any, key: jax.Array, sample_shape: tuple[int, ...]) -> jax.Array:
     """How distributions draw by themselves."""
-    return d.sample(key, sample_shape)
+    return rounding.sample(d, key, sample_shape)
 
 
 def vectorised_draw(

@@ -47,6 +47,7 @@ from .findings import (
 from .flat import Flat, Op, flatten
 from .inside import support_of
 from .interpret import Path, abstract_distribution, random_of
+from .rounding import rounding_parts
 from .site import Expect, Site
 from .support import support_operands
 from .traits import (
@@ -181,6 +182,11 @@ class Soundness:
     def stated(self) -> tuple[tuple[str, str], ...]:
         """What the user stated to be continuous: reasons, and lines."""
         return tuple(self._stated.items())
+
+    @property
+    def rounds(self) -> bool:
+        """Whether draws of a choice may round to the end of their support."""
+        return any(rounding_parts(abstract_distribution(s.choice)) for _, s in self.sites)
 
     # --- the sweep --------------------------------------------------------------------------------
 

@@ -43,6 +43,7 @@ from .estimator import Continued, Enumerated, InPlace, magic_box
 from .interpret import Path, Record, Steps, entering, interpret
 from .layout import Elements, Layout, Mass, laws, lay_out, onto, times
 from .messages import silent, transformable
+from .rounding import as_finite, rounding_parts
 from .samples import SAMPLES, Context, Watch, draw, own_key
 from .seed import sampled
 from .site import Call, Densities, Expect, Factor, Site, _factor_outside, element_keys, per_element
@@ -224,7 +225,9 @@ def _score(site: Site, estimator: InPlace, operands: list[Any], value: Any) -> d
     chosen_outside = site.estimator is not None
 
     def one(operands: list[Any], value: Any) -> dict[str, Any]:
-        log_prob = estimator.log_prob(apart(site.rebuild(site.live(operands))), value)
+        d = apart(site.rebuild(site.live(operands)))
+        log_prob = estimator.log_prob(d, value)
+        log_prob = as_finite(log_prob, operands) if rounding_parts(d) else log_prob
         if site.masked:
             log_prob = jnp.where(site.mask(operands), log_prob, 0.0)
         own = site.rebuild_estimator(operands) if chosen_outside else estimator
@@ -297,7 +300,8 @@ def estimate(
         expect = dataclasses.replace(expect, jaxpr=resolved)
         check = Soundness(expect.jaxpr, expect.choose, 1, _known(operands), misfits)
         outs = estimate(expect, operands, key, Context(plans=check.plans))
-        return [outs[0] + _alarm(check, operands, expect.name), *outs[1:]]
+        value = _checked(check, operands, outs[0])
+        return [value + _alarm(check, operands, expect.name), *outs[1:]]
     inner = dataclasses.replace(context, averages={})
 
     def one(operands: list[Any], key: jax.Array) -> list[Any]:
@@ -338,7 +342,13 @@ def surrogate(
     else:
         outs = jax.vmap(lambda _: one(key), axis_name=SAMPLES)(jnp.arange(samples))
         outs = [jnp.mean(o, axis=0) for o in outs]
-    return [outs[0] + _alarm(check, args, name, strict, report), *outs[1:]]
+    alarm = _alarm(check, args, name, strict, report)
+    return [_checked(check, args, outs[0]) + alarm, *outs[1:]]
+
+
+def _checked(check: Soundness, args: Sequence[Any], value: jax.Array) -> jax.Array:
+    """``value``, in whose derivative it shows that draws are lost."""
+    return as_finite(value, args) if check.rounds else value
 
 
 def _known(args: Sequence[Any]) -> list[Any]:
