@@ -50,10 +50,7 @@ class Enum(Enumerated):
         try:
             jax.eval_shape(lambda: support(d))
         except Exception:
-            return (
-                "the size of its support is not known while tracing. Give it a Python integer "
-                "(like total_count=9 with scalar probs) rather than a traced or array value."
-            )
+            return _no_size(d)
         return None
 
     def support(self, d: Any) -> jax.Array:
@@ -66,6 +63,22 @@ class Enum(Enumerated):
 def enum() -> Enum:
     """Enumeration of a finite support: exact value and gradient, K^D runs as one ``vmap``."""
     return Enum()
+
+
+def _no_size(d: Any) -> str:
+    """Why the support of a distribution has no size that is known while tracing."""
+    while hasattr(d, "base_dist"):
+        d = d.base_dist
+    if hasattr(d, "total_count"):
+        return (
+            "its total_count decides how many values it has, and is traced, or not the same for "
+            "all elements. Give it one Python integer, like total_count=9; elements of other "
+            "counts a choice of their own; or use ppl.reinforce()."
+        )
+    return (
+        "the size of its support is not known while tracing. Give it Python integers rather than "
+        "traced or array values."
+    )
 
 
 def support(d: Any) -> jax.Array:

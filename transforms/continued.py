@@ -23,7 +23,7 @@ from .errors import UnsupportedError, show
 from .estimator import Continued, LocalSite, constant
 from .interpret import Record, states_before
 from .layout import Elements, Layout, laws, onto, times
-from .site import Axis
+from .site import Axis, Site
 
 AT_ONCE = 64
 """Most instances of a choice in a loop that are treated side by side."""
@@ -114,8 +114,9 @@ def _sampling_term(
         return _payoff(layout, s, outs[: len(layout.terms)], {**before, **made}, in_step)
 
     def k(x: jax.Array) -> jax.Array:
-        x = jnp.asarray(x).astype(value.dtype)
-        return _constant(continuation, x, (i, args, key, known, before))
+        x = jnp.asarray(x)
+        refuse_rounding(site, estimator.name, "gives k", x.dtype)
+        return _constant(continuation, x.astype(value.dtype), (i, args, key, known, before))
 
     axes = site.axes
     if in_step:
@@ -174,6 +175,18 @@ def _first_order(s: Chosen, values: Any) -> Any:
         )
 
     return identity(values)
+
+
+def refuse_rounding(site: Site, estimator: str, gives: str, dtype: Any) -> None:
+    """Refuse a value of an estimator that its site would round."""
+    if not jnp.issubdtype(dtype, jnp.inexact) or jnp.issubdtype(site.dtype, jnp.inexact):
+        return
+    raise UnsupportedError(
+        f"the estimator {estimator} of {show(site.address)} at {site.source} {gives} {dtype}, and "
+        f"the choice has type {site.dtype}: what follows would get the draw rounded, without a "
+        f"derivative. Give the choice a distribution that draws {dtype} too, as in the "
+        f"straight-through recipe of docs/estimators.md, or let the estimator give {site.dtype}."
+    )
 
 
 def _key_of(data: jax.Array, like: jax.Array) -> jax.Array:

@@ -22,7 +22,7 @@ from . import _jax
 
 COUNTING = frozenset(
     {"add", "sub", "neg", "mul", "reduce_sum", "convert_element_type", "reshape", "squeeze"}
-    | {"broadcast_in_dim", "transpose", "rev", "slice", "concatenate"}
+    | {"broadcast_in_dim", "transpose", "rev", "slice", "concatenate", "cumsum", "dot_general"}
 )
 """What is linear in integers too, for sums of them that become floating point numbers."""
 
@@ -136,7 +136,13 @@ def _counted(eqn: _jax.JaxprEqn, operands: list[Any]) -> jax.Array:
     if eqn.primitive.name == "convert_element_type":
         to = eqn.params["new_dtype"]
         return operands[0].astype(to) if jnp.issubdtype(to, jnp.floating) else as_float(operands[0])
-    return eqn.primitive.bind(*map(as_float, operands), **eqn.params)
+    operands, params = [as_float(x) for x in operands], eqn.params
+    if eqn.primitive.name == "dot_general":
+        to = eqn.outvars[0].aval.dtype  # type: ignore[attr-defined]
+        exact = to if jnp.issubdtype(to, jnp.floating) else operands[0].dtype
+        precise = (lax.Precision.HIGHEST, lax.Precision.HIGHEST)
+        params = {**params, "preferred_element_type": exact, "precision": precise}
+    return eqn.primitive.bind(*operands, **params)
 
 
 # --- what is not read -----------------------------------------------------------------------------
