@@ -142,9 +142,14 @@ def _linear_operands(
     if found is None or all(is_float(eqn.invars[n]) for n in found):
         cut = eqn.primitive.name == "convert_element_type" and not is_float(eqn.outvars[0])
         return None if cut else found
-    if eqn.primitive.name not in COUNTING:
+    if eqn.primitive.name not in COUNTING or _fills(eqn):
         return None
     return found if is_float(eqn.outvars[0]) or bounds().are_exact(eqn) else None
+
+
+def _fills(eqn: _jax.JaxprEqn) -> bool:
+    """Whether indices that are out of bounds give a number that only integers have."""
+    return eqn.primitive.name == "gather" and eqn.params["mode"].name == "FILL_OR_DROP"
 
 
 def _linear(eqn: _jax.JaxprEqn, tainted: set[Any]) -> set[int] | None:
