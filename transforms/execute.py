@@ -99,8 +99,9 @@ def log_density_of(
 def _no_density(site: Site, d: Any) -> str:
     return (
         f"the density of {show(site.address)} ~ {type(d).__name__} at {site.source} is not "
-        "implemented, or that of a part, or the inverse of a transform, which a density needs. "
-        "Define it (log_prob, cdf, or the _inverse of the transform)."
+        "implemented, or that of a part, or the inverse of a transform, which the density at a "
+        "value needs that is not drawn there. Define it (log_prob, cdf, or the _inverse of the "
+        "transform)."
     )
 
 
@@ -119,7 +120,9 @@ def execute(
     fixed = match(program, given, name, exact=exact)
     masked = masked_choices(program)
     sites = [c for e in program for c in e.parts if isinstance(c.random, Site)]
-    one_way = {c.path for c in sites if c.path not in fixed and is_one_way(c)}
+    one_way = {
+        c.path for c in sites if c.path not in fixed and is_one_way(abstract_distribution(c))
+    }
 
     @entering
     def rule(

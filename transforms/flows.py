@@ -19,21 +19,25 @@ import jax.numpy as jnp
 
 from . import _jax, marks, opened
 from .elements import absent
-from .interpret import Choice, abstract_distribution
 from .site import Axis, Opaque, Site, per_element
 
 
-def is_one_way(choice: Choice) -> bool:
-    """Whether a choice is of a flow that can be drawn, and not scored at a given value."""
-    d = abstract_distribution(choice)
-    while type(d).__name__ in _WRAPPERS:
-        d = d.base_dist
-    if getattr(type(d).sample, "__qualname__", "") != "TransformedDistribution.sample":
+def is_one_way(d: Any) -> bool:
+    """Whether a distribution (with shapes in place of numbers) is a flow that can be drawn, and not
+    scored at a given value."""
+    flow = d
+    while type(flow).__name__ in _WRAPPERS:
+        flow = flow.base_dist
+    if getattr(type(flow).sample, "__qualname__", "") != "TransformedDistribution.sample":
         return False
-    site = choice.site
-    value = jax.ShapeDtypeStruct(site.shape, site.dtype)
+    leaves, tree = opened.flatten(d)
+    static, kept = opened.set_apart(leaves)
+
+    def density(leaves: Any, x: Any) -> Any:
+        return jax.tree.unflatten(tree, opened.put_back(static, leaves)).log_prob(x)
+
     try:
-        jax.eval_shape(lambda ops, x: site.rebuild(ops).log_prob(x), choice.own_avals, value)
+        jax.eval_shape(density, kept, jax.ShapeDtypeStruct(d.shape(), jnp.result_type(float)))
     except NotImplementedError:
         return True
     except Exception:  # an error of the density, which says more where it is taken

@@ -1,0 +1,185 @@
+"""Supports that hold arrays, values that would be rounded, masks in masks, undecided branches."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpyro.distributions import transforms as nt
+
+import ppl
+from ppl import dist
+
+KEY = jax.random.key(0)
+
+
+# --- supports that hold arrays ----------------------------------------------------------------------
+
+
+class Above(dist.constraints.Constraint):
+    event_dim = 0
+
+    def __init__(self, ends: Any) -> None:
+        self.ends = ends
+
+    def __call__(self, x: Any) -> Any:
+        return x >= self.ends.min()
+
+    def feasible_like(self, prototype: Any) -> Any:
+        return jnp.full_like(prototype, self.ends.max())
+
+
+class Fixed(dist.Normal):
+    support = Above(jnp.array([0.0, 1.0]))  # type: ignore[assignment]
+
+
+class Moving(dist.Normal):
+    def __init__(self, loc: Any, scale: Any, ends: Any) -> None:
+        super().__init__(loc, scale)
+        self.ends = ends
+
+    @property
+    def support(self) -> Any:
+        return Above(self.ends)
+
+
+MAKE = {
+    "class": lambda m: Fixed(m, 1.0),
+    "constant": lambda m: Moving(m, 1.0, jnp.array([0.0, 1.0])),
+    "traced": lambda m: Moving(m, 1.0, jnp.stack([0.0 * m, 1.0 + m])),
+}
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_a_support_that_holds_arrays(name: str) -> None:
+    g = ppl.gen(lambda m: ppl.sample("x", MAKE[name](m)))
+
+    @ppl.expectation
+    def everywhere(m: Any) -> Any:
+        one = lambda x: g(m).log_density({"x": x})
+        step = lambda total, x: (total + jax.checkpoint(one)(x), None)
+        looped = jax.lax.scan(step, 0.0, jnp.array([0.5, 0.7]))[0]
+        return looped + jax.lax.cond(m > 0, lambda: jnp.sum(jax.vmap(one)(m[None])), lambda: 0.0)
+
+    x = np.array([0.5, 0.7, 0.3])
+    slopes = (x[:2] - 0.3).sum()
+    exact = -0.5 * ((x - 0.3) ** 2).sum() - 1.5 * np.log(2 * np.pi), slopes
+    np.testing.assert_allclose(everywhere.value_and_grad(KEY, jnp.array(0.3)), exact, rtol=1e-5)
+    assert g(0.3).log_density({"x": -0.5}) == -jnp.inf
+
+
+class Doubled(nt.Transform):
+    """A transform that is no pytree."""
+
+    domain = codomain = dist.constraints.real
+
+    def __call__(self, x: Any) -> Any:
+        return 2.0 * x
+
+    def _inverse(self, y: Any) -> Any:
+        return y / 2.0
+
+    def log_abs_det_jacobian(self, x: Any, y: Any, intermediates: Any = None) -> Any:
+        return jnp.full(jnp.shape(x), np.log(2.0))
+
+
+def test_the_density_of_a_transform_that_is_no_pytree() -> None:
+    flow = dist.TransformedDistribution(dist.Normal(0.0, 1.0), [Doubled(), nt.ExpTransform()])
+    found = ppl.gen(lambda: ppl.sample("x", flow))().log_density({"x": 3.0})
+    np.testing.assert_allclose(found, dist.LogNormal(0.0, 2.0).log_prob(3.0), rtol=1e-6)
+
+
+# --- estimators that give another type ------------------------------------------------------------
+
+
+class Difference(ppl.Continued):
+    name = "difference"
+
+    def __init__(self, dtype: Any) -> None:
+        self.dtype = dtype
+
+    def unsuitable(self, d: Any) -> None:
+        return None
+
+    def surrogate(self, site: Any, key: Any, k: Any) -> Any:
+        p = site.per_element(lambda d: d.probs)
+        one, zero = jnp.ones((), self.dtype), jnp.zeros((), self.dtype)
+        return p * (k(one) - k(zero))
+
+
+def test_a_continuation_does_not_round() -> None:
+    def run(dtype: Any) -> Any:
+        draw = lambda p: ppl.sample("b", dist.Bernoulli(p), Difference(dtype))
+        return ppl.expectation(lambda p: 3.0 * draw(p)).grad(KEY, 0.3)
+
+    np.testing.assert_allclose(run(jnp.int8), 3.0, rtol=1e-6)
+    match = r"difference of 'b' at .*test_corners.py.*gives k float32.*has type int32"
+    with pytest.raises(ppl.UnsupportedError, match=match):
+        run(jnp.float32)
+
+
+# --- masks in masks -------------------------------------------------------------------------------
+
+INNER, OUTER = jnp.array([True, False]), jnp.array([True, True, False])
+
+
+def test_a_masked_event_of_masked_elements() -> None:
+    def masked(d: Any) -> Any:
+        return d.mask(INNER).to_event(1).mask(OUTER)
+
+    normal = dist.Normal(jnp.arange(6.0).reshape(3, 2), 1.0)
+    seen = OUTER[:, None] & INNER
+    trace = ppl.gen(lambda: ppl.sample("x", masked(normal)))().simulate(KEY)
+    exact = jnp.sum(jnp.where(seen, normal.log_prob(trace["x"]), 0.0))
+    np.testing.assert_allclose(trace.log_density, exact, rtol=1e-6)
+
+    @ppl.gen
+    def model() -> None:
+        x = ppl.sample("x", masked(dist.Bernoulli(jnp.full((3, 2), 0.3))))
+        ppl.sample("y", dist.Normal(1.0 * x[0, 1], 1.0))
+
+    log_p = dist.Normal(jnp.array([0.0, 1.0]), 1.0).log_prob(0.5) + jnp.log(jnp.array([0.7, 0.3]))
+    found = ppl.marginal(model(), "y", ppl.enumeration()).log_density({"y": 0.5})
+    np.testing.assert_allclose(found, jnp.logaddexp(*log_p), rtol=1e-5)
+
+
+# --- choices that may be absent -------------------------------------------------------------------
+
+
+@ppl.gen
+def branching(t: Any, decided: bool = False) -> None:
+    c = ppl.sample("c", dist.Bernoulli(0.3))
+    taken = t > 0 if decided else c == 1
+    jax.lax.cond(taken, lambda: ppl.sample("x", dist.Normal(2.0, 1.0)), lambda: 0.0)
+    ppl.sample("y", dist.Normal(1.0 * c, 1.0))
+
+
+@pytest.mark.parametrize("by", [ppl.enumeration(), ppl.importance(2)])
+@pytest.mark.parametrize("run", ["simulate", "log_density"])
+def test_an_undecided_choice_is_not_kept(by: Any, run: str) -> None:
+    m = ppl.marginal(branching(1.0), ["x", "y"], by)
+    args = ({"x": 0.5, "y": 0.0},) if run == "log_density" else ()
+    match = r"'x' of branching stands in one branch.*test_corners.py.*Keep what decides too"
+    with pytest.raises(ppl.UnsupportedError, match=match):
+        getattr(m, run)(*args, KEY)
+    with pytest.raises(ppl.UnsupportedError, match=match):
+        ppl.marginal(ppl.gen(lambda: jax.vmap(lambda t: ppl.sample("g", branching(t)))(
+            jnp.ones(2)))(), [("g", "x")], by).simulate(KEY)  # fmt: skip
+
+
+@pytest.mark.parametrize("c", [0, 1])
+def test_a_choice_is_kept_with_what_decides(c: int) -> None:
+    """The density of a choice that is absent is 1 at every value, by what decides."""
+    y = dist.Normal(1.0 * c, 1.0)
+    m = ppl.marginal(branching(1.0), ["c", "x"], ppl.importance(3))
+    found = m.log_density({"c": c, "x": 0.5}, KEY)
+    prior = dist.Bernoulli(0.3).log_prob(c)
+    np.testing.assert_allclose(found, prior + c * dist.Normal(2.0, 1.0).log_prob(0.5), rtol=1e-6)
+    for t in (1.0, -1.0):
+        exact = jnp.logaddexp(*(dist.Bernoulli(0.3).log_prob(k) +
+            dist.Normal(1.0 * k, 1.0).log_prob(0.7) for k in (0, 1)))  # fmt: skip
+        m = ppl.marginal(branching(t, True), ["x", "y"], ppl.enumeration())
+        exact += (t > 0) * dist.Normal(2.0, 1.0).log_prob(0.5)
+        np.testing.assert_allclose(m.log_density({"x": 0.5, "y": 0.7}), exact, rtol=1e-6)
+    assert y is not None
