@@ -14,7 +14,7 @@ from ppl import dist
 KEY = jax.random.key(0)
 
 
-# --- supports that hold arrays ----------------------------------------------------------------------
+# --- supports that hold arrays --------------------------------------------------------------------
 
 
 class Above(dist.constraints.Constraint):
@@ -121,26 +121,28 @@ def test_a_continuation_does_not_round() -> None:
 
 # --- masks in masks -------------------------------------------------------------------------------
 
-INNER, OUTER = jnp.array([True, False]), jnp.array([True, True, False])
+INNER, OUTER = jnp.array([True, False]), jnp.array([True, False])
 
 
 def test_a_masked_event_of_masked_elements() -> None:
     def masked(d: Any) -> Any:
         return d.mask(INNER).to_event(1).mask(OUTER)
 
-    normal = dist.Normal(jnp.arange(6.0).reshape(3, 2), 1.0)
+    normal = dist.Normal(jnp.arange(4.0).reshape(2, 2), 1.0)
     seen = OUTER[:, None] & INNER
-    trace = ppl.gen(lambda: ppl.sample("x", masked(normal)))().simulate(KEY)
+    g = ppl.gen(lambda: ppl.sample("x", masked(normal)))
+    trace = jax.jit(lambda: g().simulate(KEY))()
     exact = jnp.sum(jnp.where(seen, normal.log_prob(trace["x"]), 0.0))
     np.testing.assert_allclose(trace.log_density, exact, rtol=1e-6)
 
     @ppl.gen
     def model() -> None:
-        x = ppl.sample("x", masked(dist.Bernoulli(jnp.full((3, 2), 0.3))))
+        x = ppl.sample("x", masked(dist.Bernoulli(jnp.full((2, 2), 0.3))))
         ppl.sample("y", dist.Normal(1.0 * x[0, 1], 1.0))
 
     log_p = dist.Normal(jnp.array([0.0, 1.0]), 1.0).log_prob(0.5) + jnp.log(jnp.array([0.7, 0.3]))
-    found = ppl.marginal(model(), "y", ppl.enumeration()).log_density({"y": 0.5})
+    m = ppl.marginal(model(), "y", ppl.enumeration())
+    found = jax.jit(lambda: m.log_density({"y": 0.5}))()
     np.testing.assert_allclose(found, jnp.logaddexp(*log_p), rtol=1e-5)
 
 
@@ -160,7 +162,7 @@ def branching(t: Any, decided: bool = False) -> None:
 def test_an_undecided_choice_is_not_kept(by: Any, run: str) -> None:
     m = ppl.marginal(branching(1.0), ["x", "y"], by)
     args = ({"x": 0.5, "y": 0.0},) if run == "log_density" else ()
-    match = r"'x' of branching stands in one branch.*test_corners.py.*Keep what decides too"
+    match = r"'x'\)? of .* stands in one branch.*test_corners.py.*Keep what decides too"
     with pytest.raises(ppl.UnsupportedError, match=match):
         getattr(m, run)(*args, KEY)
     with pytest.raises(ppl.UnsupportedError, match=match):
@@ -170,16 +172,16 @@ def test_an_undecided_choice_is_not_kept(by: Any, run: str) -> None:
 
 @pytest.mark.parametrize("c", [0, 1])
 def test_a_choice_is_kept_with_what_decides(c: int) -> None:
-    """The density of a choice that is absent is 1 at every value, by what decides."""
-    y = dist.Normal(1.0 * c, 1.0)
+    """Where it is absent its value counts for nothing: the density is that of what decides."""
     m = ppl.marginal(branching(1.0), ["c", "x"], ppl.importance(3))
     found = m.log_density({"c": c, "x": 0.5}, KEY)
-    prior = dist.Bernoulli(0.3).log_prob(c)
-    np.testing.assert_allclose(found, prior + c * dist.Normal(2.0, 1.0).log_prob(0.5), rtol=1e-6)
+    exact = dist.Bernoulli(0.3).log_prob(c) + c * dist.Normal(2.0, 1.0).log_prob(0.5)
+    np.testing.assert_allclose(found, exact, rtol=1e-6)
+
+
+def test_a_choice_is_kept_where_arguments_decide() -> None:
+    both = [dist.Bernoulli(0.3).log_prob(c) + dist.Normal(c, 1.0).log_prob(0.7) for c in (0, 1)]
     for t in (1.0, -1.0):
-        exact = jnp.logaddexp(*(dist.Bernoulli(0.3).log_prob(k) +
-            dist.Normal(1.0 * k, 1.0).log_prob(0.7) for k in (0, 1)))  # fmt: skip
         m = ppl.marginal(branching(t, True), ["x", "y"], ppl.enumeration())
-        exact += (t > 0) * dist.Normal(2.0, 1.0).log_prob(0.5)
+        exact = jnp.logaddexp(*both) + (t > 0) * dist.Normal(2.0, 1.0).log_prob(0.5)
         np.testing.assert_allclose(m.log_density({"x": 0.5, "y": 0.7}), exact, rtol=1e-6)
-    assert y is not None

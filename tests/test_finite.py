@@ -22,10 +22,11 @@ def objective(make: Any, payoff: Any, estimator: Any = None) -> Any:
 
 # --- arrays of counts -----------------------------------------------------------------------------
 
+FIVES = jnp.array([5, 5, 5])
 COUNTS = {
     "number": lambda p: dist.Binomial(5, p),
     "numpy": lambda p: dist.Binomial(np.array([5, 5, 5]), p),
-    "jax": lambda p: dist.Binomial(jnp.array([5, 5, 5]), p).to_event(1),
+    "jax": lambda p: dist.Binomial(FIVES, p).to_event(1),
     "logits": lambda p: dist.Binomial(5, logits=jnp.log(p) - jnp.log1p(-p)).expand((2, 3)),
 }
 
@@ -52,10 +53,12 @@ def test_counts_that_are_summed_out() -> None:
     np.testing.assert_allclose(found, logsumexp(log_p, axis=0).sum(), rtol=1e-6)
 
 
-@pytest.mark.parametrize("n", [np.array([5, 4, 5]), None], ids=["unequal", "traced"])
+@pytest.mark.parametrize("n", [(5, 4, 5), None], ids=["unequal", "traced"])
 def test_counts_that_are_not_one_number_are_refused(n: Any) -> None:
     f = ppl.expectation(
-        lambda t: jnp.sum(ppl.sample("x", dist.Binomial(t if n is None else n, P), ppl.enum()))
+        lambda t: jnp.sum(
+            1.0 * ppl.sample("x", dist.Binomial(t if n is None else np.array(n), P), ppl.enum())
+        )
     )
     match = r"'x' ~ BinomialProbs at .*test_finite.py.*its total_count .*not the same for all"
     with pytest.raises(ppl.UnsupportedError, match=match):
@@ -97,7 +100,7 @@ def test_inner_products_of_integers_that_wrap_around() -> None:
     np.testing.assert_allclose(found, np.dot(masses, values), rtol=1e-6)
 
 
-# --- masses that round to 1 -------------------------------------------------------------------------
+# --- masses that round to 1 -----------------------------------------------------------------------
 
 RARE = 1e13 / (1 + np.exp(30.0))
 
