@@ -185,3 +185,33 @@ def test_a_choice_is_kept_where_arguments_decide() -> None:
         m = ppl.marginal(branching(t, True), ["x", "y"], ppl.enumeration())
         exact = jnp.logaddexp(*both) + (t > 0) * dist.Normal(2.0, 1.0).log_prob(0.5)
         np.testing.assert_allclose(m.log_density({"x": 0.5, "y": 0.7}), exact, rtol=1e-6)
+
+
+# --- weights --------------------------------------------------------------------------------------
+
+
+def test_programs_with_weights_in_objectives() -> None:
+    """log N(1; z, 1) as data, as a weight, and taken away again by a weight of the guide."""
+
+    def model(weigh: Any) -> Any:
+        def f() -> None:
+            z = ppl.sample("z", dist.Normal(0.0, 1.0))
+            weigh(dist.Normal(z, 1.0))
+
+        return ppl.gen(f)()
+
+    def factor(d: Any) -> None:
+        ppl.factor("w", d.log_prob(1.0))
+
+    as_data = model(lambda d: ppl.sample("y", d))
+    guide, weighted = model(lambda d: None), model(factor)
+    value = lambda q, p, data: ppl.expectation(lambda: ppl.elbo(p, q, data)).value(KEY)
+    exact = value(guide, as_data, {"y": 1.0})
+    np.testing.assert_allclose(value(guide, weighted, {}), exact, rtol=1e-6)
+    np.testing.assert_allclose(value(weighted, weighted, {}), 0.0, atol=1e-6)
+    np.testing.assert_allclose(value(weighted, as_data, {"y": 1.0}), 0.0, atol=1e-6)
+    np.testing.assert_allclose(
+        ppl.marginal(weighted, [], ppl.importance(20_000)).log_density({}, KEY),
+        dist.Normal(0.0, 2**0.5).log_prob(1.0),
+        atol=0.03,  # 5 standard errors are .019
+    )
