@@ -119,6 +119,26 @@ def test_a_continuation_does_not_round() -> None:
         run(jnp.float32)
 
 
+class Halves(ppl.Enumerated):
+    name = "halves"
+
+    def unsuitable(self, d: Any) -> None:
+        return None
+
+    def support(self, d: Any) -> Any:
+        return jnp.array([0.0, 0.5])
+
+    def mass(self, d: Any, value: Any) -> Any:
+        return jnp.where(value == 0, 1.0 - d.probs, d.probs)
+
+
+def test_an_enumerated_value_is_not_rounded() -> None:
+    f = ppl.expectation(lambda p: 3.0 * ppl.sample("b", dist.Bernoulli(p), Halves()))
+    match = r"halves of 'b' at .*test_corners.py.*enumerates float32.*has type int32"
+    with pytest.raises(ppl.UnsupportedError, match=match):
+        f.value(KEY, 0.3)
+
+
 # --- masks in masks -------------------------------------------------------------------------------
 
 INNER, OUTER = jnp.array([True, False]), jnp.array([True, False])

@@ -20,10 +20,10 @@ from jax import lax
 
 from .assignment import Chosen
 from .errors import UnsupportedError, show
-from .estimator import Continued, LocalSite, constant
+from .estimator import Continued, LocalSite, constant, refuse_rounding
 from .interpret import Record, states_before
 from .layout import Elements, Layout, laws, onto, times
-from .site import Axis, Site
+from .site import Axis
 
 AT_ONCE = 64
 """Most instances of a choice in a loop that are treated side by side."""
@@ -175,18 +175,6 @@ def _first_order(s: Chosen, values: Any) -> Any:
         )
 
     return identity(values)
-
-
-def refuse_rounding(site: Site, estimator: str, gives: str, dtype: Any) -> None:
-    """Refuse a value of an estimator that its site would round."""
-    if not jnp.issubdtype(dtype, jnp.inexact) or jnp.issubdtype(site.dtype, jnp.inexact):
-        return
-    raise UnsupportedError(
-        f"the estimator {estimator} of {show(site.address)} at {site.source} {gives} {dtype}, and "
-        f"the choice has type {site.dtype}: what follows would get the draw rounded, without a "
-        f"derivative. Give the choice a distribution that draws {dtype} too, as in the "
-        f"straight-through recipe of docs/estimators.md, or let the estimator give {site.dtype}."
-    )
 
 
 def _key_of(data: jax.Array, like: jax.Array) -> jax.Array:

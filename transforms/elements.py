@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .estimator import Enumerated
+from .estimator import Enumerated, refuse_rounding
 from .site import Site, per_element
 
 
@@ -86,6 +86,7 @@ def value_and_mass(
     def one(operands: list[Any], digits: jax.Array) -> tuple[jax.Array, jax.Array]:
         d = apart(site.rebuild(site.live(operands)))
         values = estimator.support(d)
+        refuse_rounding(site, estimator.name, "enumerates", values.dtype)
         value = values[digits].astype(site.dtype)
         mass = estimator.mass(d, value)
         if site.masked:

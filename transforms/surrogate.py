@@ -36,9 +36,9 @@ from . import _jax
 from .alarm import sound_the_alarm
 from .assignment import Choose, assign
 from .contained import resolve
-from .continued import correction, refuse_rounding
+from .continued import correction
 from .elements import apart, element_shape, value_and_mass
-from .estimator import Continued, Enumerated, InPlace, magic_box
+from .estimator import Continued, Enumerated, InPlace, magic_box, refuse_rounding
 from .interpret import Path, Record, Steps, entering, interpret
 from .layout import Elements, Layout, Mass, laws, lay_out, onto, times
 from .messages import silent, transformable
