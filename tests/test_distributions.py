@@ -311,7 +311,7 @@ def test_closures_of_traced_values(name: str) -> None:
         return jnp.sum(x**2), x
 
     objective = ppl.expectation(squared, has_aux=True)
-    grad, x = jax.jit(lambda k: objective.grad(k, 0.3))(KEY)
+    (_, x), grad = jax.jit(lambda k: objective.value_and_grad(k, 0.3))(KEY)
     by_hand = jax.grad(lambda w: jnp.sum(moved(make, w, x) ** 2))(0.3)
     np.testing.assert_allclose(grad, by_hand, rtol=1e-4)
 
