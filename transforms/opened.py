@@ -95,8 +95,9 @@ def put_back(static: Sequence[tuple[int, Any]], kept: Sequence[Any]) -> list[Any
 def _static(leaf: Any) -> int | Filled | None:
     if isinstance(leaf, int | np.integer) and not isinstance(leaf, bool):
         return int(leaf)
-    known = isinstance(leaf, np.ndarray | jax.Array) and not isinstance(leaf, _jax.Tracer)
-    if not known or not jnp.issubdtype(leaf.dtype, jnp.integer) or not leaf.size:
+    if not isinstance(leaf, np.ndarray | jax.Array) or isinstance(leaf, _jax.Tracer):
+        return None
+    if not jnp.issubdtype(leaf.dtype, jnp.integer) or not leaf.size:
         return None
     values = np.asarray(leaf)
     if values.ndim == 0:

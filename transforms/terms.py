@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -175,8 +176,9 @@ def _is_offset(eqn: _jax.JaxprEqn, tainted: Mapping[Any, int], makers: Mapping[A
     adds = eqn.primitive.name in ("add", "add_any", "sub")
     if not adds or len(hit) != 1 or tainted[hit[0]] != _ENUMERATED:
         return False
-    (v,) = hit
-    while (maker := makers.get(v)) is not None and v.aval.size == eqn.outvars[0].aval.size:
+    v: Any = hit[0]
+    size = math.prod(eqn.outvars[0].aval.shape)  # type: ignore[attr-defined]
+    while (maker := makers.get(v)) is not None and math.prod(v.aval.shape) == size:
         reached = [u for u in maker.invars if is_var(u) and u in tainted]
         if maker.primitive.name not in _ELEMENTWISE or len(reached) != 1 or _own_density(maker):
             calls = _as_is(maker) is not None or maker.primitive is _jax.scan_p
