@@ -71,7 +71,7 @@ W = jnp.arange(1, 31)
 INTEGER = {
     "dot": lambda z: z @ W,
     "einsum": lambda z: jnp.einsum("ij,j->", jnp.ones((2, 30), int), z),
-    "cumsum": lambda z: jnp.cumsum(z) @ W,
+    "cumsum": lambda z: (1 + jnp.cumsum(z)) @ W,
     "gather": lambda z: z[::-1][jnp.array([3, 3, 1])] @ W[:3],
     "dynamic_slice": lambda z: jax.lax.dynamic_slice(z, (3,), (20,)).sum(),
     "dynamic_update_slice": lambda z: jax.lax.dynamic_update_slice(z, 2 * z[:5], (3,)) @ W,
@@ -120,6 +120,7 @@ def bernoulli(t: Any) -> Any:
 ROUNDED = {
     "bernoulli": (bernoulli, lambda x: 1e13 * (1 - x), 30.0, 1, -1),
     "offset last": (bernoulli, lambda x: 1e13 - 1e13 * x, 30.0, 1, -1),
+    "square": (bernoulli, lambda x: 1e13 - 1e13 * x**2, 30.0, 1, -1),
     "nonlinear": (bernoulli, lambda x: jnp.where(x == 0, 1e13, 0.0), 30.0, 1, -1),
     "plate": (bernoulli, lambda x: jnp.sum(1e13 * (1 - x)), np.full(4, 30.0), 4, np.full(4, -1)),
     "categorical": (

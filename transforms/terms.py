@@ -27,6 +27,7 @@ from jax import lax
 
 from . import _jax
 from .bounds import Bounds
+from .dependence import ELEMENTWISE
 from .interpret import INLINED, Path, _remat_jaxpr, is_random
 from .site import OWN_DENSITY, Body, Call, Site
 from .tail import COUNTING, Level, as_float, coefficients, is_float, is_var, read
@@ -166,12 +167,12 @@ def _linear_operands(
     return found if is_float(eqn.outvars[0]) or bounds().are_exact(eqn) else None
 
 
-_ELEMENTWISE = frozenset({"broadcast_in_dim", "convert_element_type", "copy", "div", "mul", "name"})
-_ELEMENTWISE |= {"neg", "reshape", "squeeze", "transpose"}
+_ALONG = frozenset({"broadcast_in_dim", "div", "mul", "reshape", "squeeze", "transpose"})
 
 
 def _is_offset(eqn: _jax.JaxprEqn, tainted: Mapping[Any, int], makers: Mapping[Any, Any]) -> bool:
-    """Whether an equation adds a constant to an enumerated value, element by element."""
+    """Whether an equation adds a constant to an enumerated draw, or what plain numbers make of it,
+    element by element."""
     hit = [v for v in eqn.invars if is_var(v) and v in tainted]
     adds = eqn.primitive.name in ("add", "add_any", "sub")
     if not adds or len(hit) != 1 or tainted[hit[0]] != _ENUMERATED:
@@ -179,10 +180,13 @@ def _is_offset(eqn: _jax.JaxprEqn, tainted: Mapping[Any, int], makers: Mapping[A
     v: Any = hit[0]
     size = math.prod(eqn.outvars[0].aval.shape)  # type: ignore[attr-defined]
     while (maker := makers.get(v)) is not None and math.prod(v.aval.shape) == size:
-        reached = [u for u in maker.invars if is_var(u) and u in tainted]
-        if maker.primitive.name not in _ELEMENTWISE or len(reached) != 1 or _own_density(maker):
-            calls = _as_is(maker) is not None or maker.primitive is _jax.scan_p
-            return not (calls or _own_density(maker)) and _linear(maker, tainted) is None
+        if isinstance(maker.params.get("site"), Site):
+            return True
+        read = [u for u in maker.invars if is_var(u)]
+        reached = [u for u in read if u in tainted]
+        plain = maker.primitive.name in ELEMENTWISE and len(read) == 1
+        if len(reached) != 1 or not (plain or maker.primitive.name in _ALONG):
+            return False
         (v,) = reached
     return False
 
