@@ -162,7 +162,8 @@ def _linear_operands(
     if found is None or all(is_float(eqn.invars[n]) for n in found):
         cut = eqn.primitive.name == "convert_element_type" and not is_float(eqn.outvars[0])
         return None if cut else found
-    if eqn.primitive.name not in COUNTING or _fills(eqn):
+    name = eqn.primitive.name  # out of bounds, integers may be filled with another number
+    if name not in COUNTING or (name == "gather" and eqn.params["mode"].name == "FILL_OR_DROP"):
         return None
     return found if is_float(eqn.outvars[0]) or bounds().are_exact(eqn) else None
 
@@ -189,11 +190,6 @@ def _is_offset(eqn: _jax.JaxprEqn, tainted: Mapping[Any, int], makers: Mapping[A
             return False
         (v,) = reached
     return False
-
-
-def _fills(eqn: _jax.JaxprEqn) -> bool:
-    """Whether indices that are out of bounds give a number that only integers have."""
-    return eqn.primitive.name == "gather" and eqn.params["mode"].name == "FILL_OR_DROP"
 
 
 def _linear(eqn: _jax.JaxprEqn, tainted: Mapping[Any, int]) -> set[int] | None:
