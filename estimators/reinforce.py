@@ -18,6 +18,7 @@ import jax
 
 from transforms.elements import unmasked
 from transforms.estimator import Baseline, InPlace
+from transforms.flows import is_one_way
 from transforms.seed import sampled
 
 from .baselines import baseline as _baseline
@@ -43,6 +44,12 @@ class Reinforce(InPlace):
             return "it has no density."
         if _point(d):
             return "it is a point, of which no density has a derivative. Use ppl.reparam()."
+        if is_one_way(d):
+            return (
+                "its transform has no inverse, which the density of a given draw needs. Use "
+                "ppl.reparam(); or draw it in an @ppl.gen function, g(...).simulate(), where what "
+                "is transformed is scored."
+            )
         return None
 
     def log_prob(self, d: Any, value: jax.Array) -> jax.Array:

@@ -114,7 +114,6 @@ class _Rewriting:
         self.alias: dict[Any, Any] = {}
         self.true: set[Any] = set()
         self.eqns: list[_jax.JaxprEqn] = []
-        self.constvars: list[Any] = list(jaxpr.constvars)
         self.misfits = misfits
 
     def read(self, v: Any) -> Known:
@@ -133,9 +132,9 @@ class _Rewriting:
         return v
 
     def inline(self, closed: _jax.ClosedJaxpr, ins: Any, outs: Any, info: Any) -> None:
-        closed, consts = _jax.close(closed)
-        assert not consts, "a support is checked with constants that are arrays"
-        inside = dict(zip(closed.jaxpr.invars, ins, strict=True))
+        constants = [_jax.Literal(c, jax.typeof(c)) for c in closed.consts]
+        inside = dict(zip(closed.jaxpr.constvars, constants, strict=True))
+        inside.update(zip(closed.jaxpr.invars, ins, strict=True))
         for eqn in closed.jaxpr.eqns:
             new = [inside.get(v, v) if not isinstance(v, _jax.Literal) else v for v in eqn.invars]
             source = {} if info is None else {"source_info": info}

@@ -38,8 +38,7 @@ from .assignment import Choose, assign
 from .contained import resolve
 from .continued import correction
 from .elements import apart, element_shape, value_and_mass
-from .errors import UnsupportedError, show
-from .estimator import Continued, Enumerated, InPlace, magic_box
+from .estimator import Continued, Enumerated, InPlace, magic_box, refuse_rounding
 from .interpret import Path, Record, Steps, entering, interpret
 from .layout import Elements, Layout, Mass, laws, lay_out, onto, times
 from .messages import silent, transformable
@@ -195,7 +194,7 @@ def _run(
         assert isinstance(estimator, InPlace)
         parameters = lax.stop_gradient(operands) if estimator.score else operands
         value = draw(choice, parameters, key, estimator.draw, context)
-        _check_type(choice, estimator, value)
+        refuse_rounding(choice, estimator.name, "draws", value.dtype)
         if not estimator.score:
             return [value], acc, {}
         value = lax.stop_gradient(value)
@@ -204,20 +203,6 @@ def _run(
     program = program or layout.program
     outs, _, made = interpret(program, args, rule, key=key, given=given, resumable=resumable)
     return outs, made
-
-
-def _check_type(site: Site, estimator: InPlace, value: jax.Array) -> None:
-    """Refuse a draw that its site would round."""
-    floats = [jnp.issubdtype(dtype, jnp.inexact) for dtype in (value.dtype, site.dtype)]
-    if floats != [True, False]:
-        return
-    raise UnsupportedError(
-        f"the estimator {estimator.name} of {show(site.address)} at {site.source} draws "
-        f"{value.dtype}, and the choice has type {site.dtype}: what follows would get the draw "
-        "rounded, without a derivative. Give the choice a distribution that draws "
-        f"{value.dtype} too, as in the straight-through recipe of docs/estimators.md, or let the "
-        f"estimator draw {site.dtype}."
-    )
 
 
 def _score(site: Site, estimator: InPlace, operands: list[Any], value: Any) -> dict[str, Any]:
