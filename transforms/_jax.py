@@ -62,6 +62,7 @@ __all__ = [
     "evaluate",
     "evaluate_equation",
     "frames",
+    "is_key",
     "is_within",
     "jit_p",
     "live",
@@ -205,6 +206,11 @@ def evaluate_equation(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
     """Evaluate one equation as ordinary JAX code; its constants in place of operands count."""
     given = {v: x for v, x in zip(eqn.invars, operands, strict=True) if isinstance(v, Var)}
     return evaluate(open_jaxpr(_empty(), list(given), eqn.outvars, [eqn]), *given.values())
+
+
+def is_key(x: Any) -> bool:
+    """Whether an array holds keys of random numbers."""
+    return isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 @functools.cache

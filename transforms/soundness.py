@@ -36,8 +36,10 @@ from .estimator import Enumerated, InPlace
 from .findings import (
     NOT_LOOKED_AT,
     Finding,
+    beyond,
     of_baseline,
     of_contradiction,
+    of_crossing,
     of_fault,
     of_kink,
     of_misfit,
@@ -47,6 +49,7 @@ from .findings import (
 from .flat import Flat, Op, flatten
 from .inside import support_of
 from .interpret import Path, abstract_distribution, random_of
+from .outside import NOWHERE, TEST, Outside, is_infinite, passed_on
 from .site import Expect, Site
 from .support import support_operands
 from .traits import (
@@ -94,7 +97,7 @@ class Soundness:
     ):
         """``known`` are the inputs that are constants, and None for the others."""
         self.samples = samples
-        self._misfits = misfits
+        self._misfits = {id(m.outcome): (i, m) for i, m in enumerate(misfits)}
         self._scopes: dict[int, _Scope] = {}
         self._cures = Cures()
         self._domains: dict[Flat, dict[int, Domain]] = {}
@@ -135,7 +138,7 @@ class Soundness:
         )
         self._settle(matters)
         found = [self._finding(f) for f in self._faults_reached() if matters(f)]
-        found += map(of_misfit, self._misfits)
+        found += self._misfitting(wanted)
         found += [
             of_support(s, self._root.choose) for s, x in self._moving if not wanted.isdisjoint(x)
         ]
@@ -162,6 +165,25 @@ class Soundness:
                 and not wanted.isdisjoint(f.sources)
             ]
         return tuple(dict.fromkeys(found))
+
+    def _misfitting(self, wanted: frozenset[Source]) -> Iterator[Finding]:
+        """Choices that reach beyond a support, where that matters."""
+        yield from (of_misfit(m) for i, m in self._misfits.values() if self._is_infinite(i))
+        for m, _, s, moving in self._crossing():
+            if not wanted.isdisjoint(moving):
+                yield of_crossing(m, s, self._root.choose)
+
+    def _is_infinite(self, misfit: int) -> bool:
+        return is_infinite(self._outside, misfit)
+
+    def _crossing(self) -> Iterator[tuple[Misfit, Source, Chosen, frozenset[Source]]]:
+        """Pathwise draws that weigh nothing outside of a support, the end of which they cross."""
+        for i, m in self._misfits.values():
+            for source, s, moving in self._pathwise:
+                site = s.choice.site
+                same = (site.address, site.source) == (m.drawn.address, m.drawn.source)
+                if same and not self._is_infinite(i):
+                    yield m, source, s, moving
 
     def _finding(self, f: Fault) -> Finding:
         sites, drawn = self._sites(f.sources), self._sites(f.drawn)
@@ -193,8 +215,11 @@ class Soundness:
         self._kinks: dict[tuple[Flat, int], Fault] = {}
         self._moving: list[tuple[Chosen, frozenset[Source]]] = []
         self._stated: dict[str, str] = {}
+        self._pathwise: list[tuple[Source, Chosen, frozenset[Source]]] = []
+        self._outside: Outside = NOWHERE
         for out in self._run(self._root.flat, self._inputs, self._root):
             self._reached.update(dict.fromkeys(out.faults))
+            self._outside |= out.outside
 
     def _faults_reached(self) -> list[Fault]:
         return list(self._reached)
@@ -219,13 +244,15 @@ class Soundness:
             rough = {
                 source: f for f in self._faults_reached() for source in f.sources & set(automatic)
             }
-            if not rough:
+            reasons = {source: why(f.kind, f.op) for source, f in rough.items()}
+            reasons |= {s: beyond(m) for m, s, _, _ in self._crossing() if s in automatic}
+            if not reasons:
                 return
-            for source, f in rough.items():
+            for source, reason in reasons.items():
                 scope, chosen = automatic[source]
                 fixed = not support_operands(chosen)
-                scope.rough[chosen.choice.path] = Rough(why(f.kind, f.op), fixed)
-            for scope in {id(automatic[s][0]): automatic[s][0] for s in rough}.values():
+                scope.rough[chosen.choice.path] = Rough(reason, fixed)
+            for scope in {id(automatic[s][0]): automatic[s][0] for s in reasons}.values():
                 scope.assign(self.samples)
             self._contradicted |= {
                 source: f
@@ -283,7 +310,17 @@ class Soundness:
             return _CONTROL[op.eqn.primitive](self, flat, i, args, scope)
         return self._plain(flat, i, args)
 
-    def _plain(self, flat: Flat, i: int, args: list[Value]) -> list[Value]:
+    def _plain(self, flat: Flat, i: int, args: list[Value]) -> Sequence[Value]:
+        if not self._misfits:
+            return self._traced(flat, i, args)
+        op = flat.ops[i]
+        outs = self._traced(flat, i, [a._replace(outside=NOWHERE) for a in args])
+        outside = passed_on(op, [a.outside for a in args])
+        if id(op.eqn) in self._misfits:
+            outside |= {(self._misfits[id(op.eqn)][0], TEST)}
+        return [o._replace(outside=outside) for o in outs]
+
+    def _traced(self, flat: Flat, i: int, args: list[Value]) -> list[Value]:
         op, all_ = flat.ops[i], join(args)
         if all_ is CONSTANT:
             return [Value(drawn=drawn_by(op))] * len(op.outs)
@@ -366,6 +403,7 @@ class Soundness:
         turns = {f for f in parameters.faults if circular and f.op.name == "atan2"}
         self._reached.update(dict.fromkeys(parameters.faults - turns))
         self._sunk.setdefault(flat, set()).update(flat.ops[i].values)
+        self._outside |= parameters.outside
         if parameters.estimates:
             self._reached[self._fault("nonlinear", flat, i, parameters)] = None
         own: frozenset[Source] = frozenset({("site", (id(scope.closed), chosen.choice.path))})
@@ -376,6 +414,8 @@ class Soundness:
         estimator = chosen.estimator
         if isinstance(estimator, InPlace) and not estimator.score:
             sources = parameters.sources | own if parameters.sources else parameters.sources
+            if sources and self._misfits:
+                self._pathwise.append((*own, chosen, sources))
             out = Value(sources, drawn=drawn)
             if sources and circular:  # continuous on the circle, which is cut open at pi
                 return self._broken("seam", flat, i, out)._replace(sources=sources)
