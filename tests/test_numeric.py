@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from soundness_alarms import fixed_point
 
 from transforms import numeric
 
@@ -97,21 +98,72 @@ ARRAYS = {
 def check(f, *args):
     closed = jax.make_jaxpr(f)(*args)
     expected = jax.tree.leaves(jax.jit(f)(*args))
-    for got, want in zip(numeric.evaluate(closed, args), expected, strict=True):
+    compare(numeric.evaluate(closed, args), expected)
+
+
+def compare(results, expected):
+    for got, want in zip(results, expected, strict=True):
         assert got.dtype == want.dtype and got.shape == want.shape
         np.testing.assert_allclose(got, want, rtol=3e-5, atol=1e-6)
+
+
+def on_lines(f, *args):
+    """With 3 lines and 2 points, of the first argument on the lines only."""
+    scale = np.linspace(0.5, 1.5, 6, dtype=np.float32).reshape(3, 2)
+    closed = jax.make_jaxpr(f)(*args)
+    grids = [np.multiply.outer(scale[:, :1] if i == 0 else scale, a) for i, a in enumerate(args)]
+    grids = [g.astype(a.dtype) for g, a in zip(grids, args, strict=True)]
+    every = [np.broadcast_to(g, (3, 2, *a.shape)) for g, a in zip(grids, args, strict=True)]
+    expected = jax.tree.leaves(jax.jit(jax.vmap(jax.vmap(f)))(*every))
+    results = numeric.evaluate(closed, grids)
+    shown = zip(results, expected, strict=True)
+    compare([whole(x, e) for x, e in shown], expected)
+
+
+def whole(x, like):
+    x = x if x.ndim == like.ndim else x[None, None]
+    return np.broadcast_to(x, like.shape)
 
 
 @pytest.mark.parametrize("name", ARRAYS)
 def test_arrays(name):
     check(ARRAYS[name], TABLE)
+    on_lines(ARRAYS[name], TABLE)
 
 
 @pytest.mark.parametrize("group", [UNARY, BINARY, INTEGER], ids=["unary", "binary", "integer"])
+@pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
 def test_elements(group):
     """Of all kinds, ends and NaN included."""
     args = {id(UNARY): [REAL], id(BINARY): [REAL, OTHER], id(INTEGER): [WHOLE, WHOLE2]}[id(group)]
-    check(lambda *xs: [f(*map(jnp.asarray, xs)) for f in group], *args)
+    every = lambda *xs: [f(*map(jnp.asarray, xs)) for f in group]
+    check(every, *args)
+    on_lines(every, *args)
     if group is UNARY:
         check(lambda x: [f(x) for f in (lax.lgamma, lax.digamma)], np.abs(UNIT) + 0.1)
         check(lambda b: [~b, b & ~b, b ^ True, b.astype(float)], TRUE)
+
+
+def test_numbers_and_arrays():
+    """A number beside an array: one for all elements."""
+    x = np.float32(0.7)
+    f = lambda x, y: [lax.select_n(x > 0.5, y, -y), lax.clamp(x, y, 2 * x), x * y, y.at[0].add(x)]
+    on_lines(f, x, TABLE[0])
+    on_lines(f, *(TABLE[0, 0, 1], TABLE[0]))
+    table = lambda i, y: [y[i.astype(int)], lax.dynamic_slice(y, (i.astype(int), 1), (1, 2)), y[0]]
+    on_lines(table, np.float32(1.9), TABLE[0])
+    loop = lambda x, y: lax.while_loop(lambda c: c[1] < x, lambda c: (c[0] + y, c[1] + 1), (y, 0.0))
+    on_lines(loop, np.float32(3.3), TABLE[0])
+    step = lambda x, y: lax.scan(lambda c, y: (c + x, c * y), 0.0, y)
+    on_lines(step, x, TABLE[0])
+    branch = lambda x, y: lax.cond(x > 0.6, lambda: y.sum(0), lambda: y[0] * x)
+    on_lines(branch, x, TABLE[0])
+
+
+def test_loops_end():
+    """A solver that does not converge returns NaN, the others what they return otherwise."""
+    solve = jax.make_jaxpr(fixed_point)(0.5)
+    a = np.array([[0.5], [0.3], [-9.0]], np.float32)
+    (out,) = numeric.evaluate(solve, [a])
+    np.testing.assert_allclose(out[:2], a[:2] * np.tanh(out[:2]) + 1, rtol=1e-5)
+    assert np.isnan(out[2])

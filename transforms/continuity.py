@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from . import numeric
 from .border import is_at_border
 from .bounded import needs_bound
 from .flat import Op
@@ -33,16 +34,18 @@ from .lines import (
     CLOSER,
     GRID,
     along,
+    derivable,
+    elements,
     ends,
     evaluate,
     flattened,
     gap_of,
     number_of_lines,
-    on_lines,
+    one_of,
     seams_of,
     weights,
 )
-from .slices import ENOUGH, MAX_OPS, MEETS, Budget, Place, count, has_loops, meets, slice_to
+from .slices import ENOUGH, MAX_OPS, MEETS, Budget, Place, count, meets, slice_to
 from .suspects import is_seen_to_jump
 from .tapped import tapped
 
@@ -159,13 +162,12 @@ def _jumps(fault: Place, places: Sequence[int], ops: Sequence[Op]) -> list[bool]
     None if it never does.
     """
     n = number_of_lines(fault, ops)
+    lines, avals = ends(fault, ops, n), fault.flat.avals
 
-    def at(begin: Any, end: Any, fixed: Any, i: Any, t: Any) -> tuple[jax.Array, list[jax.Array]]:
-        env, found = along(fault, ops, begin, end, fixed, t)
-        one = jnp.ravel(found)
-        return one[i % max(one.size, 1)], [flattened(env[v]) for v in places]  # of one element
+    def points(t: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        env, found = along(fault, ops, *lines, t)
+        return one_of(elements(found, 1, t)), [flattened(env[v], avals[v].ndim, t) for v in places]
 
-    points = on_lines(at, *ends(fault, ops, n), loops=has_loops(ops))
     grid = np.broadcast_to(GRID, (n, GRID.size))
     outcomes, whole = points(grid)
     crossed = (outcomes[:, 1:] != outcomes[:, :-1]).any(1)
@@ -190,17 +192,14 @@ def _jumps(fault: Place, places: Sequence[int], ops: Sequence[Op]) -> list[bool]
 def _seam(fault: Place, places: Sequence[int], ops: Sequence[Op]) -> list[bool]:
     """Whether each of ``places`` is the same for a draw of -π and of π."""
     n = number_of_lines(fault, ops)
-    angles = set(fault.op.outs)
     begin, _, fixed = ends(fault, ops, n)
-
-    def at(begin: Any, fixed: Any, i: Any, angle: Any) -> list[jax.Array]:
-        drawn = {v: jnp.full_like(a, angle) for v, a in begin.items() if v in angles}
-        env, _ = evaluate(fault, ops, {**fixed, **begin, **drawn})
-        return [flattened(env[v]) for v in places]
-
-    turn = np.linspace(-np.pi, np.pi, 9, dtype=np.float32)
-    points = on_lines(at, begin, fixed, loops=has_loops(ops))
-    gaps = [gap_of(v[:, 0], v[:, -1], v) for v in points(np.tile(turn, (n, 1)))]
+    t = np.tile(np.linspace(-np.pi, np.pi, 9, dtype=np.float32), (n, 1))
+    for v in set(fault.op.outs) & begin.keys():
+        angles = t.reshape(*t.shape, *[1] * (begin[v].ndim - 2)).astype(begin[v].dtype)
+        begin[v] = np.broadcast_to(angles, (*t.shape, *begin[v].shape[2:]))
+    env, _ = evaluate(fault, ops, {**fixed, **begin})
+    values = (flattened(env[v], fault.flat.avals[v].ndim, t) for v in places)
+    gaps = [gap_of(v[:, 0], v[:, -1], v) for v in values]
     return [_agree(np.isfinite(g), g <= 1.0) for g in gaps]
 
 
@@ -210,23 +209,32 @@ def _slopes(fault: Place, places: Sequence[int], ops: Sequence[Op]) -> list[bool
     begin, end, fixed = ends(fault, ops, n)
     forward = any(needs_bound(op.eqn) and not op.custom for op in ops)
     lengths = [np.abs(end[v] - a).reshape(n, -1).max(1, initial=1e-6) for v, a in begin.items()]
-    end = {v: a + (end[v] - a) / max(1.0, len(begin)) for v, a in begin.items()}
     step = (STEP / functools.reduce(np.maximum, lengths, np.ones(n)))[:, None].astype(np.float32)
+    moved = {v: (end[v] - a) / max(1.0, len(begin)) for v, a in begin.items()}
+    inputs = {**begin, **fixed}
 
-    def at(begin: Any, end: Any, fixed: Any, i: Any, t: Any) -> tuple[Any, Any]:
+    def at(i: Any, t: Any, *given: Any) -> list[Any]:
+        start, directions = dict(zip(inputs, given, strict=False)), given[len(inputs) :]
+
         def projected(t: Any) -> tuple[list[jax.Array], list[jax.Array]]:
-            env, _ = along(fault, ops, begin, end, fixed, t)
-            ws = [flattened(env[v]) for v in places]
+            shifts = zip(moved, directions, strict=True)
+            env = start | {v: start[v] + (t * d).astype(d.dtype) for v, d in shifts}
+            ws = derivable(ops, env, places)
             sums = [w @ (weights(w.size, i) - 1.2) for w in ws]
             return sums, sums
 
         if forward:
             _, slopes, sums = jax.jvp(projected, (t,), (jnp.ones_like(t),), has_aux=True)
-            return slopes, sums
-        return jax.jacrev(projected, has_aux=True)(t)
+        else:
+            slopes, sums = jax.jacrev(projected, has_aux=True)(t)
+        return [*slopes, *sums]
 
     t = np.float32(0.4) + step * np.array([0.0, -1.0, 1.0, -0.5, 0.5], np.float32)
-    slopes, values = on_lines(at, begin, end, fixed, loops=has_loops(ops))(t)
+    given = [*inputs.values(), *moved.values()]
+    number = np.arange(n, dtype=np.int32)[:, None]
+    outs = numeric.apply(at, number, t, *given, ndims=[0, 0, *(x.ndim - 2 for x in given)])
+    outs = [np.broadcast_to(x, t.shape) for x in outs]
+    slopes, values = outs[: len(places)], outs[len(places) :]
     errors = [
         _slope_error(v, slope[:, 0], step[:, 0]) for v, slope in zip(values, slopes, strict=True)
     ]

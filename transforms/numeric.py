@@ -1,7 +1,11 @@
 """Programs evaluated by NumPy, equation by equation, without compilation.
 
-What is evaluated once, on few numbers, takes XLA longer to compile than NumPy to compute. What
-the tables here do not know is left to JAX.
+What is evaluated once, on few numbers, takes XLA longer to compile than NumPy to compute. A value
+may have two axes in front of its own, the lines and the points on them (one of which may be 1).
+What the tables here do not know is left to JAX.
+
+A loop is cut short that takes too many steps, and returns NaN: programs are evaluated on values
+that were made up, for which a solver need not converge.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.special
@@ -18,51 +23,95 @@ from jax import lax
 from . import _jax
 from .interpret import INLINED
 
+STEPS = 300
+"""Most steps of a loop: what has not converged by then is taken to diverge."""
+
 
 def evaluate(closed: _jax.ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
     """The results of a program; numbers are arrays of NumPy, keys are as JAX has them."""
-    typed = [
-        x if _jax.is_key(x) else np.asarray(x).astype(a.dtype, copy=False)
-        for x, a in zip(args, closed.in_avals, strict=True)
-    ]
-    with np.errstate(all="ignore"):
-        return _run(closed, typed)
-
-
-def _run(closed: _jax.ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
     jaxpr = closed.jaxpr
-    env: dict[Any, Any] = dict(zip(jaxpr.constvars, map(_array, closed.consts), strict=True))
-    env.update(zip(jaxpr.invars, args, strict=True))
-    read = lambda v: _array(v.val) if isinstance(v, _jax.Literal) else env[v]
+    env: dict[Any, Any] = dict(zip(jaxpr.constvars, map(array, closed.consts), strict=True))
+    typed = (_typed(v, x) for v, x in zip(jaxpr.invars, args, strict=True))
+    env.update(zip(jaxpr.invars, typed, strict=True))
+    read = lambda v: array(v.val) if isinstance(v, _jax.Literal) else env[v]
     last = {v: i for i, e in enumerate(jaxpr.eqns) for v in e.invars if isinstance(v, _jax.Var)}
     kept = {v for v in jaxpr.outvars if isinstance(v, _jax.Var)}
     for i, eqn in enumerate(jaxpr.eqns):
-        env.update(zip(eqn.outvars, _equation(eqn, list(map(read, eqn.invars))), strict=True))
+        env.update(zip(eqn.outvars, equation(eqn, list(map(read, eqn.invars))), strict=True))
         for v in eqn.invars:
             if isinstance(v, _jax.Var) and last[v] == i and v not in kept:
                 env.pop(v, None)
     return [read(v) for v in jaxpr.outvars]
 
 
-def _array(x: Any) -> Any:
+def equation(eqn: _jax.JaxprEqn, operands: Sequence[Any]) -> list[Any]:
+    """The results of one equation."""
+    with np.errstate(all="ignore"):
+        return _equation(eqn, [array(x) for x in operands])
+
+
+def apply(f: Callable[..., Any], *args: Any, ndims: Sequence[int]) -> list[Any]:
+    """A function of JAX; ``ndims`` are how many axes of each argument are its own."""
+    avals = [
+        jax.ShapeDtypeStruct(x.shape[x.ndim - n :], x.dtype)
+        for x, n in zip(args, ndims, strict=True)
+    ]
+    with np.errstate(all="ignore"):
+        return evaluate(jax.make_jaxpr(lambda *xs: f(*xs))(*avals), args)
+
+
+def array(x: Any) -> Any:
     return x if _jax.is_key(x) else np.asarray(x)
 
 
-def _equation(eqn: _jax.JaxprEqn, operands: list[Any]) -> Sequence[Any]:
-    name = eqn.primitive.name
-    if name in _ELEMENTWISE and not any(map(_jax.is_key, operands)):
-        return [_typed(eqn, 0, _ELEMENTWISE[name](*operands))]
-    rule = _RULES.get(name)
-    outs = None if rule is None else rule(eqn, operands)
-    if outs is not None:
-        return [_typed(eqn, i, x) for i, x in enumerate(outs)]
-    return list(map(_array, _jax.evaluate_equation(eqn, operands)))
+def _equation(eqn: _jax.JaxprEqn, ins: list[Any]) -> list[Any]:
+    name, ndims = eqn.primitive.name, [v.aval.ndim for v in eqn.invars]  # type: ignore[attr-defined]
+    lines = 2 if any(x.ndim > n for x, n in zip(ins, ndims, strict=True)) else 0
+    if lines and eqn.primitive not in _PROGRAMS:
+        ins = [x if x.ndim > n else x[None, None] for x, n in zip(ins, ndims, strict=True)]
+    keys = any(map(_jax.is_key, ins))
+    outs = None
+    if name in _ELEMENTWISE and not keys:
+        if lines:
+            ndim = eqn.outvars[0].aval.ndim  # type: ignore[attr-defined]
+            ins = [_spread(x, ndim - n) for x, n in zip(ins, ndims, strict=True)]
+        outs = [_ELEMENTWISE[name](*ins)]
+    elif eqn.primitive in _PROGRAMS:
+        outs = _PROGRAMS[eqn.primitive](eqn, ins)
+    elif name in _RULES and not keys:
+        outs = _RULES[name](eqn, ins, lines)
+    if outs is None:
+        outs = _by_jax(eqn, ins, lines)
+    return [_typed(v, x) for v, x in zip(eqn.outvars, outs, strict=True)]
 
 
-def _typed(eqn: _jax.JaxprEqn, i: int, x: Any) -> Any:
-    if _jax.is_key(x):
-        return x
-    return np.asarray(x).astype(eqn.outvars[i].aval.dtype, copy=False)  # type: ignore[attr-defined]
+def _spread(x: Any, more: int) -> Any:
+    return x.reshape((*x.shape, *[1] * more)) if more > 0 else x
+
+
+def _by_jax(eqn: _jax.JaxprEqn, ins: list[Any], lines: int) -> list[Any]:
+    run = lambda *xs: _jax.evaluate_equation(eqn, xs)
+    with jax.ensure_compile_time_eval():
+        if not lines:
+            return list(map(array, run(*ins)))
+        front, flat = _side_by_side(ins)
+        return [array(x.reshape((*front, *x.shape[1:]))) for x in jax.vmap(run)(*flat)]
+
+
+def _side_by_side(ins: Sequence[Any]) -> tuple[tuple[int, ...], list[Any]]:
+    """Values with one axis in the place of lines and points, the sizes of which come first."""
+    front = np.broadcast_shapes(*(x.shape[:2] for x in ins))
+    n = math.prod(front)
+    return front, [_over(x, front).reshape((n, *x.shape[2:])) for x in ins]
+
+
+def _over(x: Any, front: Sequence[int]) -> Any:
+    shape = (*front, *x.shape[len(front) :])
+    return jnp.broadcast_to(x, shape) if _jax.is_key(x) else np.broadcast_to(x, shape)
+
+
+def _typed(v: Any, x: Any) -> Any:
+    return x if _jax.is_key(x) else np.asarray(x).astype(v.aval.dtype, copy=False)
 
 
 # --- element by element -------------------------------------------------------------------------
@@ -190,18 +239,17 @@ _ELEMENTWISE: dict[str, Callable[..., Any]] = {
 # --- arrays -------------------------------------------------------------------------------------
 
 
-def _integer_pow(eqn: _jax.JaxprEqn, ins: list[Any]) -> list[Any] | None:
+def _integer_pow(eqn: _jax.JaxprEqn, ins: list[Any], lines: int) -> list[Any] | None:
     x, y = ins[0], eqn.params["y"]
     if np.issubdtype(x.dtype, np.integer) and y < 0:
         return None
-    out = np.ones((), x.dtype)
-    base, n = x, abs(y)
+    out, base, n = np.ones_like(x), x, abs(y)
     while n:
         out, base, n = (out * base if n & 1 else out), base * base, n >> 1
-    return [1 / out if y < 0 else np.broadcast_to(out, x.shape)]
+    return [1 / out if y < 0 else out]
 
 
-def _round(eqn: _jax.JaxprEqn, ins: list[Any]) -> list[Any]:
+def _round(eqn: _jax.JaxprEqn, ins: list[Any], lines: int) -> list[Any]:
     x = ins[0]
     if eqn.params["rounding_method"] == lax.RoundingMethod.TO_NEAREST_EVEN:
         return [np.rint(x)]
@@ -209,87 +257,91 @@ def _round(eqn: _jax.JaxprEqn, ins: list[Any]) -> list[Any]:
     return [np.where(np.abs(x - whole) >= 0.5, whole + np.sign(x), whole)]
 
 
-def _convert(eqn: _jax.JaxprEqn, ins: list[Any]) -> list[Any] | None:
-    old, new = ins[0].dtype, eqn.params["new_dtype"]
-    if np.issubdtype(old, np.inexact) and np.issubdtype(new, np.integer):
+def _convert(eqn: _jax.JaxprEqn, ins: list[Any], lines: int) -> list[Any]:
+    x, new = ins[0], np.dtype(eqn.params["new_dtype"])
+    if x.dtype.kind == "f" and new.kind in "iu":
         limits = np.iinfo(new)  # XLA saturates
-        x = np.clip(np.nan_to_num(ins[0].astype(np.float64)), limits.min, limits.max)
+        x = np.clip(np.nan_to_num(x.astype(np.float64)), limits.min, limits.max)
         top = x >= limits.max
         return [np.where(top, limits.max, np.where(top, 0, x).astype(new))]
-    if np.issubdtype(old, np.complexfloating) and not np.issubdtype(new, np.complexfloating):
-        return [np.real(ins[0])]
-    return [ins[0].astype(new)]
+    return [np.real(x) if x.dtype.kind == "c" and new.kind != "c" else x]
 
 
-def _broadcast(eqn: _jax.JaxprEqn, ins: list[Any]) -> list[Any] | None:
-    if len(ins) > 1 or _jax.is_key(ins[0]):
-        return None
+def _broadcast(eqn: _jax.JaxprEqn, ins: list[Any], lines: int) -> list[Any] | None:
     shape, dimensions = eqn.params["shape"], eqn.params["broadcast_dimensions"]
-    at = [1] * len(shape)
-    for d, n in zip(dimensions, ins[0].shape, strict=True):
-        at[d] = n
-    return [np.broadcast_to(ins[0].reshape(at), shape)]
-
-
-def _reshape(eqn: _jax.JaxprEqn, ins: list[Any]) -> list[Any] | None:
-    if len(ins) > 1 or _jax.is_key(ins[0]):
+    if len(ins) > 1:
         return None
-    return [ins[0].reshape(eqn.outvars[0].aval.shape)]  # type: ignore[attr-defined]
+    x, at = ins[0], [1] * len(shape)
+    for d, n in zip(dimensions, x.shape[lines:], strict=True):
+        at[d] = n
+    front = x.shape[:lines]
+    return [np.broadcast_to(x.reshape(*front, *at), (*front, *shape))]
 
 
-def _transpose(eqn: _jax.JaxprEqn, ins: list[Any]) -> list[Any] | None:
-    return None if _jax.is_key(ins[0]) else [ins[0].transpose(eqn.params["permutation"])]
+def _reshape(eqn: _jax.JaxprEqn, ins: list[Any], lines: int) -> list[Any] | None:
+    shape = eqn.outvars[0].aval.shape  # type: ignore[attr-defined]
+    return None if len(ins) > 1 else [ins[0].reshape((*ins[0].shape[:lines], *shape))]
 
 
-def _slice(eqn: _jax.JaxprEqn, ins: list[Any]) -> list[Any] | None:
+def _after(lines: int, axes: Sequence[int]) -> tuple[int, ...]:
+    return (*range(lines), *(lines + i for i in axes))
+
+
+def _transpose(eqn: _jax.JaxprEqn, ins: list[Any], lines: int) -> list[Any]:
+    return [ins[0].transpose(_after(lines, eqn.params["permutation"]))]
+
+
+def _slice(eqn: _jax.JaxprEqn, ins: list[Any], lines: int) -> list[Any]:
     p = eqn.params
     steps = p["strides"] or [1] * len(p["start_indices"])
     parts = zip(p["start_indices"], p["limit_indices"], steps, strict=True)
-    return None if _jax.is_key(ins[0]) else [ins[0][tuple(slice(*part) for part in parts)]]
+    return [ins[0][(..., *(slice(*part) for part in parts))]]
 
 
-def _rev(eqn: _jax.JaxprEqn, ins: list[Any]) -> list[Any]:
-    return [np.flip(ins[0], eqn.params["dimensions"])]
+def _rev(eqn: _jax.JaxprEqn, ins: list[Any], lines: int) -> list[Any]:
+    return [np.flip(ins[0], [lines + i for i in eqn.params["dimensions"]])]
 
 
-def _concatenate(eqn: _jax.JaxprEqn, ins: list[Any]) -> list[Any] | None:
-    return None if _jax.is_key(ins[0]) else [np.concatenate(ins, eqn.params["dimension"])]
+def _concatenate(eqn: _jax.JaxprEqn, ins: list[Any], lines: int) -> list[Any]:
+    front = np.broadcast_shapes(*(x.shape[:lines] for x in ins))
+    return [np.concatenate([_over(x, front) for x in ins], lines + eqn.params["dimension"])]
 
 
-def _split(eqn: _jax.JaxprEqn, ins: list[Any]) -> list[Any]:
+def _split(eqn: _jax.JaxprEqn, ins: list[Any], lines: int) -> list[Any]:
     p = eqn.params
-    return np.split(ins[0], np.cumsum(p["sizes"])[:-1], p["axis"])
+    return np.split(ins[0], np.cumsum(p["sizes"])[:-1], lines + p["axis"])
 
 
-def _iota(eqn: _jax.JaxprEqn, ins: list[Any]) -> list[Any] | None:
+def _iota(eqn: _jax.JaxprEqn, ins: list[Any], lines: int) -> list[Any] | None:
     p = eqn.params
-    if ins:
-        return None
     at = [1] * len(p["shape"])
     at[p["dimension"]] = -1
-    return [np.broadcast_to(np.arange(p["shape"][p["dimension"]]).reshape(at), p["shape"])]
+    numbers = np.arange(p["shape"][p["dimension"]]).reshape(at)
+    return None if ins else [np.broadcast_to(numbers, p["shape"])]
 
 
-def _pad(eqn: _jax.JaxprEqn, ins: list[Any]) -> list[Any] | None:
-    config = eqn.params["padding_config"]
+def _pad(eqn: _jax.JaxprEqn, ins: list[Any], lines: int) -> list[Any] | None:
+    config, (x, value) = eqn.params["padding_config"], ins
     if any(low < 0 or high < 0 for low, high, _ in config):
         return None
-    out = np.full(eqn.outvars[0].aval.shape, ins[1])  # type: ignore[attr-defined]
+    front = np.broadcast_shapes(x.shape[:lines], value.shape[:lines])
+    shape = eqn.outvars[0].aval.shape  # type: ignore[attr-defined]
+    out = np.broadcast_to(_spread(value, len(shape)), (*front, *shape)).copy()
     inside = [
         slice(low, low + (n - 1) * (between + 1) + 1 if n else low, between + 1)
-        for n, (low, _, between) in zip(ins[0].shape, config, strict=True)
+        for n, (low, _, between) in zip(x.shape[lines:], config, strict=True)
     ]
-    out[tuple(inside)] = ins[0]
+    out[(..., *inside)] = x
     return [out]
 
 
 def _reduction(f: Any, none: Callable[[Any], Any]) -> Callable[..., Any]:
     """``none(dtype)`` is the result of no numbers."""
 
-    def reduce(eqn: _jax.JaxprEqn, ins: list[Any]) -> list[Any]:
+    def reduce(eqn: _jax.JaxprEqn, ins: list[Any], lines: int) -> list[Any]:
         dtype = ins[0].dtype
         options = {"dtype": dtype} if f in (np.add, np.multiply) else {}
-        axes = tuple(eqn.params["axes"])
+        axes = tuple(lines + i for i in eqn.params["axes"])
         return [f.reduce(ins[0], axis=axes, initial=none(dtype), **options)]
 
     return reduce
@@ -308,51 +360,99 @@ def _greatest(dtype: Any) -> Any:
 
 
 def _arg(f: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda eqn, ins: [f(ins[0], axis=eqn.params["axes"][0])]
+    return lambda eqn, ins, lines: [f(ins[0], axis=lines + eqn.params["axes"][0])]
 
 
 def _cumulative(f: Any) -> Callable[..., Any]:
-    def accumulate(eqn: _jax.JaxprEqn, ins: list[Any]) -> list[Any]:
-        p, x = eqn.params, ins[0]
-        turn = (lambda x: np.flip(x, p["axis"])) if p["reverse"] else _same
-        same = {"dtype": x.dtype} if f in (np.add, np.multiply) else {}
-        return [turn(f.accumulate(turn(x), axis=p["axis"], **same))]
+    def accumulate(eqn: _jax.JaxprEqn, ins: list[Any], lines: int) -> list[Any]:
+        axis, x = lines + eqn.params["axis"], ins[0]
+        turn = (lambda x: np.flip(x, axis)) if eqn.params["reverse"] else _same
+        options = {"dtype": x.dtype} if f in (np.add, np.multiply) else {}
+        return [turn(f.accumulate(turn(x), axis=axis, **options))]
 
     return accumulate
 
 
-def _sort(eqn: _jax.JaxprEqn, ins: list[Any]) -> list[Any]:
-    p = eqn.params
-    keys, axis = ins[: p["num_keys"]], p["dimension"]
+def _sort(eqn: _jax.JaxprEqn, ins: list[Any], lines: int) -> list[Any]:
+    axis = lines + eqn.params["dimension"]
     if len(ins) == 1:
         return [np.sort(ins[0], axis=axis, kind="stable")]
-    order = np.lexsort(keys[::-1], axis=axis)
+    ins = np.broadcast_arrays(*ins)
+    order = np.lexsort(ins[: eqn.params["num_keys"]][::-1], axis=axis)
     return [np.take_along_axis(x, order, axis) for x in ins]
 
 
-def _dot(eqn: _jax.JaxprEqn, ins: list[Any]) -> list[Any]:
+def _dot(eqn: _jax.JaxprEqn, ins: list[Any], lines: int) -> list[Any]:
     """Products of matrices, one for each of the axes that both have."""
     contracted, batch = eqn.params["dimension_numbers"]
     dtype = eqn.outvars[0].aval.dtype  # type: ignore[attr-defined]
     parts, free = [], []
-    for x, c, b, last in zip(ins, contracted, batch, (True, False), strict=True):
-        others = [i for i in range(x.ndim) if i not in c and i not in b]
-        order = [*b, *others, *c] if last else [*b, *c, *others]
-        sizes = [[x.shape[i] for i in axes] for axes in (b, others, c)]
-        inner = sizes[1:] if last else sizes[:0:-1]
-        free.append(sizes[1])
-        shape = [*sizes[0], *(math.prod(n) for n in inner)]
-        parts.append(x.transpose(order).reshape(shape).astype(dtype, copy=False))
+    for x, c, b, left in zip(ins, contracted, batch, (True, False), strict=True):
+        others = [i for i in range(x.ndim - lines) if i not in c and i not in b]
+        size = lambda axes: [x.shape[lines + i] for i in axes]
+        inner = (others, c) if left else (c, others)
+        free.append(size(others))
+        shape = [*x.shape[:lines], *size(b), *(math.prod(size(axes)) for axes in inner)]
+        moved = x.transpose(_after(lines, [*b, *inner[0], *inner[1]])).reshape(shape)
+        parts.append(moved.astype(dtype, copy=False))
     out = np.matmul(*parts)
     return [out.reshape(*out.shape[:-2], *free[0], *free[1])]
 
 
-def _dynamic_slice(eqn: _jax.JaxprEqn, ins: list[Any]) -> list[Any] | None:
+def _dynamic_slice(eqn: _jax.JaxprEqn, ins: list[Any], lines: int) -> list[Any] | None:
     x, sizes = ins[0], eqn.params["slice_sizes"]
-    if _jax.is_key(x) or len(ins) != 1 + x.ndim:
+    if len(ins) != 1 + len(sizes):
         return None
-    starts = [np.clip(i, 0, n - k) for i, n, k in zip(ins[1:], x.shape, sizes, strict=True)]
-    return [x[tuple(slice(int(i), int(i) + k) for i, k in zip(starts, sizes, strict=True))]]
+    index = []
+    for d, (start, n, k) in enumerate(zip(ins[1:], x.shape[lines:], sizes, strict=True)):
+        start = _spread(np.clip(start.astype(np.int64), 0, n - k), len(sizes))
+        index.append(start + _along(np.arange(k), d, len(sizes)))
+    return [_read(x, index, lines)]
+
+
+def _along(numbers: np.ndarray, axis: int, ndim: int) -> np.ndarray:
+    return numbers.reshape([-1 if i == axis else 1 for i in range(ndim)])
+
+
+def _read(x: np.ndarray, index: list[np.ndarray], lines: int) -> np.ndarray:
+    """The elements at an index that is different on each line."""
+    front = np.broadcast_shapes(*(i.shape for i in index))[:lines] if index else ()
+    ndim = max((i.ndim for i in index), default=0)
+    own = [
+        _along(np.arange(n) if x.shape[a] == n else np.zeros(n, int), a, ndim)
+        for a, n in enumerate(np.broadcast_shapes(front, x.shape[:lines]))
+    ]
+    return x[(*own, *index)]
+
+
+def _gather(eqn: _jax.JaxprEqn, ins: list[Any], lines: int) -> list[Any] | None:
+    x, starts, p = ins[0], ins[1].astype(np.int64), eqn.params
+    d, sizes, mode = p["dimension_numbers"], p["slice_sizes"], p["mode"]
+    ndim = eqn.outvars[0].aval.ndim  # type: ignore[attr-defined]
+    batch = [i for i in range(ndim) if i not in d.offset_dims]
+    hidden = {*d.collapsed_slice_dims, *d.operand_batching_dims}
+    offsets = dict(
+        zip((i for i in range(len(sizes)) if i not in hidden), d.offset_dims, strict=True)
+    )
+    place = lambda a, axis: _along(a, axis, ndim)
+    inside, index = True, []
+    for i, (n, k) in enumerate(zip(x.shape[lines:], sizes, strict=True)):
+        at = np.zeros([1] * (lines + ndim), np.int64)
+        if i in d.start_index_map:
+            start = starts[..., d.start_index_map.index(i)]
+            inside &= (start >= 0) & (start <= n - k)
+            shape = [1] * ndim
+            for axis, m in zip(batch, start.shape[lines:], strict=True):
+                shape[axis] = m
+            at = np.clip(start, 0, n - k).reshape(*start.shape[:lines], *shape)
+        elif i in d.operand_batching_dims:
+            axis = d.start_indices_batching_dims[d.operand_batching_dims.index(i)]
+            at = place(np.arange(n), batch[axis])
+        index.append(at + place(np.arange(k), offsets[i]) if i in offsets else at)
+    out = _read(x, index, lines)
+    if mode == lax.GatherScatterMode.FILL_OR_DROP and not np.all(inside):
+        return None
+    return [out]
 
 
 # --- programs inside ----------------------------------------------------------------------------
@@ -360,52 +460,125 @@ def _dynamic_slice(eqn: _jax.JaxprEqn, ins: list[Any]) -> list[Any] | None:
 
 def _inline(eqn: _jax.JaxprEqn, ins: list[Any]) -> list[Any]:
     name = INLINED.get(eqn.primitive)
-    return _run(next(_jax.sub_jaxprs(eqn)) if name is None else eqn.params[name], ins)
+    return evaluate(next(_jax.sub_jaxprs(eqn)) if name is None else eqn.params[name], ins)
 
 
 def _while(eqn: _jax.JaxprEqn, ins: list[Any]) -> list[Any]:
     p = eqn.params
     n, m = p["cond_nconsts"], p["body_nconsts"]
-    test, step, carry = ins[:n], ins[n : n + m], ins[n + m :]
-    while np.any(go := _run(p["cond_jaxpr"], [*test, *carry])[0]):
-        new = _run(p["body_jaxpr"], [*step, *carry])
-        carry = [_where(go, x, old) for x, old in zip(new, carry, strict=True)]
-    return carry
+    own = [v.aval.ndim for v in eqn.invars]  # type: ignore[attr-defined]
+    if all(x.ndim == k for x, k in zip(ins, own, strict=True)):
+        ins = [x[None, None] for x in ins]
+        outs = _loops(p, n, m, ins)
+        return [x[0, 0] for x in outs]
+    ins = [x if x.ndim > k else x[None, None] for x, k in zip(ins, own, strict=True)]
+    return _loops(p, n, m, ins)
 
 
-def _where(go: Any, new: Any, old: Any) -> Any:
-    """Of many loops side by side, those that have ended stay as they are."""
-    if go.ndim == 0:
-        return new
-    if _jax.is_key(new):
-        return jnp.where(jnp.reshape(go, go.shape + (1,) * (new.ndim - go.ndim)), new, old)
-    return np.where(go.reshape(go.shape + (1,) * (new.ndim - go.ndim)), new, old)
+def _loops(p: Any, n: int, m: int, ins: list[Any]) -> list[Any]:
+    """Many loops side by side, of which those that have ended are not computed any further."""
+    front, flat = _side_by_side(ins)
+    flat = [x[:, None] for x in flat]
+    consts, carry = flat[: n + m], flat[n + m :]
+    done, running = list(carry), np.arange(math.prod(front))
+    ndim = p["cond_jaxpr"].out_avals[0].ndim  # of loops side by side in the program itself
+    for step in range(STEPS + 1):
+        (test,) = evaluate(p["cond_jaxpr"], [*consts[:n], *carry])
+        test = test if test.ndim > ndim else test[None, None]
+        test = np.broadcast_to(test, (len(running), *test.shape[1:]))
+        if step == STEPS:
+            carry = [_nan(x, test) for x in carry]
+            test = np.zeros_like(test)
+        go = test.reshape(len(running), -1).any(1)
+        if not go.all():
+            done = [_put(old, running[~go], x[~go]) for old, x in zip(done, carry, strict=True)]
+            running, test = running[go], test[go]
+            consts, carry = [x[go] for x in consts], [x[go] for x in carry]
+        if not running.size:
+            break
+        new = evaluate(p["body_jaxpr"], [*consts[n:], *carry])
+        carry = [_step(test if ndim else None, x, old) for x, old in zip(new, carry, strict=True)]
+    return [x.reshape((*front, *x.shape[2:])) for x in done]
+
+
+def _nan(x: Any, unfinished: Any) -> Any:
+    if _jax.is_key(x) or x.dtype.kind not in "fc":
+        return x
+    return np.where(_spread(unfinished, x.ndim - unfinished.ndim), x.dtype.type(np.nan), x)
+
+
+def _step(test: Any, x: Any, old: Any) -> Any:
+    x = x if x.shape == old.shape else _over(x, old.shape)
+    if test is None:
+        return x
+    where = jnp.where if _jax.is_key(x) else np.where
+    return where(_spread(test, x.ndim - test.ndim), x, old)
+
+
+def _put(x: Any, rows: Any, new: Any) -> Any:
+    if _jax.is_key(x):
+        return x.at[rows].set(new)
+    x = x if x.flags.writeable else x.copy()
+    x[rows] = new
+    return x
 
 
 def _cond(eqn: _jax.JaxprEqn, ins: list[Any]) -> list[Any]:
-    branches = eqn.params["branches"]
-    return _run(branches[int(np.clip(ins[0], 0, len(branches) - 1))], ins[1:])
+    branches, index = eqn.params["branches"], np.clip(ins[0], 0, len(eqn.params["branches"]) - 1)
+    if index.ndim == 0:
+        return evaluate(branches[int(index)], ins[1:])
+    cases = [evaluate(branch, ins[1:]) for branch in branches]
+    return [
+        _chosen(index, outs, v.aval.ndim)  # type: ignore[attr-defined]
+        for v, outs in zip(eqn.outvars, zip(*cases, strict=True), strict=True)
+    ]
+
+
+def _chosen(index: Any, outs: Sequence[Any], ndim: int) -> Any:
+    outs = [x if x.ndim > ndim else x[None, None] for x in outs]
+    where = jnp.where if any(map(_jax.is_key, outs)) else np.where
+    chosen = outs[0]
+    for i, x in enumerate(outs[1:], 1):
+        chosen = where(_spread(index == i, ndim), x, chosen)
+    return chosen
 
 
 def _scan(eqn: _jax.JaxprEqn, ins: list[Any]) -> list[Any]:
     n, m = _jax.scan_layout(eqn)
     body, consts, carry, xs = eqn.params["jaxpr"], ins[:n], ins[n : n + m], ins[n + m :]
+    avals: Any = [v.aval for v in eqn.invars[n + m :]]
+    ahead = [x.ndim - a.ndim for x, a in zip(xs, avals, strict=True)]
     steps = range(eqn.params["length"])
     rows = []
     for i in reversed(steps) if eqn.params["reverse"] else steps:
-        outs = _run(body, [*consts, *carry, *(x[i] for x in xs)])
+        row = [x[(slice(None),) * k + (i,)] for x, k in zip(xs, ahead, strict=True)]
+        outs = evaluate(body, [*consts, *carry, *row])
         carry = outs[:m]
         rows.append(outs[m:])
     if eqn.params["reverse"]:
         rows.reverse()
+    ys: Any = eqn.outvars[m:]
     if not rows:
-        return [*carry, *(np.zeros(v.aval.shape, v.aval.dtype) for v in eqn.outvars[m:])]  # type: ignore[attr-defined]
-    return [*carry, *map(_stacked, zip(*rows, strict=True))]
+        return [*carry, *(np.zeros(v.aval.shape, v.aval.dtype) for v in ys)]
+    columns = zip(*rows, strict=True)
+    return [*carry, *(_stacked(c, v.aval.ndim - 1) for c, v in zip(columns, ys, strict=True))]
 
 
-def _stacked(rows: Sequence[Any]) -> Any:
-    return jnp.stack(rows) if _jax.is_key(rows[0]) else np.stack(rows)
+def _stacked(rows: Sequence[Any], ndim: int) -> Any:
+    if any(x.ndim > ndim for x in rows):
+        rows = [x if x.ndim > ndim else x[None, None] for x in rows]
+        front = np.broadcast_shapes(*(x.shape[:2] for x in rows))
+        rows = [_over(x, front) for x in rows]
+    axis = rows[0].ndim - ndim
+    return jnp.stack(rows, axis) if _jax.is_key(rows[0]) else np.stack(rows, axis)
 
+
+_PROGRAMS: dict[Any, Callable[..., Any]] = {
+    **dict.fromkeys((*INLINED, _jax.remat_p, _jax.closed_call_p), _inline),
+    _jax.while_p: _while,
+    _jax.cond_p: _cond,
+    _jax.scan_p: _scan,
+}
 
 _RULES: dict[str, Callable[..., Any]] = {
     "integer_pow": _integer_pow,
@@ -439,15 +612,6 @@ _RULES: dict[str, Callable[..., Any]] = {
     "sort": _sort,
     "dot_general": _dot,
     "dynamic_slice": _dynamic_slice,
-    "optimization_barrier": lambda eqn, ins: ins,
-    "while": _while,
-    "cond": _cond,
-    "scan": _scan,
-    "jit": _inline,
-    "pjit": _inline,
-    "closed_call": _inline,
-    "checkpoint": _inline,
-    "remat": _inline,
-    "custom_jvp_call": _inline,
-    "custom_vjp_call": _inline,
+    "gather": _gather,
+    "optimization_barrier": lambda eqn, ins, lines: ins,
 }

@@ -9,10 +9,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from .bounded import STEPS, needs_bound
 from .domains import Domain
 from .flat import Flat, Op
 from .interpret import is_random
+from .numeric import STEPS
 from .tapped import Tap
 
 MEETS = 12
@@ -152,7 +152,3 @@ def _is_heavy(op: Op) -> bool:
     if op.name in _PRODUCTS:
         return sum(map(_size, op.eqn.invars)) > SMALL
     return op.name in _HEAVY and work([op]) > SMALL
-
-
-def has_loops(ops: Sequence[Op]) -> bool:
-    return any(op.custom or needs_bound(op.eqn) for op in ops)

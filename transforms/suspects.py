@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from . import verdicts
@@ -19,15 +17,16 @@ from .lines import (
     CLOSER,
     GRID,
     along,
+    elements,
     ends,
     flattened,
     gap_of,
     number_of_lines,
-    on_lines,
+    one_of,
     seams_of,
     weights,
 )
-from .slices import ENOUGH, Place, has_loops
+from .slices import ENOUGH, Place
 
 CLEAR = 0.1
 """How much the values beside a jump may vary, relative to it: more is a pole, not a jump."""
@@ -42,14 +41,20 @@ def is_seen_to_jump(fault: Place, places: Sequence[int], ops: Sequence[Op]) -> b
     op, n = fault.op, number_of_lines(fault, ops)
     pole = verdicts.pole(op)
 
-    def at(begin: Any, end: Any, fixed: Any, i: Any, t: Any) -> tuple[Any, Any, list[jax.Array]]:
-        env, found = along(fault, ops, begin, end, fixed, t)
-        outcome = jnp.ravel(found) if pole is None else _zero(op, env[pole])
-        operand = flattened(env[op.values[0]]) if op.name == "is_finite" else outcome
-        j = i % max(outcome.size, 1)
-        return outcome[j], operand[j % max(operand.size, 1)], [flattened(env[v]) for v in places]
+    lines, avals = ends(fault, ops, n), fault.flat.avals
 
-    points = on_lines(at, *ends(fault, ops, n), loops=has_loops(ops))
+    def points(t: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+        env, found = along(fault, ops, *lines, t)
+        if pole is not None:
+            zero = flattened(env[pole], avals[pole].ndim, t)
+            found = np.cos(zero) if op.name == "tan" else zero
+        outcome = one_of(elements(found, 1, t))
+        operand = outcome
+        if op.name == "is_finite":
+            (v,) = op.values
+            operand = one_of(flattened(env[v], avals[v].ndim, t))
+        return outcome, operand, [flattened(env[v], avals[v].ndim, t) for v in places]
+
     closer = _closer_to_a_change if pole is None else _closer_to_zero
     below, above, crossed, operands, coarse, fine = closer(points, n)
     if op.name == "is_finite":
@@ -63,11 +68,6 @@ def is_seen_to_jump(fault: Place, places: Sequence[int], ops: Sequence[Op]) -> b
             return False
         seen |= jumps >= ENOUGH
     return seen
-
-
-def _zero(op: Op, operand: Any) -> jax.Array:
-    """What is zero at the poles of an equation."""
-    return flattened(jnp.cos(operand) if op.name == "tan" else operand)
 
 
 def _closer_to_a_change(points: Callable[..., Any], n: int) -> tuple[Any, ...]:
