@@ -67,4 +67,3 @@ def test_a_budget_bounds_what_is_asked_of_jumps(monkeypatch):
     f = ppl.expectation(functools.partial(network, jump, 12))
     assert questions(f) <= 3
     assert any(NOT_LOOKED_AT in found.message for found in f.explain(0.3).findings)
-

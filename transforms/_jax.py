@@ -62,6 +62,7 @@ __all__ = [
     "evaluate",
     "evaluate_equation",
     "frames",
+    "holds",
     "is_key",
     "is_within",
     "jit_p",
@@ -319,6 +320,12 @@ def sub_jaxprs(eqn: JaxprEqn) -> Iterator[ClosedJaxpr]:
             yield sub
         else:  # its constants are known to the equation only
             yield open_jaxpr(sub, [*sub.constvars, *sub.invars], sub.outvars, sub.eqns)
+
+
+def holds(eqn: JaxprEqn, primitive: Primitive) -> bool:
+    """Whether an equation is one of a primitive, or has one inside."""
+    inside = (e for sub in sub_jaxprs(eqn) for e in sub.jaxpr.eqns)
+    return eqn.primitive is primitive or any(holds(e, primitive) for e in inside)
 
 
 def scan_layout(eqn: JaxprEqn) -> tuple[int, int]:

@@ -25,9 +25,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import numeric
+from . import _jax, numeric
 from .border import is_at_border
-from .bounded import needs_bound
 from .flat import Op
 from .interpret import is_random
 from .lines import (
@@ -40,6 +39,7 @@ from .lines import (
     evaluate,
     flattened,
     gap_of,
+    leading_to,
     number_of_lines,
     one_of,
     seams_of,
@@ -163,29 +163,31 @@ def _jumps(fault: Place, places: Sequence[int], ops: Sequence[Op]) -> list[bool]
     """
     n = number_of_lines(fault, ops)
     lines, avals = ends(fault, ops, n), fault.flat.avals
+    before = leading_to(fault.op, ops)
 
-    def points(t: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-        env, found = along(fault, ops, *lines, t)
-        return one_of(elements(found, 1, t)), [flattened(env[v], avals[v].ndim, t) for v in places]
+    def outcomes_at(t: np.ndarray) -> np.ndarray:
+        return one_of(elements(along(fault, before, *lines, t)[1], 1, t))
+
+    def values_at(t: np.ndarray) -> list[np.ndarray]:
+        env, _ = along(fault, ops, *lines, t)
+        return [flattened(env[v], avals[v].ndim, t) for v in places]
 
     grid = np.broadcast_to(GRID, (n, GRID.size))
-    outcomes, whole = points(grid)
+    outcomes = outcomes_at(grid)
     crossed = (outcomes[:, 1:] != outcomes[:, :-1]).any(1)
     if not crossed.any():
         return None
-    each, values = np.arange(n), whole
+    each, whole = np.arange(n), values_at(grid)
     shares = np.asarray(weights(GRID.size - 1, each[:, None]))
     for i in range(CLOSER):
         first = np.argmax((outcomes[:, 1:] != outcomes[:, :-1]) * shares, axis=1)
         if i < CLOSER - 1:
             low, high = grid[each, first, None], grid[each, first + 1, None]
             grid = low * (1 - GRID) + high * GRID
-            outcomes, values = points(grid)
+            outcomes = outcomes_at(grid)
     seams = seams_of(fault, ops)
-    gaps = [
-        gap_of(v[each, first], v[each, first + 1], line)
-        for v, line in zip(values, whole, strict=True)
-    ]
+    sides = values_at(np.stack([grid[each, first], grid[each, first + 1]], axis=1))
+    gaps = [gap_of(v[:, 0], v[:, 1], line) for v, line in zip(sides, whole, strict=True)]
     return [_agree(crossed & np.isfinite(g), g <= 1.0, seams) for g in gaps]
 
 
@@ -207,7 +209,8 @@ def _slopes(fault: Place, places: Sequence[int], ops: Sequence[Op]) -> list[bool
     """Whether the derivative of each of ``places`` is that of finite differences."""
     n = number_of_lines(fault, ops)
     begin, end, fixed = ends(fault, ops, n)
-    forward = any(needs_bound(op.eqn) and not op.custom for op in ops)
+    loops = any(_jax.holds(op.eqn, _jax.while_p) and not op.custom for op in ops)
+    forward = loops or not any(_jax.holds(op.eqn, _jax.custom_vjp_call_p) for op in ops)
     lengths = [np.abs(end[v] - a).reshape(n, -1).max(1, initial=1e-6) for v, a in begin.items()]
     step = (STEP / functools.reduce(np.maximum, lengths, np.ones(n)))[:, None].astype(np.float32)
     moved = {v: (end[v] - a) / max(1.0, len(begin)) for v, a in begin.items()}

@@ -125,6 +125,16 @@ def _ndims(variables: Sequence[Any]) -> list[int]:
     return [v.aval.ndim for v in variables]
 
 
+def leading_to(last: Op, ops: Sequence[Op]) -> list[Op]:
+    """Those of the equations that ``last`` needs, and itself."""
+    needed, found = set(last.outs), []
+    for op in reversed(ops):
+        if not needed.isdisjoint(op.outs):
+            needed.update(op.operands)
+            found.append(op)
+    return found[::-1]
+
+
 def along(
     fault: Place, ops: Sequence[Op], begin: Any, end: Any, fixed: Any, t: np.ndarray
 ) -> tuple[dict[int, Any], Any]:

@@ -233,6 +233,7 @@ _ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "copy": _same,
     "copy_p": _same,
     "name": _same,
+    "stop_gradient": _same,
 }
 
 
@@ -265,6 +266,12 @@ def _convert(eqn: _jax.JaxprEqn, ins: list[Any], lines: int) -> list[Any]:
         top = x >= limits.max
         return [np.where(top, limits.max, np.where(top, 0, x).astype(new))]
     return [np.real(x) if x.dtype.kind == "c" and new.kind != "c" else x]
+
+
+def _bitcast(eqn: _jax.JaxprEqn, ins: list[Any], lines: int) -> list[Any] | None:
+    new = np.dtype(eqn.params["new_dtype"])
+    same = new.itemsize == ins[0].dtype.itemsize
+    return [np.ascontiguousarray(ins[0]).view(new).reshape(ins[0].shape)] if same else None
 
 
 def _broadcast(eqn: _jax.JaxprEqn, ins: list[Any], lines: int) -> list[Any] | None:
@@ -584,6 +591,7 @@ _RULES: dict[str, Callable[..., Any]] = {
     "integer_pow": _integer_pow,
     "round": _round,
     "convert_element_type": _convert,
+    "bitcast_convert_type": _bitcast,
     "broadcast_in_dim": _broadcast,
     "reshape": _reshape,
     "squeeze": _reshape,

@@ -21,6 +21,7 @@ from .lines import (
     ends,
     flattened,
     gap_of,
+    leading_to,
     number_of_lines,
     one_of,
     seams_of,
@@ -43,61 +44,73 @@ def is_seen_to_jump(fault: Place, places: Sequence[int], ops: Sequence[Op]) -> b
 
     lines, avals = ends(fault, ops, n), fault.flat.avals
 
-    def points(t: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-        env, found = along(fault, ops, *lines, t)
+    before = leading_to(op, ops)
+
+    def outcomes_at(t: np.ndarray) -> np.ndarray:
+        env, found = along(fault, before, *lines, t)
         if pole is not None:
             zero = flattened(env[pole], avals[pole].ndim, t)
             found = np.cos(zero) if op.name == "tan" else zero
-        outcome = one_of(elements(found, 1, t))
-        operand = outcome
-        if op.name == "is_finite":
-            (v,) = op.values
-            operand = one_of(flattened(env[v], avals[v].ndim, t))
-        return outcome, operand, [flattened(env[v], avals[v].ndim, t) for v in places]
+        return one_of(elements(found, 1, t))
+
+    def values_at(t: np.ndarray) -> list[np.ndarray]:
+        env, _ = along(fault, ops, *lines, t)
+        return [flattened(env[v], avals[v].ndim, t) for v in places]
 
     closer = _closer_to_a_change if pole is None else _closer_to_zero
-    below, above, crossed, operands, coarse, fine = closer(points, n)
+    near, crossed = closer(outcomes_at, n)
     if op.name == "is_finite":
-        edge = np.stack([operands[np.arange(n), below], operands[np.arange(n), above]])
-        size = np.max(np.abs(edge), axis=0, where=np.isfinite(edge), initial=0.0)
-        crossed &= size < HUGE
+        (v,) = op.values
+        env, _ = along(fault, before, *lines, near)
+        edge = one_of(flattened(env[v], avals[v].ndim, near))[:, 1:3]
+        crossed &= np.max(np.abs(edge), axis=1, where=np.isfinite(edge), initial=0.0) < HUGE
+    if not crossed.any():
+        return False
     seams, seen = seams_of(fault, ops), False
-    for near, line in zip(fine, coarse, strict=True):
-        jumps, poles, continuous = _sides(near, line, below, above, crossed)
+    coarse = values_at(np.broadcast_to(GRID, (n, GRID.size)))
+    for sides, line in zip(values_at(near), coarse, strict=True):
+        jumps, poles, continuous = _sides(sides, line, crossed)
         if continuous >= ENOUGH and jumps + poles <= seams * (jumps + continuous):
             return False
         seen |= jumps >= ENOUGH
     return seen
 
 
-def _closer_to_a_change(points: Callable[..., Any], n: int) -> tuple[Any, ...]:
-    """The two sides of a change of the outcome on each line, as indices of the finest grid."""
-    grid, each, coarse = np.broadcast_to(GRID, (n, GRID.size)), np.arange(n), None
+def _closer_to_a_change(outcomes_at: Callable[..., Any], n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where the finest grid begins, the two sides of a change of the outcome, where it ends.
+
+    And on which lines there is one.
+    """
+    grid, each = np.broadcast_to(GRID, (n, GRID.size)), np.arange(n)
     shares = np.asarray(weights(GRID.size - 1, each[:, None]))
-    crossed = np.zeros(n, bool)
+    crossed = None
     for i in range(CLOSER):
-        outcomes, operands, fine = points(grid)
+        outcomes = outcomes_at(grid)
         changes = outcomes[:, 1:] != outcomes[:, :-1]
         first = np.argmax(changes * shares, axis=1)
-        if coarse is None:
-            coarse, crossed = fine, changes.any(1)
+        if crossed is None:
+            crossed = changes.any(1)
             if not crossed.any():
                 break
         if i < CLOSER - 1:
             low, high = grid[each, first, None], grid[each, first + 1, None]
             grid = low * (1 - GRID) + high * GRID
-    return first, first + 1, crossed, operands, coarse, fine
+    return _around(grid, first, first + 1), crossed
 
 
-def _closer_to_zero(points: Callable[..., Any], n: int) -> tuple[Any, ...]:
-    """Two places beside a zero of the outcome on each line, as indices of the finest grid."""
-    grid, each, coarse, size = np.broadcast_to(GRID, (n, GRID.size)), np.arange(n), None, 0.0
+def _around(grid: np.ndarray, below: np.ndarray, above: np.ndarray) -> np.ndarray:
+    each = np.arange(len(grid))
+    return np.stack([grid[:, 0], grid[each, below], grid[each, above], grid[:, -1]], axis=1)
+
+
+def _closer_to_zero(outcomes_at: Callable[..., Any], n: int) -> tuple[np.ndarray, np.ndarray]:
+    """As above, beside a zero of the outcome."""
+    grid, each, size = np.broadcast_to(GRID, (n, GRID.size)), np.arange(n), None
     last = GRID.size - 1
     for i in range(CLOSER):
-        outcomes, operands, fine = points(grid)
+        outcomes = outcomes_at(grid)
         distance = np.where(np.isfinite(outcomes), np.abs(outcomes), np.inf)
-        if coarse is None:
-            coarse = fine
+        if size is None:
             size = np.max(distance, axis=1, where=np.isfinite(distance), initial=0.0)
         nearest = np.argmin(distance, axis=1)
         if i < CLOSER - 1:
@@ -105,14 +118,13 @@ def _closer_to_zero(points: Callable[..., Any], n: int) -> tuple[Any, ...]:
             high = grid[each, np.minimum(nearest + 1, last), None]
             grid = low * (1 - GRID) + high * GRID
     crossed = (distance[each, nearest] <= TOUCHED * size) & (nearest > 1) & (nearest < last - 1)
-    below, above = np.maximum(nearest - 2, 0), np.minimum(nearest + 2, last)
-    return below, above, crossed, operands, coarse, fine
+    around = _around(grid, np.maximum(nearest - 2, 0), np.minimum(nearest + 2, last))
+    return around, crossed
 
 
-def _sides(near: Any, line: Any, below: Any, above: Any, crossed: Any) -> tuple[int, int, int]:
+def _sides(near: Any, line: Any, crossed: Any) -> tuple[int, int, int]:
     """On how many lines a value jumps by a finite amount, has a pole, and is continuous."""
-    each = np.arange(len(near))
-    left, right = near[each, below], near[each, above]
+    left, right = near[:, 1], near[:, 2]
     with np.errstate(invalid="ignore", over="ignore"):
         gap = gap_of(left, right, line)
         height = np.max(np.abs(right - left), axis=1, initial=0.0)
