@@ -45,11 +45,11 @@ from .lines import (
     seams_of,
     weights,
 )
-from .slices import ENOUGH, MAX_OPS, MEETS, Budget, Place, count, meets, slice_to
+from .slices import ENOUGH, MAX_OPS, MEETS, Budget, Place, cost, meets, slice_to
 from .suspects import is_seen_to_jump
 from .tapped import tapped
 
-ATTEMPTS = ((1, 24, True), (MEETS, 100, False), (MEETS, MAX_OPS, False))
+ATTEMPTS = ((1, 24, True), (4, 24, True), (MEETS, 100, False), (MEETS, MAX_OPS, False))
 """How many places are tried, with how many equations that lead there from elsewhere, and
 whether only from the value that they all come from, if there is one."""
 SLOPE = 2e-2
@@ -71,7 +71,7 @@ def gone(fault: Place, budget: Budget) -> int | None:
         return None
     candidates = meets(fault)
     asked: set[_Question] = set()
-    for n, near, waist in ATTEMPTS[::2] if fault.tap else ATTEMPTS:
+    for n, near, waist in (ATTEMPTS[0], ATTEMPTS[-1]) if fault.tap else ATTEMPTS:
         places = candidates[:n]
         while places:
             ops = slice_to(fault, places, near, waist)
@@ -80,7 +80,7 @@ def gone(fault: Place, budget: Budget) -> int | None:
                 continue
             question = _Question(fault, places, ops, near == MAX_OPS)
             if question not in asked:
-                if asked and not budget.spend(count(ops)):
+                if not budget.spend(question.cost, question):
                     return None
                 asked.add(question)
                 passed = _passed(question)
@@ -97,9 +97,8 @@ def convicted(suspect: Place, budget: Budget) -> bool:
     while places:
         ops = slice_to(suspect, places, MAX_OPS, False)
         if ops is not None:
-            return budget.spend(count(ops)) and not any(
-                _passed(_Question(suspect, places, ops, True))
-            )
+            question = _Question(suspect, places, ops, True)
+            return budget.spend(question.cost, question) and not any(_passed(question))
         places = places[: len(places) // 2]
     return False
 
@@ -126,6 +125,8 @@ class _Question:
             (op.name, str(op.eqn.params), op is fault.op, *map(named, (*op.ins, *op.outs)))
             for op in (*ops, fault.op)
         ]
+        derivatives = fault.kind in ("stop", "custom")
+        self.cost = cost(ops, number_of_lines(fault, ops), derivatives)
         self._content = (fault.kind, fault.tap, self.settles, *every, *map(named, places))
         self._hash = hash(self._content)
 

@@ -31,7 +31,7 @@ CLOSER = 6
 def number_of_lines(fault: Place, ops: Sequence[Op]) -> int:
     elements = sum(math.prod(fault.flat.avals[v].shape) for v in fault.op.outs)
     most = MAX_SIZE // max(work(ops), 1)
-    return max(ENOUGH, min(max(LINES, 16 * elements), most))
+    return max(ENOUGH, min(max(LINES, 8 * elements), most))
 
 
 def ends(

@@ -10,9 +10,10 @@ that were made up, for which a solver need not converge.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,23 +32,50 @@ def evaluate(closed: _jax.ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
     """The results of a program; numbers are arrays of NumPy, keys are as JAX has them."""
     jaxpr = closed.jaxpr
     env: dict[Any, Any] = dict(zip(jaxpr.constvars, map(array, closed.consts), strict=True))
-    typed = (_typed(v, x) for v, x in zip(jaxpr.invars, args, strict=True))
+    typed = (_typed(v.aval.dtype, x) for v, x in zip(jaxpr.invars, args, strict=True))
     env.update(zip(jaxpr.invars, typed, strict=True))
     read = lambda v: array(v.val) if isinstance(v, _jax.Literal) else env[v]
-    last = {v: i for i, e in enumerate(jaxpr.eqns) for v in e.invars if isinstance(v, _jax.Var)}
-    kept = {v for v in jaxpr.outvars if isinstance(v, _jax.Var)}
-    for i, eqn in enumerate(jaxpr.eqns):
-        env.update(zip(eqn.outvars, equation(eqn, list(map(read, eqn.invars))), strict=True))
-        for v in eqn.invars:
-            if isinstance(v, _jax.Var) and last[v] == i and v not in kept:
-                env.pop(v, None)
+    for step, dead in _steps(jaxpr):
+        ins = [env[v] if x is None else x for v, x in step.ins]
+        env.update(zip(step.eqn.outvars, _equation(step, ins), strict=True))
+        for v in dead:
+            del env[v]
     return [read(v) for v in jaxpr.outvars]
 
 
 def equation(eqn: _jax.JaxprEqn, operands: Sequence[Any]) -> list[Any]:
     """The results of one equation."""
     with np.errstate(all="ignore"):
-        return _equation(eqn, [array(x) for x in operands])
+        return _equation(_step_of(eqn), [array(x) for x in operands])
+
+
+class _Step(NamedTuple):
+    """An equation and what is known of it: constants, numbers of axes, types of the results."""
+
+    eqn: _jax.JaxprEqn
+    ins: list[tuple[Any, Any]]
+    ndims: list[int]
+    ndim: int
+    dtypes: list[Any]
+
+
+def _step_of(eqn: _jax.JaxprEqn) -> _Step:
+    ins = [(v, np.asarray(v.val) if isinstance(v, _jax.Literal) else None) for v in eqn.invars]
+    outs: list[Any] = [v.aval for v in eqn.outvars]
+    ndims = [v.aval.ndim for v in eqn.invars]  # type: ignore[attr-defined]
+    return _Step(eqn, ins, ndims, outs[0].ndim if outs else 0, [a.dtype for a in outs])
+
+
+@functools.lru_cache(maxsize=256)
+def _steps(jaxpr: _jax.Jaxpr) -> list[tuple[_Step, list[Any]]]:
+    """The equations of a program, each with the values that are read no more."""
+    kept = {v for v in jaxpr.outvars if isinstance(v, _jax.Var)}
+    steps = []
+    for eqn in reversed(jaxpr.eqns):
+        read = {v for v in (*eqn.invars, *eqn.outvars) if isinstance(v, _jax.Var)}
+        steps.append((_step_of(eqn), list(read - kept)))
+        kept |= read
+    return steps[::-1]
 
 
 def apply(f: Callable[..., Any], *args: Any, ndims: Sequence[int]) -> list[Any]:
@@ -64,25 +92,25 @@ def array(x: Any) -> Any:
     return x if _jax.is_key(x) else np.asarray(x)
 
 
-def _equation(eqn: _jax.JaxprEqn, ins: list[Any]) -> list[Any]:
-    name, ndims = eqn.primitive.name, [v.aval.ndim for v in eqn.invars]  # type: ignore[attr-defined]
+def _equation(step: _Step, ins: list[Any]) -> list[Any]:
+    eqn, ndims = step.eqn, step.ndims
+    name = eqn.primitive.name
     lines = 2 if any(x.ndim > n for x, n in zip(ins, ndims, strict=True)) else 0
-    if lines and eqn.primitive not in _PROGRAMS:
-        ins = [x if x.ndim > n else x[None, None] for x, n in zip(ins, ndims, strict=True)]
-    keys = any(map(_jax.is_key, ins))
-    outs = None
-    if name in _ELEMENTWISE and not keys:
-        if lines:
-            ndim = eqn.outvars[0].aval.ndim  # type: ignore[attr-defined]
-            ins = [_spread(x, ndim - n) for x, n in zip(ins, ndims, strict=True)]
-        outs = [_ELEMENTWISE[name](*ins)]
-    elif eqn.primitive in _PROGRAMS:
+    if eqn.primitive in _PROGRAMS:
         outs = _PROGRAMS[eqn.primitive](eqn, ins)
-    elif name in _RULES and not keys:
+        return list(map(_typed, step.dtypes, outs))
+    if lines:
+        ins = [x if x.ndim > n else x[None, None] for x, n in zip(ins, ndims, strict=True)]
+    outs = None
+    if name in _ELEMENTWISE and not any(map(_jax.is_key, ins)):
+        if lines:
+            ins = [_spread(x, step.ndim - n) for x, n in zip(ins, ndims, strict=True)]
+        outs = [_ELEMENTWISE[name](*ins)]
+    elif name in _RULES and not any(map(_jax.is_key, ins)):
         outs = _RULES[name](eqn, ins, lines)
     if outs is None:
         outs = _by_jax(eqn, ins, lines)
-    return [_typed(v, x) for v, x in zip(eqn.outvars, outs, strict=True)]
+    return list(map(_typed, step.dtypes, outs))
 
 
 def _spread(x: Any, more: int) -> Any:
@@ -110,8 +138,8 @@ def _over(x: Any, front: Sequence[int]) -> Any:
     return jnp.broadcast_to(x, shape) if _jax.is_key(x) else np.broadcast_to(x, shape)
 
 
-def _typed(v: Any, x: Any) -> Any:
-    return x if _jax.is_key(x) else np.asarray(x).astype(v.aval.dtype, copy=False)
+def _typed(dtype: Any, x: Any) -> Any:
+    return x if _jax.is_key(x) else np.asarray(x).astype(dtype, copy=False)
 
 
 # --- element by element -------------------------------------------------------------------------
@@ -306,7 +334,7 @@ def _slice(eqn: _jax.JaxprEqn, ins: list[Any], lines: int) -> list[Any]:
 
 
 def _rev(eqn: _jax.JaxprEqn, ins: list[Any], lines: int) -> list[Any]:
-    return [np.flip(ins[0], [lines + i for i in eqn.params["dimensions"]])]
+    return [np.flip(ins[0], tuple(lines + i for i in eqn.params["dimensions"]))]
 
 
 def _concatenate(eqn: _jax.JaxprEqn, ins: list[Any], lines: int) -> list[Any]:
@@ -380,7 +408,7 @@ def _cumulative(f: Any) -> Callable[..., Any]:
     return accumulate
 
 
-def _sort(eqn: _jax.JaxprEqn, ins: list[Any], lines: int) -> list[Any]:
+def _sort(eqn: _jax.JaxprEqn, ins: Sequence[Any], lines: int) -> list[Any]:
     axis = lines + eqn.params["dimension"]
     if len(ins) == 1:
         return [np.sort(ins[0], axis=axis, kind="stable")]

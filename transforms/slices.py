@@ -20,7 +20,7 @@ MEETS = 12
 MAX_OPS = 400
 MAX_WORK = 2**21
 """Most numbers that a slice may compute, with those in loops."""
-MAX_SIZE = 2**22
+MAX_SIZE = 2**20
 """Most numbers that a slice may hold, for all lines together."""
 ENOUGH = 4
 
@@ -35,13 +35,31 @@ _HEAVY |= {"sort", "lu", "qr", "linear_solve", "triangular_solve", "custom_lin",
 
 @dataclasses.dataclass
 class Budget:
-    """What may still be spent on faults that are not gone nearby: equations to evaluate."""
+    """What may still be spent on the questions of one objective, each of which is paid for once.
+
+    The unit is an equation on few numbers. What is spent depends on the program alone, not on how
+    fast it is evaluated.
+    """
 
     left: int = MAX_OPS * 5
+    paid: set[Any] = dataclasses.field(default_factory=set)
 
-    def spend(self, n: int) -> bool:
-        self.left -= n
+    def spend(self, n: int, question: Any) -> bool:
+        if question not in self.paid:
+            self.paid.add(question)
+            self.left -= n
         return self.left >= 0
+
+
+def cost(ops: Sequence[Op], lines: int, derivatives: bool) -> int:
+    """What the evaluation of a slice costs, in units of the budget."""
+    loops = sum(_rounds(op) for op in ops)
+    return count(ops) * (3 if derivatives else 1) + loops + lines * work(ops) // 2**11
+
+
+def _rounds(op: Op) -> int:
+    """How many equations are evaluated one after the other in loops."""
+    return _trips(op) * sum(len(body.ops) + sum(map(_rounds, body.ops)) for body in op.bodies) // 8
 
 
 @dataclasses.dataclass(frozen=True)
