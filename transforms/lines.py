@@ -10,13 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import numeric
+from . import _jax, numeric
 from .flat import Op
 from .slices import ENOUGH, MAX_SIZE, Place, work
 from .tapped import fingerprint, outcome
 
 LINES = 128
-"""Fewest lines, if they are not too large; one for each element of a comparison is better."""
+"""Fewest lines, if they are not too large; several for each element of a comparison are better."""
+LINES_OF_LOOPS = 48
+"""As many where a loop of any number of steps is evaluated, which takes long."""
 JUMP = 1e-3
 """Smallest jump, relative to how much the value varies along the line."""
 SEAMS = 0.3
@@ -31,7 +33,8 @@ CLOSER = 6
 def number_of_lines(fault: Place, ops: Sequence[Op]) -> int:
     elements = sum(math.prod(fault.flat.avals[v].shape) for v in fault.op.outs)
     most = MAX_SIZE // max(work(ops), 1)
-    return max(ENOUGH, min(max(LINES, 8 * elements), most))
+    fewest = LINES_OF_LOOPS if any(_jax.holds(op.eqn, _jax.while_p) for op in ops) else LINES
+    return max(ENOUGH, min(max(fewest, 8 * elements), most))
 
 
 def ends(
