@@ -214,7 +214,7 @@ def is_key(x: Any) -> bool:
     """Whether an array holds keys of random numbers."""
     if isinstance(x, np.ndarray):  # the check below is slow
         return False
-    return isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return isinstance(x, jax.Array) and jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 @functools.cache

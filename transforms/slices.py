@@ -11,7 +11,6 @@ import jax.numpy as jnp
 
 from .domains import Domain
 from .flat import Flat, Op
-from .interpret import is_random
 from .numeric import STEPS
 from .tapped import Tap
 
@@ -41,7 +40,7 @@ class Budget:
     fast it is evaluated.
     """
 
-    left: int = MAX_OPS * 5
+    left: int = 2000
     paid: set[Any] = dataclasses.field(default_factory=set)
 
     def spend(self, n: int, question: Any) -> bool:
@@ -121,28 +120,31 @@ def slice_to(fault: Place, places: Sequence[int], near: int, waist: bool) -> lis
     pending: set[int] = set()
     needed = {*places, *fault.op.outs}
     ops: list[Op] = []
+    left, numbers = MAX_OPS, MAX_SIZE // ENOUGH
     for j in range(max(flat.makers[v] for v in places), -1, -1):
         op = flat.ops[j]
-        if needed.isdisjoint(op.outs) or (op is fault.op and is_random(op.eqn)):
+        if needed.isdisjoint(op.outs) or (op is fault.op and op.is_random):
             continue
         carries = op is fault.op or any(v in carrying for v in op.outs)
-        if carries and is_random(op.eqn):
+        if carries and op.is_random:
             return None
-        if not carries and (is_random(op.eqn) or _is_heavy(op)):
+        if not carries and (op.is_random or _is_heavy(op)):
             continue
         free = not carries and flat.known.isdisjoint(op.outs)
         if free and near <= 0:
             continue
         near -= free
         ops.append(op)
+        left -= count([op])
+        numbers -= sum(math.prod(flat.avals[v].shape) for v in op.outs)
+        if left < 0 or numbers < 0:
+            return None
         needed.update(op.operands)
-        pending = {v for v in pending.union(op.operands) if v in fault.varied}.difference(op.outs)
+        pending.update(v for v in op.operands if v in fault.varied)
+        pending.difference_update(op.outs)
         if waist and j <= fault.index and len(pending) == 1:
             near = 0
-    size = sum(math.prod(flat.avals[v].shape) for op in ops for v in op.outs)
-    if count(ops) > MAX_OPS or size * ENOUGH > MAX_SIZE or work(ops) * ENOUGH > MAX_WORK:
-        return None
-    return ops[::-1]
+    return None if work(ops) * ENOUGH > MAX_WORK else ops[::-1]
 
 
 def work(ops: Sequence[Op]) -> int:

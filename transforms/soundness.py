@@ -27,7 +27,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from . import _jax, marks, verdicts
-from .assignment import Choose, Chosen, Rough, assign
+from .assignment import Choose, Chosen, Rough
 from .baselines import sees_own_draw
 from .contained import Misfit
 from .cures import Cures, Known
@@ -48,8 +48,9 @@ from .findings import (
 )
 from .flat import Flat, Op, flatten
 from .inside import support_of
-from .interpret import Path, abstract_distribution, random_of
+from .interpret import abstract_distribution, random_of
 from .outside import NOWHERE, TEST, Outside, is_infinite, passed_on
+from .scopes import Scope
 from .site import Expect, Site
 from .support import support_operands
 from .traits import (
@@ -68,22 +69,6 @@ from .traits import (
 )
 
 
-@dataclasses.dataclass(eq=False)
-class _Scope:
-    """A program with a payoff: the objective, or an expectation inside."""
-
-    closed: _jax.ClosedJaxpr
-    choose: Choose
-    flat: Flat
-    name: str
-    rough: dict[Path, Rough] = dataclasses.field(default_factory=dict)
-    chosen: list[Chosen] = dataclasses.field(default_factory=list)
-
-    def assign(self, samples: int) -> None:
-        self.chosen = assign(self.closed, self.choose, samples, self.rough)
-        self.by_path = {s.choice.path: s for s in self.chosen}
-
-
 class Soundness:
     """The analysis of one objective; choosing its automatic estimators is a part of it."""
 
@@ -98,7 +83,7 @@ class Soundness:
         """``known`` are the inputs that are constants, and None for the others."""
         self.samples = samples
         self._misfits = {id(m.outcome): (i, m) for i, m in enumerate(misfits)}
-        self._scopes: dict[int, _Scope] = {}
+        self._scopes: dict[int, Scope] = {}
         self._cures = Cures()
         self._domains: dict[Flat, dict[int, Domain]] = {}
         self._positive: dict[Flat, set[int]] = {}
@@ -262,7 +247,7 @@ class Soundness:
             }
             self._settle(lambda f: any(s in self._automatic() for s in f.sources))
 
-    def _automatic(self) -> dict[Source, tuple[_Scope, Chosen]]:
+    def _automatic(self) -> dict[Source, tuple[Scope, Chosen]]:
         """The pathwise sites that nobody chose, and that could be otherwise."""
         return {
             ("site", (i, s.choice.path)): (scope, s)
@@ -276,16 +261,16 @@ class Soundness:
 
     def _scope(
         self, closed: _jax.ClosedJaxpr, choose: Choose, outputs: slice, name: str = ""
-    ) -> _Scope:
+    ) -> Scope:
         if id(closed) not in self._scopes:
-            scope = _Scope(closed, choose, flatten(closed, outputs), name)
+            scope = Scope(closed, choose, flatten(closed, outputs), name)
             scope.assign(self.samples)
             self._scopes[id(closed)] = scope
         return self._scopes[id(closed)]
 
     # --- the rules --------------------------------------------------------------------------------
 
-    def _run(self, flat: Flat, inputs: Sequence[Value], scope: _Scope) -> list[Value]:
+    def _run(self, flat: Flat, inputs: Sequence[Value], scope: Scope) -> list[Value]:
         env: dict[int, Value] = dict(zip(flat.inputs, inputs, strict=True))
         self._values[flat] = env
 
@@ -298,7 +283,7 @@ class Soundness:
                 env[v] = self._cures.healed(flat, v, value)
         return [read(v) for v in flat.outputs]
 
-    def _op(self, flat: Flat, i: int, args: list[Value], scope: _Scope) -> Sequence[Value]:
+    def _op(self, flat: Flat, i: int, args: list[Value], scope: Scope) -> Sequence[Value]:
         op = flat.ops[i]
         random = random_of(op.eqn)
         if isinstance(random, Site):
@@ -393,7 +378,7 @@ class Soundness:
         fault = self._fault(kind, flat, i, value, suspect=suspect)
         return value._replace(sources=frozenset(), faults=value.faults | {fault})
 
-    def _site(self, flat: Flat, i: int, site: Site, args: list[Value], scope: _Scope) -> Value:
+    def _site(self, flat: Flat, i: int, site: Site, args: list[Value], scope: Scope) -> Value:
         chosen = scope.by_path[flat.ops[i].path]
         end = len(args) - site.n_estimator - site.masked
         parameters = join([*args[:end], *args[len(args) - site.masked :]])
@@ -406,7 +391,8 @@ class Soundness:
         self._outside |= parameters.outside
         if parameters.estimates:
             self._reached[self._fault("nonlinear", flat, i, parameters)] = None
-        own: frozenset[Source] = frozenset({("site", (id(scope.closed), chosen.choice.path))})
+        source: Source = ("site", (id(scope.closed), chosen.choice.path))
+        own = frozenset({source})
         # some have draws of floating point type
         discrete = getattr(support_of(d), "is_discrete", False)
         floating = jnp.issubdtype(site.dtype, jnp.floating) and not discrete
@@ -415,7 +401,7 @@ class Soundness:
         if isinstance(estimator, InPlace) and not estimator.score:
             sources = parameters.sources | own if parameters.sources else parameters.sources
             if sources and self._misfits:
-                self._pathwise.append((*own, chosen, sources))
+                self._pathwise.append((source, chosen, sources))
             out = Value(sources, drawn=drawn)
             if sources and circular:  # continuous on the circle, which is cut open at pi
                 return self._broken("seam", flat, i, out)._replace(sources=sources)
@@ -434,7 +420,7 @@ class Soundness:
                 domains.update(dict.fromkeys(op.outs, domain))
 
     def _expect(
-        self, flat: Flat, i: int, expect: Expect, args: list[Value], scope: _Scope
+        self, flat: Flat, i: int, expect: Expect, args: list[Value], scope: Scope
     ) -> list[Value]:
         name = f"{scope.name}{expect.name}/"
         inner = self._scope(expect.jaxpr, expect.choose, slice(None), name)
@@ -449,7 +435,7 @@ class Soundness:
             for o in outs
         ]
 
-    def _scan(self, flat: Flat, i: int, args: list[Value], scope: _Scope) -> list[Value]:
+    def _scan(self, flat: Flat, i: int, args: list[Value], scope: Scope) -> list[Value]:
         op = flat.ops[i]
         n, m = _jax.scan_layout(op.eqn)
         consts, carry, xs = args[:n], args[n : n + m], args[n + m :]
@@ -471,7 +457,7 @@ class Soundness:
             for v, o in zip(flat.ops[i].outs, outs, strict=True)
         ]
 
-    def _cond(self, flat: Flat, i: int, args: list[Value], scope: _Scope) -> list[Value]:
+    def _cond(self, flat: Flat, i: int, args: list[Value], scope: Scope) -> list[Value]:
         index, *operands = args
         for body in flat.ops[i].bodies:
             self._cures.pass_on(flat, flat.ops[i].ins[1:], body)
@@ -481,7 +467,7 @@ class Soundness:
             index = index._replace(faults=index.faults | {fault}, estimates=frozenset())
         return [join([index, *cases]) for cases in zip(*outs, strict=True)]
 
-    def _while(self, flat: Flat, i: int, args: list[Value], scope: _Scope) -> list[Value]:
+    def _while(self, flat: Flat, i: int, args: list[Value], scope: Scope) -> list[Value]:
         op = flat.ops[i]
         n, m = op.eqn.params["cond_nconsts"], op.eqn.params["body_nconsts"]
         test, step = op.bodies

@@ -83,19 +83,19 @@ def _closer_to_a_change(outcomes_at: Callable[..., Any], n: int) -> tuple[np.nda
     """
     grid, each = np.broadcast_to(GRID, (n, GRID.size)), np.arange(n)
     shares = np.asarray(weights(GRID.size - 1, each[:, None]))
-    crossed = None
-    for i in range(CLOSER):
-        outcomes = outcomes_at(grid)
-        changes = outcomes[:, 1:] != outcomes[:, :-1]
-        first = np.argmax(changes * shares, axis=1)
-        if crossed is None:
-            crossed = changes.any(1)
-            if not crossed.any():
-                break
-        if i < CLOSER - 1:
-            low, high = grid[each, first, None], grid[each, first + 1, None]
-            grid = low * (1 - GRID) + high * GRID
+    changes, first = _changes(outcomes_at(grid), shares)
+    crossed: Any = changes.any(1)
+    for _ in range(CLOSER - 1 if crossed.any() else 0):
+        low, high = grid[each, first, None], grid[each, first + 1, None]
+        grid = low * (1 - GRID) + high * GRID
+        _, first = _changes(outcomes_at(grid), shares)
     return _around(grid, first, first + 1), crossed
+
+
+def _changes(outcomes: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the outcome changes, and one of those places on each line."""
+    changes = outcomes[:, 1:] != outcomes[:, :-1]
+    return changes, np.argmax(changes * shares, axis=1)
 
 
 def _around(grid: np.ndarray, below: np.ndarray, above: np.ndarray) -> np.ndarray:
@@ -105,21 +105,23 @@ def _around(grid: np.ndarray, below: np.ndarray, above: np.ndarray) -> np.ndarra
 
 def _closer_to_zero(outcomes_at: Callable[..., Any], n: int) -> tuple[np.ndarray, np.ndarray]:
     """As above, beside a zero of the outcome."""
-    grid, each, size = np.broadcast_to(GRID, (n, GRID.size)), np.arange(n), None
-    last = GRID.size - 1
-    for i in range(CLOSER):
-        outcomes = outcomes_at(grid)
-        distance = np.where(np.isfinite(outcomes), np.abs(outcomes), np.inf)
-        if size is None:
-            size = np.max(distance, axis=1, where=np.isfinite(distance), initial=0.0)
+    grid, each, last = np.broadcast_to(GRID, (n, GRID.size)), np.arange(n), GRID.size - 1
+    distance = _distance(outcomes_at(grid))
+    size = np.max(distance, axis=1, where=np.isfinite(distance), initial=0.0)
+    for _ in range(CLOSER - 1):
         nearest = np.argmin(distance, axis=1)
-        if i < CLOSER - 1:
-            low = grid[each, np.maximum(nearest - 1, 0), None]
-            high = grid[each, np.minimum(nearest + 1, last), None]
-            grid = low * (1 - GRID) + high * GRID
+        low = grid[each, np.maximum(nearest - 1, 0), None]
+        high = grid[each, np.minimum(nearest + 1, last), None]
+        grid = low * (1 - GRID) + high * GRID
+        distance = _distance(outcomes_at(grid))
+    nearest = np.argmin(distance, axis=1)
     crossed = (distance[each, nearest] <= TOUCHED * size) & (nearest > 1) & (nearest < last - 1)
     around = _around(grid, np.maximum(nearest - 2, 0), np.minimum(nearest + 2, last))
     return around, crossed
+
+
+def _distance(outcomes: np.ndarray) -> np.ndarray:
+    return np.where(np.isfinite(outcomes), np.abs(outcomes), np.inf)
 
 
 def _sides(near: Any, line: Any, crossed: Any) -> tuple[int, int, int]:
