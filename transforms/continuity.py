@@ -122,7 +122,7 @@ class _Question:
             return local[v]
 
         every = [
-            (op.name, str(op.eqn.params), op is fault.op, *map(named, (*op.ins, *op.outs)))
+            (op.name, op.text, op is fault.op, *map(named, (*op.ins, *op.outs)))
             for op in (*ops, fault.op)
         ]
         derivatives = fault.kind in ("stop", "custom")

@@ -55,6 +55,11 @@ class Op:
         return self.eqn.primitive.name
 
     @functools.cached_property
+    def text(self) -> str:
+        """Its parameters in writing."""
+        return str(self.eqn.params)
+
+    @functools.cached_property
     def is_random(self) -> bool:
         """Whether there is a choice in it."""
         return is_random(self.eqn)

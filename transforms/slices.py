@@ -43,11 +43,18 @@ class Budget:
     left: int = 2000
     paid: set[Any] = dataclasses.field(default_factory=set)
 
+    exhausted: bool = False
+
     def spend(self, n: int, question: Any) -> bool:
-        if question not in self.paid:
+        """Whether a question may be asked that costs ``n``; after the first that may not be, only
+        those that are paid for."""
+        if question in self.paid:
+            return True
+        self.exhausted |= n > self.left
+        if not self.exhausted:
             self.paid.add(question)
             self.left -= n
-        return self.left >= 0
+        return not self.exhausted
 
 
 def cost(ops: Sequence[Op], lines: int, derivatives: bool) -> int:
