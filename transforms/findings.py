@@ -22,7 +22,7 @@ AMBIGUOUS = "ambiguous"
 
 
 NOT_LOOKED_AT = (
-    "(So many places jump that this one was looked at from nearby only: it may be continuous.)"
+    "(So many places jump that this one was not looked at in full: it may be continuous.)"
 )
 
 

@@ -29,6 +29,11 @@ STEPS = 300
 
 def evaluate(closed: _jax.ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
     """The results of a program; numbers are arrays of NumPy, keys are as JAX has them."""
+    with np.errstate(all="ignore"):
+        return _run(closed, args)
+
+
+def _run(closed: _jax.ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
     jaxpr = closed.jaxpr
     env: dict[Any, Any] = dict(zip(jaxpr.constvars, map(array, closed.consts), strict=True))
     typed = (_typed(v.aval.dtype, x) for v, x in zip(jaxpr.invars, args, strict=True))
@@ -83,8 +88,7 @@ def apply(f: Callable[..., Any], *args: Any, ndims: Sequence[int]) -> list[Any]:
         jax.ShapeDtypeStruct(x.shape[x.ndim - n :], x.dtype)
         for x, n in zip(args, ndims, strict=True)
     ]
-    with np.errstate(all="ignore"):
-        return evaluate(jax.make_jaxpr(lambda *xs: f(*xs))(*avals), args)
+    return evaluate(jax.make_jaxpr(lambda *xs: f(*xs))(*avals), args)
 
 
 def array(x: Any) -> Any:
@@ -137,7 +141,7 @@ def _typed(dtype: Any, x: Any) -> Any:
 
 def _inline(eqn: _jax.JaxprEqn, ins: list[Any]) -> list[Any]:
     name = INLINED.get(eqn.primitive)
-    return evaluate(next(_jax.sub_jaxprs(eqn)) if name is None else eqn.params[name], ins)
+    return _run(next(_jax.sub_jaxprs(eqn)) if name is None else eqn.params[name], ins)
 
 
 def _while(eqn: _jax.JaxprEqn, ins: list[Any]) -> list[Any]:
@@ -160,7 +164,7 @@ def _loops(p: Any, n: int, m: int, ins: list[Any]) -> list[Any]:
     done, running = list(carry), np.arange(math.prod(front))
     ndim = p["cond_jaxpr"].out_avals[0].ndim  # of loops side by side in the program itself
     for step in range(STEPS + 1):
-        (test,) = evaluate(p["cond_jaxpr"], [*consts[:n], *carry])
+        (test,) = _run(p["cond_jaxpr"], [*consts[:n], *carry])
         test = test if test.ndim > ndim else test[None, None]
         test = np.broadcast_to(test, (len(running), *test.shape[1:]))
         if step == STEPS:
@@ -173,7 +177,7 @@ def _loops(p: Any, n: int, m: int, ins: list[Any]) -> list[Any]:
             consts, carry = [x[go] for x in consts], [x[go] for x in carry]
         if not running.size:
             break
-        new = evaluate(p["body_jaxpr"], [*consts[n:], *carry])
+        new = _run(p["body_jaxpr"], [*consts[n:], *carry])
         carry = [_step(test if ndim else None, x, old) for x, old in zip(new, carry, strict=True)]
     return [x.reshape((*front, *x.shape[2:])) for x in done]
 
@@ -203,8 +207,8 @@ def _put(x: Any, rows: Any, new: Any) -> Any:
 def _cond(eqn: _jax.JaxprEqn, ins: list[Any]) -> list[Any]:
     branches, index = eqn.params["branches"], np.clip(ins[0], 0, len(eqn.params["branches"]) - 1)
     if index.ndim == 0:
-        return evaluate(branches[int(index)], ins[1:])
-    cases = [evaluate(branch, ins[1:]) for branch in branches]
+        return _run(branches[int(index)], ins[1:])
+    cases = [_run(branch, ins[1:]) for branch in branches]
     return [
         _chosen(index, outs, v.aval.ndim)  # type: ignore[attr-defined]
         for v, outs in zip(eqn.outvars, zip(*cases, strict=True), strict=True)
@@ -229,7 +233,7 @@ def _scan(eqn: _jax.JaxprEqn, ins: list[Any]) -> list[Any]:
     rows = []
     for i in reversed(steps) if eqn.params["reverse"] else steps:
         row = [x[(slice(None),) * k + (i,)] for x, k in zip(xs, ahead, strict=True)]
-        outs = evaluate(body, [*consts, *carry, *row])
+        outs = _run(body, [*consts, *carry, *row])
         carry = outs[:m]
         rows.append(outs[m:])
     if eqn.params["reverse"]:
