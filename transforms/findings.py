@@ -23,7 +23,7 @@ AMBIGUOUS = "ambiguous"
 
 
 NOT_LOOKED_AT = (
-    "(So many places jump that this one was looked at from nearby only: it may be continuous.)"
+    "(So many places jump that this one was not looked at in full: it may be continuous.)"
 )
 
 
@@ -97,6 +97,22 @@ def of_support(s: Chosen, choose: Choose) -> Finding:
         f"support move. {_type(other, s)}"
     )
     return Finding(UNSUPPORTED, (s.choice.address,), type(d).__name__, s.choice.source, message)
+
+
+def beyond(m: Misfit) -> str:
+    return f"its support reaches beyond that of {m.check.name} ({m.check.source})"
+
+
+def of_crossing(m: Misfit, s: Chosen, choose: Choose) -> Finding:
+    """A pathwise draw that leaves the support in which it counts."""
+    d = m.check.name
+    message = (
+        f"{_named([s])} is scored at {show(m.check.address)} ~ {d} ({m.check.source}), and its "
+        f"support reaches beyond that of {d}, where the density is 0: the objective jumps at the "
+        "end of the support. The derivative of a draw does not see how much of it crosses that. "
+        f"{_instead([s], choose)}"
+    )
+    return Finding(BIASED, (s.choice.address,), d, m.drawn.source, message)
 
 
 def of_misfit(m: Misfit) -> Finding:

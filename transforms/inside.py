@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from . import _jax, opened
+from . import _jax, marks, opened
 from .errors import Address
 from .site import Axis, Opaque, advance, per_element
 
@@ -81,7 +81,8 @@ def log_prob(d: Any, value: Any, address: Address, source: str, partial: bool = 
     log_density = d.log_prob(safe)
     if inside.shape != log_density.shape:
         inside = jnp.broadcast_to(inside, log_density.shape)
-    return lax.select_n(inside, jnp.full_like(log_density, -jnp.inf), log_density)
+    with marks.mark(marks.OUTSIDE):
+        return lax.select_n(inside, jnp.full_like(log_density, -jnp.inf), log_density)
 
 
 def has_ends(d: Any) -> bool:

@@ -26,10 +26,10 @@ import numpy as np
 from jax import lax
 
 from . import _jax
-from .bounds import Bounds
+from .bounds import Bounds, program_of
 from .dependence import ELEMENTWISE
-from .interpret import INLINED, Path, _remat_jaxpr, is_random
-from .site import OWN_DENSITY, Body, Call, Site
+from .interpret import INLINED, Path, is_random
+from .site import OWN_DENSITY, Site
 from .tail import COUNTING, Level, as_float, coefficients, is_float, is_var, read
 
 
@@ -278,14 +278,11 @@ def _pass(level: Level, inputs: Mapping[int, _jax.Var]) -> None:
 
 def _as_is(eqn: _jax.JaxprEqn) -> _jax.ClosedJaxpr | None:
     """The program that an equation runs on its own operands, if it may be taken apart."""
-    if eqn.primitive is _jax.jit_p:
-        return eqn.params[INLINED[eqn.primitive]]
-    if eqn.primitive is _jax.remat_p:
-        return _remat_jaxpr(eqn)
-    call = eqn.params.get("call")
-    if isinstance(call, Call) and isinstance(call.program, Body):
-        return call.program.jaxpr
-    return None
+    return program_of(eqn, _NO_RULES)
+
+
+_NO_RULES = {_jax.jit_p: INLINED[_jax.jit_p]}
+"""Calls that have no derivative rule of their own."""
 
 
 def _sum_of_products(eqn: _jax.JaxprEqn, bounds: Callable[[], Bounds]) -> _jax.ClosedJaxpr | None:
