@@ -50,10 +50,7 @@ class Enum(Enumerated):
         try:
             jax.eval_shape(lambda: support(d))
         except Exception:
-            return (
-                "the size of its support is not known while tracing. Give it a Python integer "
-                "(like total_count=9 with scalar probs) rather than a traced or array value."
-            )
+            return _no_size(d)
         return None
 
     def support(self, d: Any) -> jax.Array:
@@ -66,6 +63,22 @@ class Enum(Enumerated):
 def enum() -> Enum:
     """Enumeration of a finite support: exact value and gradient, K^D runs as one ``vmap``."""
     return Enum()
+
+
+def _no_size(d: Any) -> str:
+    """Why the support of a distribution has no size that is known while tracing."""
+    while hasattr(d, "base_dist"):
+        d = d.base_dist
+    if hasattr(d, "total_count"):
+        return (
+            "its total_count decides how many values it has, and is traced, or not the same for "
+            "all elements. Give it one Python integer, like total_count=9; elements of other "
+            "counts a choice of their own; or use ppl.reinforce()."
+        )
+    return (
+        "the size of its support is not known while tracing. Give it Python integers rather than "
+        "traced or array values."
+    )
 
 
 def support(d: Any) -> jax.Array:
@@ -97,7 +110,7 @@ def mass(d: Any, value: jax.Array) -> jax.Array:
         p: Any = d.probs
         return jnp.where(value == 1, p, 1.0 - p)
     if isinstance(d, dist.BernoulliLogits):
-        return jax.nn.sigmoid(jnp.where(value == 1, d.logits, -jnp.asarray(d.logits)))
+        return logistic(jnp.where(value == 1, d.logits, -jnp.asarray(d.logits)))
     if isinstance(d, dist.CategoricalProbs | dist.CategoricalLogits):
         probs: Any = d.probs
         shape = jnp.broadcast_shapes(jnp.shape(value), d.batch_shape)
@@ -109,13 +122,18 @@ def mass(d: Any, value: jax.Array) -> jax.Array:
         return binomial(_count(d), value, q, 1.0 - q)
     if isinstance(d, dist.BinomialLogits):
         logits = jnp.asarray(d.logits)
-        return binomial(_count(d), value, jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits))
+        return binomial(_count(d), value, logistic(logits), logistic(-logits))
     if isinstance(d, dist.BetaBinomial):
         return _beta_binomial(_count(d), value, d.concentration1, d.concentration0)
     if isinstance(d, dist.ZeroInflatedProbs):
         zero, other = _gate(d)
         return jnp.where(value == 0, zero, 0.0) + other * mass(d.base_dist, value)
     return jnp.exp(d.log_prob(value))
+
+
+def success(d: Any) -> Any:
+    """The probability of a success, with its derivative also where it rounds to 1."""
+    return logistic(d.logits) if type(d).__name__.endswith("Logits") else d.probs
 
 
 def _count(d: Any) -> int:
@@ -126,8 +144,20 @@ def _gate(d: Any) -> tuple[Any, Any]:
     """How probable a zero that was put in is, and that there is none."""
     if isinstance(d, dist.ZeroInflatedLogits):
         logits = jnp.asarray(d.gate_logits)
-        return jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits)
+        return logistic(logits), logistic(-logits)
     return d.gate, 1.0 - d.gate
+
+
+@jax.custom_jvp
+def logistic(x: Any) -> jax.Array:
+    """1 / (1 + exp(-x)), whose derivative does not vanish where it rounds to 1."""
+    return jax.nn.sigmoid(x)
+
+
+@logistic.defjvp
+def _(primals: Any, tangents: Any) -> Any:
+    p = logistic(primals[0])
+    return p, p * logistic(-primals[0]) * tangents[0]
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -24,6 +24,9 @@ from jax import lax
 from jax.scipy.special import digamma, i0e
 from numpyro.distributions import constraints
 
+from transforms.rounding import at_ends, largest_log
+from transforms.samples import sampled
+
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def implicit(cdf: Callable[[Any, jax.Array], jax.Array], params: Any, x: jax.Array) -> jax.Array:
@@ -85,15 +88,13 @@ def _(primals: Any, tangents: Any) -> Any:
 
 def gamma(d: Any, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     y = loggamma(key, d.concentration, (*shape, *d.batch_shape)) - jnp.log(d.rate)
-    # not below the support, where the log density is infinite
-    return jnp.maximum(jnp.exp(y), jnp.finfo(y.dtype).tiny)
+    return at_ends(d, jnp.exp(y))
 
 
 def inverse_gamma(d: Any, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     base = d.base_dist
     y = jnp.log(base.rate) - loggamma(key, base.concentration, (*shape, *d.batch_shape))
-    # small enough that the derivative, x dy, is in range as well
-    return jnp.exp(jnp.minimum(y, np.log(jnp.finfo(y.dtype).max) - 20))
+    return at_ends(d, jnp.exp(jnp.minimum(y, largest_log(y.dtype) + 1)))
 
 
 def beta(d: Any, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -101,12 +102,12 @@ def beta(d: Any, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     shape = (*shape, *d.batch_shape)
     y1 = loggamma(keys[0], d.concentration1, shape)
     y0 = loggamma(keys[1], d.concentration0, shape)
-    return _inside(jax.nn.sigmoid(y1 - y0))
+    return at_ends(d, jax.nn.sigmoid(y1 - y0))
 
 
 def dirichlet(d: Any, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     y = loggamma(key, d.concentration, (*shape, *d.batch_shape, *d.event_shape))
-    return _inside(jax.nn.softmax(y))
+    return at_ends(d, jax.nn.softmax(y))
 
 
 def student_t(d: Any, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -115,11 +116,6 @@ def student_t(d: Any, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     y = loggamma(keys[0], d.df / 2, (*shape, *d.batch_shape))
     normal = jax.random.normal(keys[1], y.shape, y.dtype)
     return d.loc + d.scale * normal * jnp.exp((jnp.log(d.df / 2) - y) / 2)
-
-
-def _inside(x: jax.Array) -> jax.Array:
-    # as numpyro does: the log density is infinite on the boundary
-    return jnp.clip(x, jnp.finfo(x.dtype).tiny, 1 - jnp.finfo(x.dtype).eps)
 
 
 # --- von Mises ---------------------------------------------------------------------------
@@ -153,7 +149,7 @@ def _arc(concentration: jax.Array, t: jax.Array) -> jax.Array:
 
 def mixture(d: Any, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     leaves, tree = jax.tree.flatten(d)
-    x = lax.stop_gradient(d).sample(key, shape)
+    x = sampled(lax.stop_gradient(d), key, shape)
     return implicit(lambda leaves, x: cdf(jax.tree.unflatten(tree, leaves), x), leaves, x)
 
 

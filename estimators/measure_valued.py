@@ -41,6 +41,10 @@ import numpyro.distributions as dist
 from jax import lax
 
 from transforms.estimator import Continued, LocalSite
+from transforms.flows import is_one_way
+from transforms.opened import arrays
+
+from .enumeration import mass, success
 
 
 @final
@@ -144,9 +148,7 @@ def _pair(theta: Any, c: Any, plus: Any, minus: Any = None) -> list[Term]:
 @terms.register(dist.BernoulliProbs)
 @terms.register(dist.BernoulliLogits)
 def _(d: Any, key: jax.Array, x: jax.Array) -> list[Term]:
-    own = jnp.where(x == 1, d.probs, 1.0 - d.probs)
-    other = jnp.where(x == 1, 1.0 - d.probs, d.probs)
-    return [Term(own, None), Term(other, 1 - x)]
+    return [Term(mass(d, x), None), Term(mass(d, 1 - x), 1 - x)]
 
 
 @terms.register(dist.CategoricalProbs)
@@ -163,7 +165,7 @@ def _(d: Any, key: jax.Array, x: jax.Array) -> list[Term]:
 def _(d: Any, key: jax.Array, x: jax.Array) -> list[Term]:
     n = d.total_count
     one = jax.random.uniform(key, x.shape) * n < x  # the outcome of the trial that changes
-    return _pair(d.probs, jnp.where(one, -n, n), jnp.where(one, x - 1, jnp.minimum(x + 1, n)))
+    return _pair(success(d), jnp.where(one, -n, n), jnp.where(one, x - 1, jnp.minimum(x + 1, n)))
 
 
 @terms.register(dist.Poisson)
@@ -174,7 +176,7 @@ def _(d: Any, key: jax.Array, x: jax.Array) -> list[Term]:
 @terms.register(dist.GeometricProbs)
 @terms.register(dist.GeometricLogits)
 def _(d: Any, key: jax.Array, x: jax.Array) -> list[Term]:
-    return _pair(d.probs, -1.0 / d.probs, x + 1 + _geometric(key, x, d.probs))
+    return _pair(success(d), -1.0 / d.probs, x + 1 + _geometric(key, x, d.probs))
 
 
 @terms.register(dist.GammaPoisson)
@@ -307,7 +309,7 @@ def _row(d: Any) -> Any:
 
 def _elementwise(d: Any) -> bool:
     """Whether the transforms act on each element by itself, have an inverse and no parameters."""
-    return not jax.tree.leaves(d.transforms) and all(
+    return not (arrays(d.transforms) or is_one_way(d)) and all(
         t.domain.event_dim == t.codomain.event_dim == 0
         and not isinstance(t, dist.transforms.AbsTransform)
         for t in d.transforms

@@ -21,6 +21,7 @@ import numpyro.distributions as dist
 
 from transforms.estimator import InPlace
 from transforms.opened import arrays
+from transforms.samples import sampled
 
 from . import implicit
 
@@ -58,7 +59,8 @@ class Rule:
 
 
 def rule(d: Any) -> Rule:
-    return RULES.get(type(d)) or RULES.get(type(d).sample, NATIVE)
+    kinds = [k for k in type(d).__mro__ if k in RULES and k.sample is type(d).sample]
+    return RULES[kinds[0]] if kinds else RULES.get(type(d).sample, NATIVE)
 
 
 def draw(d: Any, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -104,7 +106,7 @@ def _draw_base(d: Any, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def _native(d: Any, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    return d.sample(key, shape)
+    return sampled(d, key, shape)
 
 
 NATIVE = Rule(_native, _undeclared)

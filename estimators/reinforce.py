@@ -18,6 +18,8 @@ import jax
 
 from transforms.elements import unmasked
 from transforms.estimator import Baseline, InPlace
+from transforms.flows import is_one_way
+from transforms.samples import sampled
 
 from .baselines import baseline as _baseline
 
@@ -42,13 +44,19 @@ class Reinforce(InPlace):
             return "it has no density."
         if _point(d):
             return "it is a point, of which no density has a derivative. Use ppl.reparam()."
+        if is_one_way(d):
+            return (
+                "its transform has no inverse, which the density of a given draw needs. Use "
+                "ppl.reparam(); or draw it in an @ppl.gen function, g(...).simulate(), where what "
+                "is transformed is scored."
+            )
         return None
 
     def log_prob(self, d: Any, value: jax.Array) -> jax.Array:
         return unmasked(d).log_prob(value)
 
     def draw(self, d: Any, key: jax.Array, sample_shape: tuple[int, ...]) -> jax.Array:
-        return d.sample(key, sample_shape)
+        return sampled(d, key, sample_shape)
 
 
 def _point(d: Any) -> bool:

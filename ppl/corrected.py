@@ -3,6 +3,8 @@
 numpyro computes log(1 + exp(x)) as max(x, 0) + log(1 + exp(-|x|)). JAX takes 1/2 and 1 for the
 slopes of max and |x| at 0, so the derivative of a Bernoulli or binomial log density is off by 1/2
 at logits of exactly 0, where a fit often starts. ``jax.nn.softplus`` is right there, and cheaper.
+The density of an InverseGamma squares the value, which overflows in 32 bits where many values of a
+small concentration are, and that of a Kumaraswamy is clipped near 1, where others of them are.
 A censored distribution asks the expanded one inside of it for a cdf, which that does not have.
 """
 
@@ -13,7 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import gammaln
+from jax.scipy.special import gammaln, xlogy
 from numpyro import distributions as dist
 from numpyro.distributions.util import validate_sample
 
@@ -33,9 +35,27 @@ class BinomialLogits(dist.BinomialLogits):
         return ways + value * logits - n * jax.nn.softplus(logits)
 
 
+class InverseGamma(dist.InverseGamma):
+    @validate_sample
+    def log_prob(self, value: Any, intermediates: Any = None) -> jax.Array:
+        base: Any = self.base_dist
+        a, b = base.concentration, base.rate
+        return a * jnp.log(b) - gammaln(a) - (a + 1.0) * jnp.log(value) - b / value
+
+
+class Kumaraswamy(dist.Kumaraswamy):
+    @validate_sample
+    def log_prob(self, value: Any) -> jax.Array:
+        a, b = jnp.asarray(self.concentration1), jnp.asarray(self.concentration0)
+        rest = -jnp.expm1(a * jnp.log(value))  # 1 - value**a
+        return jnp.log(a) + jnp.log(b) + xlogy(a - 1.0, value) + xlogy(b - 1.0, rest)
+
+
 _CORRECTED: dict[type, type] = {
     dist.BernoulliLogits: BernoulliLogits,
     dist.BinomialLogits: BinomialLogits,
+    dist.InverseGamma: InverseGamma,
+    dist.Kumaraswamy: Kumaraswamy,
 }
 _CENSORED = (
     dist.LeftCensoredDistribution,

@@ -42,6 +42,7 @@ from transforms.site import Site
 from transforms.site import sample as _sample
 from transforms.tables import Variable
 
+from .branches import made_of
 from .generative import (
     Choices,
     Generative,
@@ -382,8 +383,9 @@ class Marginal(Generative):
     ) -> Execution:
         if given or exact or not self._keep:  # the evidence is a weight, drawn or not
             x = match_shapes(given, self._like, self.name)
+            made = made_of(self._g, x, self._kept)
             log_p = self._by.estimate(Target(self._g, x))
-            return Execution(x, x, log_p, log_p)
+            return Execution(x, x, log_p, log_p, made=made)
         if self.weighted and not isinstance(self._by, Enumeration):
             raise UnsupportedError(
                 f"{self.name} is drawn from at {_jax.user_line()}, and {self._g.name} has weights "
@@ -400,11 +402,9 @@ class Marginal(Generative):
         assert self._like is not None
         run = self._g.execute({}, select=self._kept)
         x = nest((a, v) for a, v in flatten(run.choices).items() if self._kept(a))
+        made = made_of(self._g, x, self._kept)
         log_p = self._by.estimate(Target(self._g, x), run)
-        return Execution(x, x, log_p, jnp.zeros_like(log_p), made=self._made(run))
-
-    def _made(self, run: Execution) -> dict[Address, jax.Array]:
-        return {a: made for a, made in run.made.items() if self._kept(a)}
+        return Execution(x, x, log_p, jnp.zeros_like(log_p), made=made)
 
 
 @final

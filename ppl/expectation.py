@@ -15,6 +15,8 @@ from estimators.automatic import choose
 from transforms import _jax
 from transforms.alarm import is_strict
 from transforms.errors import UnsupportedError
+from transforms.findings import Finding
+from transforms.lost import lost_draws
 from transforms.sharded import inside_shard_map
 from transforms.site import Expect, expect_p
 from transforms.soundness import Soundness
@@ -230,7 +232,12 @@ class Expectation:
             )
 
         traced = jax.jit(f).trace(jax.eval_shape(lambda: jax.random.key(0)), arrays)
-        return explain(self.name, traced, seen, kinks)
+        lost: list[Finding] = []
+        shapes = any(isinstance(a, jax.ShapeDtypeStruct | _jax.Tracer) for a in arrays)
+        if not shapes and any(check.rounds for check, _ in seen):
+            bound, keywords = jax.tree.unflatten(tree, join(arrays, static))
+            lost = lost_draws(*self.trace(*bound, **keywords)[:2])
+        return explain(self.name, traced, seen, kinks, lost)
 
     def audit(
         self,

@@ -141,16 +141,20 @@ class Explanation:
 
 
 def explain(
-    name: str, traced: Any, seen: Sequence[tuple[Soundness, Sequence[int]]], kinks: bool
+    name: str,
+    traced: Any,
+    seen: Sequence[tuple[Soundness, Sequence[int]]],
+    kinks: bool,
+    lost: Sequence[Finding],
 ) -> Explanation:
-    """The explanation of a traced gradient and of what its checker saw."""
+    """The explanation of a traced gradient and of what its checker saw, and of ``lost`` draws."""
     findings: dict[Finding, None] = {}
     sites: list[SiteRow] = []
     stated: dict[tuple[str, str], None] = {}
     groups: dict[tuple[tuple[str, ...], int], None] = {}
     loops = False
     for check, inputs in seen:
-        found = check.findings(inputs, kinks=kinks)
+        found = (*check.findings(inputs, kinks=kinks), *lost)
         findings.update(dict.fromkeys(found))
         stated.update(dict.fromkeys(check.stated))
         for scope, closed, chosen in check.scopes:

@@ -278,7 +278,7 @@ def test_gamma_small_shape() -> None:
     gradient_in_float32 = (1.1,)
     z_test(lambda a: dist.Gamma(a, 1.0), jnp.square, (0.05,), 0.0525, gradient_in_float32)
     x = draw(dist.Gamma(0.01, 1.0))
-    assert float(x.min()) > 0
+    x = x[x > 0]  # the others are below the smallest float: see test_small_draws.py
     exact = scipy.stats.gamma(0.01).logpdf(np.asarray(x, np.float64))
     np.testing.assert_allclose(dist.Gamma(0.01, 1.0).log_prob(x), exact, rtol=1e-5, atol=1e-5)
 

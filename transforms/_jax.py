@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.core
+import numpy as np
 from jax.extend import source_info_util
 from jax.extend.core import (
     ClosedJaxpr,
@@ -62,6 +63,8 @@ __all__ = [
     "evaluate",
     "evaluate_equation",
     "frames",
+    "holds",
+    "is_key",
     "is_within",
     "jit_p",
     "live",
@@ -207,6 +210,13 @@ def evaluate_equation(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
     return evaluate(open_jaxpr(_empty(), list(given), eqn.outvars, [eqn]), *given.values())
 
 
+def is_key(x: Any) -> bool:
+    """Whether an array holds keys of random numbers."""
+    if isinstance(x, np.ndarray):  # the check below is slow
+        return False
+    return isinstance(x, jax.Array) and jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
 @functools.cache
 def _empty() -> Jaxpr:
     return jax.make_jaxpr(lambda: ())().jaxpr
@@ -313,6 +323,12 @@ def sub_jaxprs(eqn: JaxprEqn) -> Iterator[ClosedJaxpr]:
             yield sub
         else:  # its constants are known to the equation only
             yield open_jaxpr(sub, [*sub.constvars, *sub.invars], sub.outvars, sub.eqns)
+
+
+def holds(eqn: JaxprEqn, primitive: Primitive) -> bool:
+    """Whether an equation is one of a primitive, or has one inside."""
+    inside = (e for sub in sub_jaxprs(eqn) for e in sub.jaxpr.eqns)
+    return eqn.primitive is primitive or any(holds(e, primitive) for e in inside)
 
 
 def scan_layout(eqn: JaxprEqn) -> tuple[int, int]:

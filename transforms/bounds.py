@@ -10,7 +10,7 @@ are taken not to wrap.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +19,7 @@ import numpy as np
 
 from . import _jax
 from .elements import apart
-from .interpret import INLINED, _remat_jaxpr
+from .interpret import INLINED, remat_jaxpr
 from .site import Body, Call, Site
 
 COUNT = 2**24
@@ -80,7 +80,7 @@ class Bounds:
         self._found[v] = interval if old is None else _join([old, interval])
 
     def _equation(self, eqn: _jax.JaxprEqn) -> Sequence[Interval]:
-        inner = _called(eqn)
+        inner = program_of(eqn)
         if inner is not None:
             return self.run(inner, [self.of(v) for v in eqn.invars])
         if eqn.primitive is _jax.scan_p:
@@ -154,11 +154,13 @@ def _grown(start: Interval, before: Interval, after: Interval, steps: int) -> In
     return Interval(start.low + steps * min(0, low), start.high + steps * max(0, high))
 
 
-def _called(eqn: _jax.JaxprEqn) -> _jax.ClosedJaxpr | None:
-    if eqn.primitive in INLINED:
-        return eqn.params[INLINED[eqn.primitive]]
+def program_of(eqn: _jax.JaxprEqn, inlined: Mapping[Any, str] = INLINED) -> _jax.ClosedJaxpr | None:
+    """The program that an equation runs on its own operands: a checkpoint, a generative function,
+    or, by the name of the parameter that holds it, one of ``inlined``."""
+    if eqn.primitive in inlined:
+        return eqn.params[inlined[eqn.primitive]]
     if eqn.primitive is _jax.remat_p:
-        return _remat_jaxpr(eqn)
+        return remat_jaxpr(eqn)
     call = eqn.params.get("call")
     if isinstance(call, Call) and isinstance(call.program, Body):
         return call.program.jaxpr

@@ -26,11 +26,15 @@ INFINITE = float("inf")
 
 @dataclasses.dataclass(frozen=True)
 class Misfit:
-    """A choice whose support reaches beyond that of the choice at which it is scored."""
+    """A choice whose support reaches beyond that of the choice at which it is scored.
+
+    ``outcome`` is the equation that tells whether it is inside.
+    """
 
     drawn: Site
     drawn_from: str
     check: Check
+    outcome: _jax.JaxprEqn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +118,6 @@ class _Rewriting:
         self.alias: dict[Any, Any] = {}
         self.true: set[Any] = set()
         self.eqns: list[_jax.JaxprEqn] = []
-        self.constvars: list[Any] = list(jaxpr.constvars)
         self.misfits = misfits
 
     def read(self, v: Any) -> Known:
@@ -133,9 +136,9 @@ class _Rewriting:
         return v
 
     def inline(self, closed: _jax.ClosedJaxpr, ins: Any, outs: Any, info: Any) -> None:
-        closed, consts = _jax.close(closed)
-        assert not consts, "a support is checked with constants that are arrays"
-        inside = dict(zip(closed.jaxpr.invars, ins, strict=True))
+        constants = [_jax.Literal(c, jax.typeof(c)) for c in closed.consts]
+        inside = dict(zip(closed.jaxpr.constvars, constants, strict=True))
+        inside.update(zip(closed.jaxpr.invars, ins, strict=True))
         for eqn in closed.jaxpr.eqns:
             new = [inside.get(v, v) if not isinstance(v, _jax.Literal) else v for v in eqn.invars]
             source = {} if info is None else {"source_info": info}
@@ -178,16 +181,17 @@ class _Rewriting:
             self.alias[safe] = eqn.invars[0]
             self.true.add(inside)
             return
-        if passed is False and not check.partial:
-            site = known[0].site
-            if known[0].data:
-                _refuse(check, known[0])
-            elif site is not None:
-                self.misfits.append(Misfit(site, known[0].name, check))
+        fails = passed is False and not check.partial
+        if fails and known[0].data:
+            _refuse(check, known[0])
         avals = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]  # type: ignore[attr-defined]
         written = _jax.traced(check.evaluate, *avals)
         ins = [self.atom(v) for v in eqn.invars]
         self.inline(written, ins, eqn.outvars, eqn.source_info)
+        site, test = known[0].site, self.alias[inside]
+        if fails and site is not None:
+            outcome = next(e for e in reversed(self.eqns) if test in e.outvars)
+            self.misfits.append(Misfit(site, known[0].name, check, outcome))
 
 
 def _program(

@@ -20,7 +20,7 @@ from jax import lax
 
 from .chosen import Chosen
 from .errors import UnsupportedError, show
-from .estimator import Continued, LocalSite, constant
+from .estimator import Continued, LocalSite, constant, refuse_rounding
 from .interpret import Record, states_before
 from .layout import Elements, Layout, laws, onto, times
 from .site import Axis
@@ -114,8 +114,9 @@ def _sampling_term(
         return _payoff(layout, s, outs[: len(layout.terms)], {**before, **made}, in_step)
 
     def k(x: jax.Array) -> jax.Array:
-        x = jnp.asarray(x).astype(value.dtype)
-        return _constant(continuation, x, (i, args, key, known, before))
+        x = jnp.asarray(x)
+        refuse_rounding(site, estimator.name, "gives k", x.dtype)
+        return _constant(continuation, x.astype(value.dtype), (i, args, key, known, before))
 
     axes = site.axes
     if in_step:

@@ -25,28 +25,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from . import _jax, numeric
 from .border import is_at_border
-from .bounded import needs_bound
 from .flat import Op
 from .interpret import is_random
 from .lines import (
     CLOSER,
     GRID,
     along,
+    derivable,
+    elements,
     ends,
     evaluate,
     flattened,
     gap_of,
+    leading_to,
     number_of_lines,
-    on_lines,
+    one_of,
     seams_of,
     weights,
 )
-from .slices import ENOUGH, MAX_OPS, MEETS, Budget, Place, count, has_loops, meets, slice_to
+from .slices import ENOUGH, MAX_OPS, MEETS, Budget, Place, cost, meets, slice_to
 from .suspects import is_seen_to_jump
 from .tapped import tapped
 
-ATTEMPTS = ((1, 24, True), (MEETS, 100, False), (MEETS, MAX_OPS, False))
+ATTEMPTS = ((1, 24, True), (4, 24, True), (MEETS, 100, False), (MEETS, MAX_OPS, False))
 """How many places are tried, with how many equations that lead there from elsewhere, and
 whether only from the value that they all come from, if there is one."""
 SLOPE = 2e-2
@@ -68,7 +71,7 @@ def gone(fault: Place, budget: Budget) -> int | None:
         return None
     candidates = meets(fault)
     asked: set[_Question] = set()
-    for n, near, waist in ATTEMPTS[::2] if fault.tap else ATTEMPTS:
+    for n, near, waist in (ATTEMPTS[0], ATTEMPTS[-1]) if fault.tap else ATTEMPTS:
         places = candidates[:n]
         while places:
             ops = slice_to(fault, places, near, waist)
@@ -77,7 +80,7 @@ def gone(fault: Place, budget: Budget) -> int | None:
                 continue
             question = _Question(fault, places, ops, near == MAX_OPS)
             if question not in asked:
-                if asked and not budget.spend(count(ops)):
+                if not budget.spend(question.cost, question):
                     return None
                 asked.add(question)
                 passed = _passed(question)
@@ -94,9 +97,8 @@ def convicted(suspect: Place, budget: Budget) -> bool:
     while places:
         ops = slice_to(suspect, places, MAX_OPS, False)
         if ops is not None:
-            return budget.spend(count(ops)) and not any(
-                _passed(_Question(suspect, places, ops, True))
-            )
+            question = _Question(suspect, places, ops, True)
+            return budget.spend(question.cost, question) and not any(_passed(question))
         places = places[: len(places) // 2]
     return False
 
@@ -120,9 +122,11 @@ class _Question:
             return local[v]
 
         every = [
-            (op.name, str(op.eqn.params), op is fault.op, *map(named, (*op.ins, *op.outs)))
+            (op.name, op.text, op is fault.op, *map(named, (*op.ins, *op.outs)))
             for op in (*ops, fault.op)
         ]
+        derivatives = fault.kind in ("stop", "custom")
+        self.cost = cost(ops, number_of_lines(fault, ops), derivatives)
         self._content = (fault.kind, fault.tap, self.settles, *every, *map(named, places))
         self._hash = hash(self._content)
 
@@ -159,48 +163,46 @@ def _jumps(fault: Place, places: Sequence[int], ops: Sequence[Op]) -> list[bool]
     None if it never does.
     """
     n = number_of_lines(fault, ops)
+    lines, avals = ends(fault, ops, n), fault.flat.avals
+    before = leading_to(fault.op, ops)
 
-    def at(begin: Any, end: Any, fixed: Any, i: Any, t: Any) -> tuple[jax.Array, list[jax.Array]]:
-        env, found = along(fault, ops, begin, end, fixed, t)
-        one = jnp.ravel(found)
-        return one[i % max(one.size, 1)], [flattened(env[v]) for v in places]  # of one element
+    def outcomes_at(t: np.ndarray) -> np.ndarray:
+        return one_of(elements(along(fault, before, *lines, t)[1], 1, t))
 
-    points = on_lines(at, *ends(fault, ops, n), loops=has_loops(ops))
+    def values_at(t: np.ndarray) -> list[np.ndarray]:
+        env, _ = along(fault, ops, *lines, t)
+        return [flattened(env[v], avals[v].ndim, t) for v in places]
+
     grid = np.broadcast_to(GRID, (n, GRID.size))
-    outcomes, whole = points(grid)
+    outcomes = outcomes_at(grid)
     crossed = (outcomes[:, 1:] != outcomes[:, :-1]).any(1)
     if not crossed.any():
         return None
-    each, values = np.arange(n), whole
+    each, whole = np.arange(n), values_at(grid)
     shares = np.asarray(weights(GRID.size - 1, each[:, None]))
     for i in range(CLOSER):
         first = np.argmax((outcomes[:, 1:] != outcomes[:, :-1]) * shares, axis=1)
         if i < CLOSER - 1:
             low, high = grid[each, first, None], grid[each, first + 1, None]
             grid = low * (1 - GRID) + high * GRID
-            outcomes, values = points(grid)
+            outcomes = outcomes_at(grid)
     seams = seams_of(fault, ops)
-    gaps = [
-        gap_of(v[each, first], v[each, first + 1], line)
-        for v, line in zip(values, whole, strict=True)
-    ]
+    sides = values_at(np.stack([grid[each, first], grid[each, first + 1]], axis=1))
+    gaps = [gap_of(v[:, 0], v[:, 1], line) for v, line in zip(sides, whole, strict=True)]
     return [_agree(crossed & np.isfinite(g), g <= 1.0, seams) for g in gaps]
 
 
 def _seam(fault: Place, places: Sequence[int], ops: Sequence[Op]) -> list[bool]:
     """Whether each of ``places`` is the same for a draw of -π and of π."""
     n = number_of_lines(fault, ops)
-    angles = set(fault.op.outs)
     begin, _, fixed = ends(fault, ops, n)
-
-    def at(begin: Any, fixed: Any, i: Any, angle: Any) -> list[jax.Array]:
-        drawn = {v: jnp.full_like(a, angle) for v, a in begin.items() if v in angles}
-        env, _ = evaluate(fault, ops, {**fixed, **begin, **drawn})
-        return [flattened(env[v]) for v in places]
-
-    turn = np.linspace(-np.pi, np.pi, 9, dtype=np.float32)
-    points = on_lines(at, begin, fixed, loops=has_loops(ops))
-    gaps = [gap_of(v[:, 0], v[:, -1], v) for v in points(np.tile(turn, (n, 1)))]
+    t = np.tile(np.linspace(-np.pi, np.pi, 9, dtype=np.float32), (n, 1))
+    for v in set(fault.op.outs) & begin.keys():
+        angles = t.reshape(*t.shape, *[1] * (begin[v].ndim - 2)).astype(begin[v].dtype)
+        begin[v] = np.broadcast_to(angles, (*t.shape, *begin[v].shape[2:]))
+    env, _ = evaluate(fault, ops, {**fixed, **begin})
+    values = (flattened(env[v], fault.flat.avals[v].ndim, t) for v in places)
+    gaps = [gap_of(v[:, 0], v[:, -1], v) for v in values]
     return [_agree(np.isfinite(g), g <= 1.0) for g in gaps]
 
 
@@ -208,25 +210,35 @@ def _slopes(fault: Place, places: Sequence[int], ops: Sequence[Op]) -> list[bool
     """Whether the derivative of each of ``places`` is that of finite differences."""
     n = number_of_lines(fault, ops)
     begin, end, fixed = ends(fault, ops, n)
-    forward = any(needs_bound(op.eqn) and not op.custom for op in ops)
+    loops = any(_jax.holds(op.eqn, _jax.while_p) and not op.custom for op in ops)
+    forward = loops or not any(_jax.holds(op.eqn, _jax.custom_vjp_call_p) for op in ops)
     lengths = [np.abs(end[v] - a).reshape(n, -1).max(1, initial=1e-6) for v, a in begin.items()]
-    end = {v: a + (end[v] - a) / max(1.0, len(begin)) for v, a in begin.items()}
     step = (STEP / functools.reduce(np.maximum, lengths, np.ones(n)))[:, None].astype(np.float32)
+    moved = {v: (end[v] - a) / max(1.0, len(begin)) for v, a in begin.items()}
+    inputs = {**begin, **fixed}
 
-    def at(begin: Any, end: Any, fixed: Any, i: Any, t: Any) -> tuple[Any, Any]:
+    def at(i: Any, t: Any, *given: Any) -> list[Any]:
+        start, directions = dict(zip(inputs, given, strict=False)), given[len(inputs) :]
+
         def projected(t: Any) -> tuple[list[jax.Array], list[jax.Array]]:
-            env, _ = along(fault, ops, begin, end, fixed, t)
-            ws = [flattened(env[v]) for v in places]
+            shifts = zip(moved, directions, strict=True)
+            env = start | {v: start[v] + (t * d).astype(d.dtype) for v, d in shifts}
+            ws = derivable(ops, env, places)
             sums = [w @ (weights(w.size, i) - 1.2) for w in ws]
             return sums, sums
 
         if forward:
             _, slopes, sums = jax.jvp(projected, (t,), (jnp.ones_like(t),), has_aux=True)
-            return slopes, sums
-        return jax.jacrev(projected, has_aux=True)(t)
+        else:
+            slopes, sums = jax.jacrev(projected, has_aux=True)(t)
+        return [*slopes, *sums]
 
     t = np.float32(0.4) + step * np.array([0.0, -1.0, 1.0, -0.5, 0.5], np.float32)
-    slopes, values = on_lines(at, begin, end, fixed, loops=has_loops(ops))(t)
+    given = [*inputs.values(), *moved.values()]
+    number = np.arange(n, dtype=np.int32)[:, None]
+    outs = numeric.apply(at, number, t, *given, ndims=[0, 0, *(x.ndim - 2 for x in given)])
+    outs = [np.broadcast_to(x, t.shape) for x in outs]
+    slopes, values = outs[: len(places)], outs[len(places) :]
     errors = [
         _slope_error(v, slope[:, 0], step[:, 0]) for v, slope in zip(values, slopes, strict=True)
     ]

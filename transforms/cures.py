@@ -82,7 +82,7 @@ class Cures:
                 self._cured.setdefault((flat, found), set()).add(f.at)
                 return True
             if flat not in self._around:
-                if self._budget.left < 0:
+                if self._budget.exhausted:
                     self._undecided.add(f.at)
                 return False
             (flat, around), inner = self._around[flat], (flat, index)

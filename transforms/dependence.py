@@ -22,7 +22,7 @@ import numpy as np
 
 from . import _jax
 from .elements import apart, element_shape, unmasked
-from .interpret import INLINED, Path, _remat_jaxpr
+from .interpret import INLINED, Path, remat_jaxpr
 from .site import Body, Call, Densities, Expect, Site, per_element
 
 EVER = 8
@@ -234,7 +234,7 @@ def called(eqn: _jax.JaxprEqn) -> _jax.ClosedJaxpr | None:
     if eqn.primitive in INLINED:
         return eqn.params[INLINED[eqn.primitive]]
     if eqn.primitive is _jax.remat_p:
-        return _remat_jaxpr(eqn)
+        return remat_jaxpr(eqn)
     return None
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .estimator import Enumerated
+from .estimator import Enumerated, refuse_rounding
 from .site import Site, per_element
 
 
@@ -49,23 +49,21 @@ def is_masked(d: Any) -> bool:
     return kind in ("Independent", "ExpandedDistribution") and is_masked(d.base_dist)
 
 
-def absent(d: Any) -> Any:
-    """The distribution with its masks turned around: what they hide is what counts."""
+def absent(d: Any) -> list[Any]:
+    """Distributions whose log densities add up to that of what the masks of one hide."""
     kind = type(d).__name__
-    if kind == "MaskedDistribution":
-        inner = d._mask
-        while type(d.base_dist).__name__ == "MaskedDistribution":
-            d = d.base_dist
-            inner = inner & d._mask
-        if is_masked(d.base_dist):  # by each element of an event
-            raise NotImplementedError
-        hidden = not inner if isinstance(inner, bool) else ~inner
-        return unmasked(d.base_dist).mask(hidden)
     if kind == "Independent":
-        return absent(d.base_dist).to_event(d.reinterpreted_batch_ndims)
+        return [p.to_event(d.reinterpreted_batch_ndims) for p in absent(d.base_dist)]
     if kind == "ExpandedDistribution":
-        return absent(d.base_dist).expand(d.batch_shape)
-    return d.mask(False)
+        return [p.expand(d.batch_shape) for p in absent(d.base_dist)]
+    if kind != "MaskedDistribution":
+        return []
+    mask = d._mask
+    while type(d.base_dist).__name__ == "MaskedDistribution":
+        d = d.base_dist
+        mask = mask & d._mask
+    hidden = not mask if isinstance(mask, bool) else ~mask
+    return [unmasked(d.base_dist).mask(hidden), *(p.mask(mask) for p in absent(d.base_dist))]
 
 
 def element_shape(site: Site, avals: Any) -> tuple[int, ...]:
@@ -88,6 +86,7 @@ def value_and_mass(
     def one(operands: list[Any], digits: jax.Array) -> tuple[jax.Array, jax.Array]:
         d = apart(site.rebuild(site.live(operands)))
         values = estimator.support(d)
+        refuse_rounding(site, estimator.name, "enumerates", values.dtype)
         value = values[digits].astype(site.dtype)
         mass = estimator.mass(d, value)
         if site.masked:

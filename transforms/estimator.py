@@ -20,6 +20,7 @@ from typing import Any, final
 import jax
 import jax.numpy as jnp
 
+from .errors import UnsupportedError, show
 from .site import Site, element_keys, per_element
 
 
@@ -149,6 +150,18 @@ class Baseline(abc.ABC):
     @abc.abstractmethod
     def finish(self, totals: dict[str, jax.Array], payoff: jax.Array, context: Any) -> jax.Array:
         """The term of value 0 of each element, from what was kept and the (constant) payoffs."""
+
+
+def refuse_rounding(site: Site, estimator: str, gives: str, dtype: Any) -> None:
+    """Refuse a value of an estimator that its site would round."""
+    if not jnp.issubdtype(dtype, jnp.inexact) or jnp.issubdtype(site.dtype, jnp.inexact):
+        return
+    raise UnsupportedError(
+        f"the estimator {estimator} of {show(site.address)} at {site.source} {gives} {dtype}, and "
+        f"the choice has type {site.dtype}: what follows would get the draw rounded, without a "
+        f"derivative. Give the choice a distribution that draws {dtype} too, as in the "
+        f"straight-through recipe of docs/estimators.md, or let the estimator give {site.dtype}."
+    )
 
 
 def constant(value: float, *like: Any) -> jax.Array:

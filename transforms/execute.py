@@ -23,6 +23,7 @@ from . import _jax, inside, marks
 from .addresses import Choices, Entry, entries, match, nest
 from .elements import absent, apart, is_masked
 from .errors import Address, UnsupportedError, show
+from .flows import base_of, is_one_way, push
 from .interpret import Path, Record, abstract_distribution, entering, interpret
 from .site import Call, Densities, Factor, Site, own_density, per_element, sample_p
 
@@ -78,15 +79,17 @@ def log_density_of(
         d = site.rebuild(site.live(operands))
         if other and site.masked:  # the derivative may be no number there
             value = jnp.where(site.mask(operands), value, jnp.asarray(0.5, value.dtype))
-        d = absent(d) if hidden else d
         try:
             if own:
-                log_prob = checkpoint_name(apart(d).log_prob(value), own_density(site))
+                parts = [checkpoint_name(apart(d).log_prob(value), own_density(site))]
             else:
-                log_prob = inside.log_prob(d, value, site.address, site.source, site.masked)
+                parts = [
+                    inside.log_prob(p, value, site.address, site.source, site.masked)
+                    for p in (absent(d) if hidden else [d])
+                ] or [jnp.zeros(())]
         except NotImplementedError as error:
             raise UnsupportedError(_no_density(site, d)) from error
-        log_density = jnp.sum(log_prob)
+        log_density = functools.reduce(jnp.add, map(jnp.sum, parts))
         return jnp.where(site.mask(operands), log_density, 0.0) if site.masked else log_density
 
     with marks.mark(marks.DENSITY):
@@ -96,8 +99,9 @@ def log_density_of(
 def _no_density(site: Site, d: Any) -> str:
     return (
         f"the density of {show(site.address)} ~ {type(d).__name__} at {site.source} is not "
-        "implemented, or that of a part, or the inverse of a transform, which a density needs. "
-        "Define it (log_prob, cdf, or the _inverse of the transform)."
+        "implemented, or that of a part, or the inverse of a transform, which the density at a "
+        "value needs that is not drawn there. Define it (log_prob, cdf, or the _inverse of the "
+        "transform)."
     )
 
 
@@ -115,6 +119,10 @@ def execute(
     by_path = {c.path: e for e in program for c in e.parts}
     fixed = match(program, given, name, exact=exact)
     masked = masked_choices(program)
+    sites = [c for e in program for c in e.parts if isinstance(c.random, Site)]
+    one_way = {
+        c.path for c in sites if c.path not in fixed and is_one_way(abstract_distribution(c))
+    }
 
     @entering
     def rule(
@@ -128,8 +136,13 @@ def execute(
         address = entry.address
         if isinstance(choice, Site):
             site = dataclasses.replace(choice, address=address, drawn=True)
-            value = given[path] if path in given else sample_p.bind(*operands, site=site)[0]
-            score = functools.partial(log_density_of, site, operands, value, other=entry.branches)
+            if path in one_way:
+                value, score = _taken_through(site, operands)
+            else:
+                value = given[path] if path in given else sample_p.bind(*operands, site=site)[0]
+                score = functools.partial(
+                    log_density_of, site, operands, value, other=entry.branches
+                )
             outs, lp = [value.astype(choice.dtype)], score(own=path not in given)
             if address in masked and not select(address):
                 missing = [_add(missing[0], score(hidden=True))]
@@ -145,6 +158,20 @@ def execute(
     values = nest((e.address, e.join(made)) for e in program)
     taken = {e.address: e.made(made) for e in program if e.conditional}
     return Execution(values, retval, *sums, made=taken)
+
+
+def _taken_through(site: Site, operands: list[Any]) -> tuple[jax.Array, Callable[..., jax.Array]]:
+    """A draw of a flow that is one-way, and its log density: the draw of its base, taken through
+    the transforms."""
+    base, below = base_of(site, operands)
+    x = sample_p.bind(*below, site=base)[0]
+    value, volume = push(site, operands, x)
+
+    def score(own: bool = False, hidden: bool = False) -> jax.Array:
+        more = push(site, operands, x, hidden=True)[1] if hidden else volume
+        return log_density_of(base, below, x, own=own, hidden=hidden) + more
+
+    return value, score
 
 
 def masked_choices(program: Sequence[Entry]) -> set[Address]:

@@ -14,7 +14,8 @@ from .chosen import Choose, Chosen
 from .contained import Misfit
 from .errors import Address, show
 from .flat import Op
-from .interpret import abstract_distribution
+from .interpret import Choice, abstract_distribution
+from .rounding import cure
 from .support import support_operands
 
 BIASED, UNSUPPORTED, ALMOST = "biased", "unsupported", "almost everywhere"
@@ -22,7 +23,7 @@ AMBIGUOUS = "ambiguous"
 
 
 NOT_LOOKED_AT = (
-    "(So many places jump that this one was looked at from nearby only: it may be continuous.)"
+    "(So many places jump that this one was not looked at in full: it may be continuous.)"
 )
 
 
@@ -98,6 +99,22 @@ def of_support(s: Chosen, choose: Choose) -> Finding:
     return Finding(UNSUPPORTED, (s.choice.address,), type(d).__name__, s.choice.source, message)
 
 
+def beyond(m: Misfit) -> str:
+    return f"its support reaches beyond that of {m.check.name} ({m.check.source})"
+
+
+def of_crossing(m: Misfit, s: Chosen, choose: Choose) -> Finding:
+    """A pathwise draw that leaves the support in which it counts."""
+    d = m.check.name
+    message = (
+        f"{_named([s])} is scored at {show(m.check.address)} ~ {d} ({m.check.source}), and its "
+        f"support reaches beyond that of {d}, where the density is 0: the objective jumps at the "
+        "end of the support. The derivative of a draw does not see how much of it crosses that. "
+        f"{_instead([s], choose)}"
+    )
+    return Finding(BIASED, (s.choice.address,), d, m.drawn.source, message)
+
+
 def of_misfit(m: Misfit) -> Finding:
     """A choice that is scored where its support reaches too far."""
     drawn, scored = show(m.drawn.address), show(m.check.address)
@@ -110,6 +127,17 @@ def of_misfit(m: Misfit) -> Finding:
         f"dist.biject_to(dist.{d}(...).support))."
     )
     return Finding(UNSUPPORTED, (m.drawn.address,), d, m.drawn.source, message)
+
+
+def of_lost(c: Choice, concentration: Any, limit: Any) -> Finding:
+    """A choice whose draws lose their logarithm, which is used."""
+    d = type(abstract_distribution(c)).__name__
+    message = (
+        f"the draws of {show(c.address)} ~ {d} at {c.source} have a concentration of "
+        f"{float(concentration):.2g}, and the objective depends on their logarithm. "
+        f"{cure(c.site.dtype, float(limit))}"
+    )
+    return Finding(UNSUPPORTED, (c.address,), d, c.source, message)
 
 
 def _named(sites: Sequence[Chosen]) -> str:

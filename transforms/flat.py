@@ -54,12 +54,22 @@ class Op:
     def name(self) -> str:
         return self.eqn.primitive.name
 
-    @property
+    @functools.cached_property
+    def text(self) -> str:
+        """Its parameters in writing."""
+        return str(self.eqn.params)
+
+    @functools.cached_property
+    def is_random(self) -> bool:
+        """Whether there is a choice in it."""
+        return is_random(self.eqn)
+
+    @functools.cached_property
     def values(self) -> list[int]:
         """The operands that are no constants."""
         return [v for v in self.ins if isinstance(v, int)]
 
-    @property
+    @functools.cached_property
     def operands(self) -> list[int]:
         """As ``values``, without what the body of a custom op returns."""
         return [v for v in self.ins[: len(self.eqn.invars)] if isinstance(v, int)]
@@ -98,7 +108,7 @@ class Flat:
         """The values that depend on nothing but constants."""
         found: set[int] = set()
         for op in self.ops:
-            if found.issuperset(op.values) and not is_random(op.eqn):
+            if found.issuperset(op.values) and not op.is_random:
                 found.update(op.outs)
         return found
 

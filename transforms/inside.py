@@ -21,9 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from . import _jax
+from . import _jax, marks, opened
 from .errors import Address
-from .site import Axis, Opaque, advance, is_static, per_element
+from .site import Axis, Opaque, advance, per_element
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,10 +44,7 @@ class Check:
 
     def rebuild(self, leaves: Any) -> Any:
         """The distribution, from operands without the value and ``vmap`` axes."""
-        leaves = list(leaves)
-        for i, value in self.static:
-            leaves.insert(i, value)
-        return jax.tree.unflatten(self.distribution.value, leaves)
+        return jax.tree.unflatten(self.distribution.value, opened.put_back(self.static, leaves))
 
     def evaluate(self, *operands: Any) -> list[Any]:
         """The value, made harmless where it is outside, and whether it is inside."""
@@ -77,15 +74,15 @@ def log_prob(d: Any, value: Any, address: Address, source: str, partial: bool = 
         inner = log_prob(d.base_dist, value, address, source, partial)
         shape = jnp.shape(value)[: jnp.ndim(value) - len(d.event_shape)]
         return jnp.broadcast_to(inner, jnp.broadcast_shapes(d.batch_shape, shape))
-    leaves, tree = jax.tree.flatten(d)
-    static = tuple((i, int(v)) for i, v in enumerate(leaves) if is_static(v))
-    kept = [jnp.asarray(v) for v in leaves if not is_static(v)]
+    leaves, tree = opened.flatten(d)
+    static, kept = opened.set_apart(leaves)
     check = Check(address, source, kind, Opaque(tree), static, partial)
-    safe, inside = inside_p.bind(jnp.asarray(value), *kept, check=check)
+    safe, inside = inside_p.bind(*map(jnp.asarray, [value, *kept]), check=check)
     log_density = d.log_prob(safe)
     if inside.shape != log_density.shape:
         inside = jnp.broadcast_to(inside, log_density.shape)
-    return lax.select_n(inside, jnp.full_like(log_density, -jnp.inf), log_density)
+    with marks.mark(marks.OUTSIDE):
+        return lax.select_n(inside, jnp.full_like(log_density, -jnp.inf), log_density)
 
 
 def has_ends(d: Any) -> bool:

@@ -178,7 +178,7 @@ def choices(
         elif eqn.primitive in INLINED:
             yield from inside(eqn.params[INLINED[eqn.primitive]], at)
         elif eqn.primitive is _jax.remat_p:
-            yield from inside(_remat_jaxpr(eqn), at)
+            yield from inside(remat_jaxpr(eqn), at)
         elif is_random(eqn):
             _refuse(eqn)
 
@@ -193,7 +193,7 @@ def abstractly(choice: Choice, f: Callable[[Any], Any]) -> Any:
     return jax.eval_shape(lambda ops: f(choice.site.rebuild(ops)), choice.own_avals)
 
 
-def _remat_jaxpr(eqn: _jax.JaxprEqn) -> _jax.ClosedJaxpr:
+def remat_jaxpr(eqn: _jax.JaxprEqn) -> _jax.ClosedJaxpr:
     return next(_jax.sub_jaxprs(eqn))
 
 
@@ -385,7 +385,7 @@ def _remat(
 
     def body(operands: list[Any], key: Any, values: list[Any], acc: Any) -> Any:
         outs, acc, made = interpret(
-            _remat_jaxpr(eqn),
+            remat_jaxpr(eqn),
             operands,
             rule,
             key=key,

@@ -364,7 +364,8 @@ def analyse(closed: _jax.ClosedJaxpr, chosen: Sequence[Chosen]) -> Layout:
         rest = tuple(NONE for _ in closed.jaxpr.outvars[1:])
         return Layout(closed, (NONE,), rest, {s.choice.path: s for s in chosen}, {})
     told = {s.choice.path for s in chosen if is_told_apart(s)}
-    terms = split(closed, told.__contains__)
+    enumerated = {s.choice.path for s in chosen if isinstance(s.estimator, Enumerated)}
+    terms = split(closed, told.__contains__, is_enumerated=(told & enumerated).__contains__)
     program, n, own = terms.program, terms.n, terms.own
     new = [c for c in choices(program, densities=True) if isinstance(c.random, Site)]
     moved = [

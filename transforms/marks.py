@@ -15,6 +15,8 @@ DENSITY = "ppl.density"
 """The log density of a choice: its guards and the mask of its support are no jumps."""
 ESTIMATE = "ppl.estimate"
 """An expectation that is differentiated inside another: checked by itself."""
+OUTSIDE = "ppl.outside"
+"""The mask that makes a log density minus infinity outside its support."""
 HELD = "ppl.held"
 """Held constant on purpose (``ppl.detach``)."""
 CONTINUOUS = "ppl.continuous"
@@ -60,6 +62,11 @@ def is_differentiated_outside(stack: str) -> bool:
     """Whether what is marked under this name stack is a function that the user differentiates."""
     found = _ANY.search(stack)
     return found is not None and ESTIMATE not in stack and _DERIVATIVE in stack[: found.start()]
+
+
+def is_outside(stack: str) -> bool:
+    """Whether an equation under this name stack makes log densities minus infinity."""
+    return OUTSIDE in stack
 
 
 def is_held(stack: str) -> bool:

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from . import _jax
 from .chosen import Choose
 from .errors import show
+from .rounding import cure, rounding_parts, smallest_lost
+from .samples import vectorised_draw
 from .site import Site
 from .surrogate import surrogate
 
@@ -52,9 +54,11 @@ def first_nonfinite(
     estimate = jax.jit(jax.value_and_grad(value, argnums=1))
     result = estimate(key, [args[i] for i in smooth])[0]
     jax.effects_barrier()
-    bad = [place for i, place in enumerate(watch.places) if i in watch.bad]
+    bad, lost = sorted(watch.bad), sorted(watch.lost)
+    if lost and lost[0] <= min(bad, default=lost[0]):
+        return watch.lost[lost[0]]
     if bad:
-        address, source = bad[0]
+        address, source = watch.places[bad[0]]
         return (
             f"It shows first at the random choice {show(address)} ({source}), whose parameters or "
             "draw are not finite."
@@ -68,10 +72,12 @@ def first_nonfinite(
 
 @dataclasses.dataclass
 class _Watch:
-    """Told of every choice of a run: the choices in order, and the numbers of the bad ones."""
+    """Told of every choice of a run: the choices in order, the numbers of the bad ones, and what to
+    say of those whose draws are lost."""
 
     places: list[tuple[Any, str]] = dataclasses.field(default_factory=list)
     bad: set[int] = dataclasses.field(default_factory=set)
+    lost: dict[int, str] = dataclasses.field(default_factory=dict)
 
     def __call__(self, site: Site, operands: Sequence[Any], value: Any) -> None:
         place = (site.address, site.source)
@@ -91,5 +97,25 @@ class _Watch:
             if bool(flag):
                 self.bad.add(number)
 
+        taken = jnp.any(jnp.asarray(mask))
         if flags:
-            jax.debug.callback(note, jnp.any(jnp.stack(flags)) & jnp.any(jnp.asarray(mask)))
+            jax.debug.callback(note, jnp.any(jnp.stack(flags)) & taken)
+        if rounding_parts(site.rebuild(operands)):
+            self._note_lost(number, site, operands, value, taken)
+
+    def _note_lost(
+        self, number: int, site: Site, operands: Sequence[Any], value: Any, taken: Any
+    ) -> None:
+        smallest = lambda d, *_: smallest_lost(d, value.dtype)
+        told = vectorised_draw(site, operands, jax.random.key(0), smallest).reshape(-1, 2)
+        limit = told[jnp.argmin(told[:, 0])][1]
+        at_end = jnp.any((value == 0) | (value == 1) | jnp.isinf(value))
+
+        def note(limit: Any) -> None:
+            if bool(jnp.isfinite(limit)):
+                self.lost[number] = (
+                    f"Draws of {show(site.address)} ({site.source}) are at an end of their "
+                    f"support. {cure(value.dtype, float(limit))}"
+                )
+
+        jax.debug.callback(note, jnp.where(at_end & taken, limit, jnp.inf))

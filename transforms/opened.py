@@ -9,6 +9,7 @@ again. :func:`flatten` finds them.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import types
 import weakref
@@ -16,16 +17,22 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from . import _jax
 
 _KINDS = {"Distribution", "Transform", "Constraint"}
+_PLAIN = {"numpyro.distributions.continuous", "numpyro.distributions.discrete"}
+_INNER = ("base_dist", "init_dist")
+"""Where distributions hold numbers alone, unless they have one inside."""
 Build = Callable[[Sequence[Any]], Any]
 
 
 def flatten(d: Any) -> tuple[list[Any], Any]:
     """The arrays of a distribution, and the tree that makes it of them again."""
+    if type(d).__module__ in _PLAIN and not any(hasattr(d, name) for name in _INNER):
+        return jax.tree.flatten(d)
     try:
         leaves, tree = jax.tree.flatten(d)
         hidden = _hides(d, {id(v) for v in leaves})
@@ -53,6 +60,50 @@ def _flatten(opened: _Opened) -> tuple[list[Any], Any]:
 
 
 jax.tree_util.register_pytree_node(_Opened, _flatten, lambda build, leaves: build(list(leaves)))
+
+
+# --- integers ------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Filled:
+    """An array of one integer, over and over."""
+
+    value: int
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def set_apart(leaves: Sequence[Any]) -> tuple[tuple[tuple[int, Any], ...], list[Any]]:
+    """Integers that are known while tracing, by position, and the other leaves.
+
+    They stay numbers, since they may decide a support or a shape; so do arrays of one such number.
+    """
+    static = [(i, _static(v)) for i, v in enumerate(leaves)]
+    kept = [v for v, (_, s) in zip(leaves, static, strict=True) if s is None]
+    return tuple((i, s) for i, s in static if s is not None), kept
+
+
+def put_back(static: Sequence[tuple[int, Any]], kept: Sequence[Any]) -> list[Any]:
+    """The leaves that :func:`set_apart` was given."""
+    leaves = list(kept)
+    for i, s in static:
+        leaves.insert(i, np.full(s.shape, s.value, s.dtype) if isinstance(s, Filled) else s)
+    return leaves
+
+
+def _static(leaf: Any) -> int | Filled | None:
+    if isinstance(leaf, int | np.integer) and not isinstance(leaf, bool):
+        return int(leaf)
+    if not isinstance(leaf, np.ndarray | jax.Array) or isinstance(leaf, _jax.Tracer):
+        return None
+    if not jnp.issubdtype(leaf.dtype, jnp.integer) or not leaf.size:
+        return None
+    values = np.asarray(leaf)
+    if values.ndim == 0:
+        return int(values)
+    first = values.flat[0]
+    return Filled(int(first), values.shape, values.dtype.str) if (values == first).all() else None
 
 
 # --- whether anything is hidden ------------------------------------------------------------------

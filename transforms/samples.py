@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from . import rounding
 from .chosen import Chosen
 from .site import Axis, Site, element_keys, per_element
 
@@ -56,7 +57,7 @@ class Context:
 
 def sampled(d: Any, key: jax.Array, sample_shape: tuple[int, ...]) -> jax.Array:
     """How distributions draw by themselves."""
-    return d.sample(key, sample_shape)
+    return rounding.sample(d, key, sample_shape)
 
 
 def vectorised_draw(

@@ -22,7 +22,6 @@ from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from . import _jax, opened
 from .errors import Address, KeyRequiredError, UnsupportedError, show
@@ -96,9 +95,7 @@ class Site:
     def rebuild(self, operands: Sequence[Any]) -> Any:
         """The distribution, from operands without their ``vmap`` axes."""
         n = len(operands) - self.n_estimator - self.masked
-        leaves = list(operands[:n])
-        for i, value in self.static:
-            leaves.insert(i, value)
+        leaves = opened.put_back(self.static, operands[:n])
         return jax.tree.unflatten(self.distribution.value, leaves)
 
     def rebuild_estimator(self, operands: Sequence[Any]) -> Any:
@@ -206,16 +203,6 @@ sample_p = _jax.define_primitive(
 )
 
 
-def is_static(leaf: Any) -> bool:
-    """Integers known while tracing stay numbers: they may decide a support or a shape."""
-    return (isinstance(leaf, int | np.integer) and not isinstance(leaf, bool)) or (
-        isinstance(leaf, np.ndarray | jax.Array)
-        and not isinstance(leaf, _jax.Tracer)
-        and leaf.ndim == 0
-        and jnp.issubdtype(leaf.dtype, jnp.integer)
-    )
-
-
 def sample(
     address: Address,
     d: Any,
@@ -226,8 +213,7 @@ def sample(
 ) -> Any:
     """Bind one draw of the distribution ``d`` (a pytree with ``sample(key, shape)``)."""
     leaves, tree = opened.flatten(d)
-    static = tuple((i, int(v)) for i, v in enumerate(leaves) if is_static(v))
-    kept = [v for v in leaves if not is_static(v)]
+    static, kept = opened.set_apart(leaves)
     est_leaves, est_tree = ([], None) if estimator is None else flatten_estimator(estimator)
     source = _jax.user_line() if source is None else source
     draw = _draw_like(address, source, d, leaves, tree)

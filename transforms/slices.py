@@ -9,10 +9,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from .bounded import STEPS, needs_bound
 from .domains import Domain
 from .flat import Flat, Op
-from .interpret import is_random
+from .numeric import STEPS
 from .tapped import Tap
 
 MEETS = 12
@@ -20,7 +19,7 @@ MEETS = 12
 MAX_OPS = 400
 MAX_WORK = 2**21
 """Most numbers that a slice may compute, with those in loops."""
-MAX_SIZE = 2**22
+MAX_SIZE = 2**20
 """Most numbers that a slice may hold, for all lines together."""
 ENOUGH = 4
 
@@ -35,13 +34,38 @@ _HEAVY |= {"sort", "lu", "qr", "linear_solve", "triangular_solve", "custom_lin",
 
 @dataclasses.dataclass
 class Budget:
-    """What may still be spent on faults that are not gone nearby: equations to evaluate."""
+    """What may still be spent on the questions of one objective, each of which is paid for once.
 
-    left: int = MAX_OPS * 5
+    The unit is an equation on few numbers. What is spent depends on the program alone, not on how
+    fast it is evaluated.
+    """
 
-    def spend(self, n: int) -> bool:
-        self.left -= n
-        return self.left >= 0
+    left: int = 2000
+    paid: set[Any] = dataclasses.field(default_factory=set)
+
+    exhausted: bool = False
+
+    def spend(self, n: int, question: Any) -> bool:
+        """Whether a question may be asked that costs ``n``; after the first that may not be, only
+        those that are paid for."""
+        if question in self.paid:
+            return True
+        self.exhausted |= n > self.left
+        if not self.exhausted:
+            self.paid.add(question)
+            self.left -= n
+        return not self.exhausted
+
+
+def cost(ops: Sequence[Op], lines: int, derivatives: bool) -> int:
+    """What the evaluation of a slice costs, in units of the budget."""
+    loops = sum(_rounds(op) for op in ops)
+    return count(ops) * (3 if derivatives else 1) + loops + lines * work(ops) // 2**11
+
+
+def _rounds(op: Op) -> int:
+    """How many equations are evaluated one after the other in loops."""
+    return _trips(op) * sum(len(body.ops) + sum(map(_rounds, body.ops)) for body in op.bodies) // 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,28 +127,31 @@ def slice_to(fault: Place, places: Sequence[int], near: int, waist: bool) -> lis
     pending: set[int] = set()
     needed = {*places, *fault.op.outs}
     ops: list[Op] = []
+    left, numbers = MAX_OPS, MAX_SIZE // ENOUGH
     for j in range(max(flat.makers[v] for v in places), -1, -1):
         op = flat.ops[j]
-        if needed.isdisjoint(op.outs) or (op is fault.op and is_random(op.eqn)):
+        if needed.isdisjoint(op.outs) or (op is fault.op and op.is_random):
             continue
         carries = op is fault.op or any(v in carrying for v in op.outs)
-        if carries and is_random(op.eqn):
+        if carries and op.is_random:
             return None
-        if not carries and (is_random(op.eqn) or _is_heavy(op)):
+        if not carries and (op.is_random or _is_heavy(op)):
             continue
         free = not carries and flat.known.isdisjoint(op.outs)
         if free and near <= 0:
             continue
         near -= free
         ops.append(op)
+        left -= count([op])
+        numbers -= sum(math.prod(flat.avals[v].shape) for v in op.outs)
+        if left < 0 or numbers < 0:
+            return None
         needed.update(op.operands)
-        pending = {v for v in pending.union(op.operands) if v in fault.varied}.difference(op.outs)
+        pending.update(v for v in op.operands if v in fault.varied)
+        pending.difference_update(op.outs)
         if waist and j <= fault.index and len(pending) == 1:
             near = 0
-    size = sum(math.prod(flat.avals[v].shape) for op in ops for v in op.outs)
-    if count(ops) > MAX_OPS or size * ENOUGH > MAX_SIZE or work(ops) * ENOUGH > MAX_WORK:
-        return None
-    return ops[::-1]
+    return None if work(ops) * ENOUGH > MAX_WORK else ops[::-1]
 
 
 def work(ops: Sequence[Op]) -> int:
@@ -152,7 +179,3 @@ def _is_heavy(op: Op) -> bool:
     if op.name in _PRODUCTS:
         return sum(map(_size, op.eqn.invars)) > SMALL
     return op.name in _HEAVY and work([op]) > SMALL
-
-
-def has_loops(ops: Sequence[Op]) -> bool:
-    return any(op.custom or needs_bound(op.eqn) for op in ops)

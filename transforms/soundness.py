@@ -27,7 +27,6 @@ from typing import Any
 import jax.numpy as jnp
 
 from . import _jax, marks, verdicts
-from .assignment import assign
 from .baselines import sees_own_draw
 from .chosen import Choose, Chosen, Rough
 from .contained import Misfit
@@ -37,8 +36,10 @@ from .estimator import Enumerated, InPlace
 from .findings import (
     NOT_LOOKED_AT,
     Finding,
+    beyond,
     of_baseline,
     of_contradiction,
+    of_crossing,
     of_fault,
     of_kink,
     of_misfit,
@@ -47,7 +48,10 @@ from .findings import (
 )
 from .flat import Flat, Op, flatten
 from .inside import support_of
-from .interpret import Path, abstract_distribution, random_of
+from .interpret import abstract_distribution, random_of
+from .outside import NOWHERE, TEST, Outside, is_infinite, passed_on
+from .rounding import rounding_parts
+from .scopes import Scope
 from .site import Expect, Site
 from .support import support_operands
 from .traits import (
@@ -66,22 +70,6 @@ from .traits import (
 )
 
 
-@dataclasses.dataclass(eq=False)
-class _Scope:
-    """A program with a payoff: the objective, or an expectation inside."""
-
-    closed: _jax.ClosedJaxpr
-    choose: Choose
-    flat: Flat
-    name: str
-    rough: dict[Path, Rough] = dataclasses.field(default_factory=dict)
-    chosen: list[Chosen] = dataclasses.field(default_factory=list)
-
-    def assign(self, samples: int) -> None:
-        self.chosen = assign(self.closed, self.choose, samples, self.rough)
-        self.by_path = {s.choice.path: s for s in self.chosen}
-
-
 class Soundness:
     """The analysis of one objective; choosing its automatic estimators is a part of it."""
 
@@ -95,8 +83,8 @@ class Soundness:
     ):
         """``known`` are the inputs that are constants, and None for the others."""
         self.samples = samples
-        self._misfits = misfits
-        self._scopes: dict[int, _Scope] = {}
+        self._misfits = {id(m.outcome): (i, m) for i, m in enumerate(misfits)}
+        self._scopes: dict[int, Scope] = {}
         self._cures = Cures()
         self._domains: dict[Flat, dict[int, Domain]] = {}
         self._positive: dict[Flat, set[int]] = {}
@@ -136,7 +124,7 @@ class Soundness:
         )
         self._settle(matters)
         found = [self._finding(f) for f in self._faults_reached() if matters(f)]
-        found += map(of_misfit, self._misfits)
+        found += self._misfitting(wanted)
         found += [
             of_support(s, self._root.choose) for s, x in self._moving if not wanted.isdisjoint(x)
         ]
@@ -164,6 +152,25 @@ class Soundness:
             ]
         return tuple(dict.fromkeys(found))
 
+    def _misfitting(self, wanted: frozenset[Source]) -> Iterator[Finding]:
+        """Choices that reach beyond a support, where that matters."""
+        yield from (of_misfit(m) for i, m in self._misfits.values() if self._is_infinite(i))
+        for m, _, s, moving in self._crossing():
+            if not wanted.isdisjoint(moving):
+                yield of_crossing(m, s, self._root.choose)
+
+    def _is_infinite(self, misfit: int) -> bool:
+        return is_infinite(self._outside, misfit)
+
+    def _crossing(self) -> Iterator[tuple[Misfit, Source, Chosen, frozenset[Source]]]:
+        """Pathwise draws that weigh nothing outside of a support, the end of which they cross."""
+        for i, m in self._misfits.values():
+            for source, s, moving in self._pathwise:
+                site = s.choice.site
+                same = (site.address, site.source) == (m.drawn.address, m.drawn.source)
+                if same and not self._is_infinite(i):
+                    yield m, source, s, moving
+
     def _finding(self, f: Fault) -> Finding:
         sites, drawn = self._sites(f.sources), self._sites(f.drawn)
         found = of_fault(f.kind, f.op, sites, drawn, self._root.choose)
@@ -183,6 +190,11 @@ class Soundness:
         """What the user stated to be continuous: reasons, and lines."""
         return tuple(self._stated.items())
 
+    @property
+    def rounds(self) -> bool:
+        """Whether draws of a choice may round to the end of their support."""
+        return any(rounding_parts(abstract_distribution(s.choice)) for _, s in self.sites)
+
     # --- the sweep --------------------------------------------------------------------------------
 
     def _sweep(self) -> None:
@@ -194,8 +206,11 @@ class Soundness:
         self._kinks: dict[tuple[Flat, int], Fault] = {}
         self._moving: list[tuple[Chosen, frozenset[Source]]] = []
         self._stated: dict[str, str] = {}
+        self._pathwise: list[tuple[Source, Chosen, frozenset[Source]]] = []
+        self._outside: Outside = NOWHERE
         for out in self._run(self._root.flat, self._inputs, self._root):
             self._reached.update(dict.fromkeys(out.faults))
+            self._outside |= out.outside
 
     def _faults_reached(self) -> list[Fault]:
         return list(self._reached)
@@ -220,13 +235,15 @@ class Soundness:
             rough = {
                 source: f for f in self._faults_reached() for source in f.sources & set(automatic)
             }
-            if not rough:
+            reasons = {source: why(f.kind, f.op) for source, f in rough.items()}
+            reasons |= {s: beyond(m) for m, s, _, _ in self._crossing() if s in automatic}
+            if not reasons:
                 return
-            for source, f in rough.items():
+            for source, reason in reasons.items():
                 scope, chosen = automatic[source]
                 fixed = not support_operands(chosen)
-                scope.rough[chosen.choice.path] = Rough(why(f.kind, f.op), fixed)
-            for scope in {id(automatic[s][0]): automatic[s][0] for s in rough}.values():
+                scope.rough[chosen.choice.path] = Rough(reason, fixed)
+            for scope in {id(automatic[s][0]): automatic[s][0] for s in reasons}.values():
                 scope.assign(self.samples)
             self._contradicted |= {
                 source: f
@@ -236,7 +253,7 @@ class Soundness:
             }
             self._settle(lambda f: any(s in self._automatic() for s in f.sources))
 
-    def _automatic(self) -> dict[Source, tuple[_Scope, Chosen]]:
+    def _automatic(self) -> dict[Source, tuple[Scope, Chosen]]:
         """The pathwise sites that nobody chose, and that could be otherwise."""
         return {
             ("site", (i, s.choice.path)): (scope, s)
@@ -250,16 +267,16 @@ class Soundness:
 
     def _scope(
         self, closed: _jax.ClosedJaxpr, choose: Choose, outputs: slice, name: str = ""
-    ) -> _Scope:
+    ) -> Scope:
         if id(closed) not in self._scopes:
-            scope = _Scope(closed, choose, flatten(closed, outputs), name)
+            scope = Scope(closed, choose, flatten(closed, outputs), name)
             scope.assign(self.samples)
             self._scopes[id(closed)] = scope
         return self._scopes[id(closed)]
 
     # --- the rules --------------------------------------------------------------------------------
 
-    def _run(self, flat: Flat, inputs: Sequence[Value], scope: _Scope) -> list[Value]:
+    def _run(self, flat: Flat, inputs: Sequence[Value], scope: Scope) -> list[Value]:
         env: dict[int, Value] = dict(zip(flat.inputs, inputs, strict=True))
         self._values[flat] = env
 
@@ -272,7 +289,7 @@ class Soundness:
                 env[v] = self._cures.healed(flat, v, value)
         return [read(v) for v in flat.outputs]
 
-    def _op(self, flat: Flat, i: int, args: list[Value], scope: _Scope) -> Sequence[Value]:
+    def _op(self, flat: Flat, i: int, args: list[Value], scope: Scope) -> Sequence[Value]:
         op = flat.ops[i]
         random = random_of(op.eqn)
         if isinstance(random, Site):
@@ -284,7 +301,17 @@ class Soundness:
             return _CONTROL[op.eqn.primitive](self, flat, i, args, scope)
         return self._plain(flat, i, args)
 
-    def _plain(self, flat: Flat, i: int, args: list[Value]) -> list[Value]:
+    def _plain(self, flat: Flat, i: int, args: list[Value]) -> Sequence[Value]:
+        if not self._misfits:
+            return self._traced(flat, i, args)
+        op = flat.ops[i]
+        outs = self._traced(flat, i, [a._replace(outside=NOWHERE) for a in args])
+        outside = passed_on(op, [a.outside for a in args])
+        if id(op.eqn) in self._misfits:
+            outside |= {(self._misfits[id(op.eqn)][0], TEST)}
+        return [o._replace(outside=outside) for o in outs]
+
+    def _traced(self, flat: Flat, i: int, args: list[Value]) -> list[Value]:
         op, all_ = flat.ops[i], join(args)
         if all_ is CONSTANT:
             return [Value(drawn=drawn_by(op))] * len(op.outs)
@@ -357,7 +384,7 @@ class Soundness:
         fault = self._fault(kind, flat, i, value, suspect=suspect)
         return value._replace(sources=frozenset(), faults=value.faults | {fault})
 
-    def _site(self, flat: Flat, i: int, site: Site, args: list[Value], scope: _Scope) -> Value:
+    def _site(self, flat: Flat, i: int, site: Site, args: list[Value], scope: Scope) -> Value:
         chosen = scope.by_path[flat.ops[i].path]
         end = len(args) - site.n_estimator - site.masked
         parameters = join([*args[:end], *args[len(args) - site.masked :]])
@@ -367,9 +394,11 @@ class Soundness:
         turns = {f for f in parameters.faults if circular and f.op.name == "atan2"}
         self._reached.update(dict.fromkeys(parameters.faults - turns))
         self._sunk.setdefault(flat, set()).update(flat.ops[i].values)
+        self._outside |= parameters.outside
         if parameters.estimates:
             self._reached[self._fault("nonlinear", flat, i, parameters)] = None
-        own: frozenset[Source] = frozenset({("site", (id(scope.closed), chosen.choice.path))})
+        source: Source = ("site", (id(scope.closed), chosen.choice.path))
+        own = frozenset({source})
         # some have draws of floating point type
         discrete = getattr(support_of(d), "is_discrete", False)
         floating = jnp.issubdtype(site.dtype, jnp.floating) and not discrete
@@ -377,6 +406,8 @@ class Soundness:
         estimator = chosen.estimator
         if isinstance(estimator, InPlace) and not estimator.score:
             sources = parameters.sources | own if parameters.sources else parameters.sources
+            if sources and self._misfits:
+                self._pathwise.append((source, chosen, sources))
             out = Value(sources, drawn=drawn)
             if sources and circular:  # continuous on the circle, which is cut open at pi
                 return self._broken("seam", flat, i, out)._replace(sources=sources)
@@ -395,7 +426,7 @@ class Soundness:
                 domains.update(dict.fromkeys(op.outs, domain))
 
     def _expect(
-        self, flat: Flat, i: int, expect: Expect, args: list[Value], scope: _Scope
+        self, flat: Flat, i: int, expect: Expect, args: list[Value], scope: Scope
     ) -> list[Value]:
         name = f"{scope.name}{expect.name}/"
         inner = self._scope(expect.jaxpr, expect.choose, slice(None), name)
@@ -410,7 +441,7 @@ class Soundness:
             for o in outs
         ]
 
-    def _scan(self, flat: Flat, i: int, args: list[Value], scope: _Scope) -> list[Value]:
+    def _scan(self, flat: Flat, i: int, args: list[Value], scope: Scope) -> list[Value]:
         op = flat.ops[i]
         n, m = _jax.scan_layout(op.eqn)
         consts, carry, xs = args[:n], args[n : n + m], args[n + m :]
@@ -432,7 +463,7 @@ class Soundness:
             for v, o in zip(flat.ops[i].outs, outs, strict=True)
         ]
 
-    def _cond(self, flat: Flat, i: int, args: list[Value], scope: _Scope) -> list[Value]:
+    def _cond(self, flat: Flat, i: int, args: list[Value], scope: Scope) -> list[Value]:
         index, *operands = args
         for body in flat.ops[i].bodies:
             self._cures.pass_on(flat, flat.ops[i].ins[1:], body)
@@ -442,7 +473,7 @@ class Soundness:
             index = index._replace(faults=index.faults | {fault}, estimates=frozenset())
         return [join([index, *cases]) for cases in zip(*outs, strict=True)]
 
-    def _while(self, flat: Flat, i: int, args: list[Value], scope: _Scope) -> list[Value]:
+    def _while(self, flat: Flat, i: int, args: list[Value], scope: Scope) -> list[Value]:
         op = flat.ops[i]
         n, m = op.eqn.params["cond_nconsts"], op.eqn.params["body_nconsts"]
         test, step = op.bodies

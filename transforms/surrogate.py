@@ -39,11 +39,11 @@ from .chosen import Choose
 from .contained import resolve
 from .continued import correction
 from .elements import apart, element_shape, value_and_mass
-from .errors import UnsupportedError, show
-from .estimator import Continued, Enumerated, InPlace, magic_box
+from .estimator import Continued, Enumerated, InPlace, magic_box, refuse_rounding
 from .interpret import Path, Record, Steps, entering, interpret
 from .layout import Elements, Layout, Mass, laws, lay_out, onto, times
 from .messages import silent, transformable
+from .rounding import as_finite, rounding_parts
 from .samples import SAMPLES, Context, Watch, draw, own_key, sampled
 from .site import (
     Call,
@@ -206,7 +206,7 @@ def _run(
         assert isinstance(estimator, InPlace)
         parameters = lax.stop_gradient(operands) if estimator.score else operands
         value = draw(choice, parameters, key, estimator.draw, context)
-        _check_type(choice, estimator, value)
+        refuse_rounding(choice, estimator.name, "draws", value.dtype)
         if not estimator.score:
             return [value], acc, {}
         value = lax.stop_gradient(value)
@@ -217,26 +217,14 @@ def _run(
     return outs, made
 
 
-def _check_type(site: Site, estimator: InPlace, value: jax.Array) -> None:
-    """Refuse a draw that its site would round."""
-    floats = [jnp.issubdtype(dtype, jnp.inexact) for dtype in (value.dtype, site.dtype)]
-    if floats != [True, False]:
-        return
-    raise UnsupportedError(
-        f"the estimator {estimator.name} of {show(site.address)} at {site.source} draws "
-        f"{value.dtype}, and the choice has type {site.dtype}: what follows would get the draw "
-        "rounded, without a derivative. Give the choice a distribution that draws "
-        f"{value.dtype} too, as in the straight-through recipe of docs/estimators.md, or let the "
-        f"estimator draw {site.dtype}."
-    )
-
-
 def _score(site: Site, estimator: InPlace, operands: list[Any], value: Any) -> dict[str, Any]:
     """The log density of each element, and what its baseline makes of it."""
     chosen_outside = site.estimator is not None
 
     def one(operands: list[Any], value: Any) -> dict[str, Any]:
-        log_prob = estimator.log_prob(apart(site.rebuild(site.live(operands))), value)
+        d = apart(site.rebuild(site.live(operands)))
+        log_prob = estimator.log_prob(d, value)
+        log_prob = as_finite(log_prob, operands) if rounding_parts(d) else log_prob
         if site.masked:
             log_prob = jnp.where(site.mask(operands), log_prob, 0.0)
         own = site.rebuild_estimator(operands) if chosen_outside else estimator
@@ -309,7 +297,8 @@ def estimate(
         expect = dataclasses.replace(expect, jaxpr=resolved)
         check = Soundness(expect.jaxpr, expect.choose, 1, _known(operands), misfits)
         outs = estimate(expect, operands, key, Context(plans=check.plans))
-        return [outs[0] + _alarm(check, operands, expect.name), *outs[1:]]
+        value = _checked(check, operands, outs[0])
+        return [value + _alarm(check, operands, expect.name), *outs[1:]]
     inner = dataclasses.replace(context, averages={})
 
     def one(operands: list[Any], key: jax.Array) -> list[Any]:
@@ -350,7 +339,13 @@ def surrogate(
     else:
         outs = jax.vmap(lambda _: one(key), axis_name=SAMPLES)(jnp.arange(samples))
         outs = [jnp.mean(o, axis=0) for o in outs]
-    return [outs[0] + _alarm(check, args, name, strict, report), *outs[1:]]
+    alarm = _alarm(check, args, name, strict, report)
+    return [_checked(check, args, outs[0]) + alarm, *outs[1:]]
+
+
+def _checked(check: Soundness, args: Sequence[Any], value: jax.Array) -> jax.Array:
+    """``value``, in whose derivative it shows that draws are lost."""
+    return as_finite(value, args) if check.rounds else value
 
 
 def _known(args: Sequence[Any]) -> list[Any]:

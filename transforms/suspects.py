@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from . import verdicts
@@ -19,15 +17,17 @@ from .lines import (
     CLOSER,
     GRID,
     along,
+    elements,
     ends,
     flattened,
     gap_of,
+    leading_to,
     number_of_lines,
-    on_lines,
+    one_of,
     seams_of,
     weights,
 )
-from .slices import ENOUGH, Place, has_loops
+from .slices import ENOUGH, Place
 
 CLEAR = 0.1
 """How much the values beside a jump may vary, relative to it: more is a pole, not a jump."""
@@ -42,77 +42,91 @@ def is_seen_to_jump(fault: Place, places: Sequence[int], ops: Sequence[Op]) -> b
     op, n = fault.op, number_of_lines(fault, ops)
     pole = verdicts.pole(op)
 
-    def at(begin: Any, end: Any, fixed: Any, i: Any, t: Any) -> tuple[Any, Any, list[jax.Array]]:
-        env, found = along(fault, ops, begin, end, fixed, t)
-        outcome = jnp.ravel(found) if pole is None else _zero(op, env[pole])
-        operand = flattened(env[op.values[0]]) if op.name == "is_finite" else outcome
-        j = i % max(outcome.size, 1)
-        return outcome[j], operand[j % max(operand.size, 1)], [flattened(env[v]) for v in places]
+    lines, avals = ends(fault, ops, n), fault.flat.avals
 
-    points = on_lines(at, *ends(fault, ops, n), loops=has_loops(ops))
+    before = leading_to(op, ops)
+
+    def outcomes_at(t: np.ndarray) -> np.ndarray:
+        env, found = along(fault, before, *lines, t)
+        if pole is not None:
+            zero = flattened(env[pole], avals[pole].ndim, t)
+            found = np.cos(zero) if op.name == "tan" else zero
+        return one_of(elements(found, 1, t))
+
+    def values_at(t: np.ndarray) -> list[np.ndarray]:
+        env, _ = along(fault, ops, *lines, t)
+        return [flattened(env[v], avals[v].ndim, t) for v in places]
+
     closer = _closer_to_a_change if pole is None else _closer_to_zero
-    below, above, crossed, operands, coarse, fine = closer(points, n)
+    near, crossed = closer(outcomes_at, n)
     if op.name == "is_finite":
-        edge = np.stack([operands[np.arange(n), below], operands[np.arange(n), above]])
-        size = np.max(np.abs(edge), axis=0, where=np.isfinite(edge), initial=0.0)
-        crossed &= size < HUGE
+        (v,) = op.values
+        env, _ = along(fault, before, *lines, near)
+        edge = one_of(flattened(env[v], avals[v].ndim, near))[:, 1:3]
+        crossed &= np.max(np.abs(edge), axis=1, where=np.isfinite(edge), initial=0.0) < HUGE
+    if not crossed.any():
+        return False
     seams, seen = seams_of(fault, ops), False
-    for near, line in zip(fine, coarse, strict=True):
-        jumps, poles, continuous = _sides(near, line, below, above, crossed)
+    coarse = values_at(np.broadcast_to(GRID, (n, GRID.size)))
+    for sides, line in zip(values_at(near), coarse, strict=True):
+        jumps, poles, continuous = _sides(sides, line, crossed)
         if continuous >= ENOUGH and jumps + poles <= seams * (jumps + continuous):
             return False
         seen |= jumps >= ENOUGH
     return seen
 
 
-def _zero(op: Op, operand: Any) -> jax.Array:
-    """What is zero at the poles of an equation."""
-    return flattened(jnp.cos(operand) if op.name == "tan" else operand)
+def _closer_to_a_change(outcomes_at: Callable[..., Any], n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where the finest grid begins, the two sides of a change of the outcome, where it ends.
 
-
-def _closer_to_a_change(points: Callable[..., Any], n: int) -> tuple[Any, ...]:
-    """The two sides of a change of the outcome on each line, as indices of the finest grid."""
-    grid, each, coarse = np.broadcast_to(GRID, (n, GRID.size)), np.arange(n), None
+    And on which lines there is one.
+    """
+    grid, each = np.broadcast_to(GRID, (n, GRID.size)), np.arange(n)
     shares = np.asarray(weights(GRID.size - 1, each[:, None]))
-    crossed = np.zeros(n, bool)
-    for i in range(CLOSER):
-        outcomes, operands, fine = points(grid)
-        changes = outcomes[:, 1:] != outcomes[:, :-1]
-        first = np.argmax(changes * shares, axis=1)
-        if coarse is None:
-            coarse, crossed = fine, changes.any(1)
-            if not crossed.any():
-                break
-        if i < CLOSER - 1:
-            low, high = grid[each, first, None], grid[each, first + 1, None]
-            grid = low * (1 - GRID) + high * GRID
-    return first, first + 1, crossed, operands, coarse, fine
+    changes, first = _changes(outcomes_at(grid), shares)
+    crossed: Any = changes.any(1)
+    for _ in range(CLOSER - 1 if crossed.any() else 0):
+        low, high = grid[each, first, None], grid[each, first + 1, None]
+        grid = low * (1 - GRID) + high * GRID
+        _, first = _changes(outcomes_at(grid), shares)
+    return _around(grid, first, first + 1), crossed
 
 
-def _closer_to_zero(points: Callable[..., Any], n: int) -> tuple[Any, ...]:
-    """Two places beside a zero of the outcome on each line, as indices of the finest grid."""
-    grid, each, coarse, size = np.broadcast_to(GRID, (n, GRID.size)), np.arange(n), None, 0.0
-    last = GRID.size - 1
-    for i in range(CLOSER):
-        outcomes, operands, fine = points(grid)
-        distance = np.where(np.isfinite(outcomes), np.abs(outcomes), np.inf)
-        if coarse is None:
-            coarse = fine
-            size = np.max(distance, axis=1, where=np.isfinite(distance), initial=0.0)
+def _changes(outcomes: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the outcome changes, and one of those places on each line."""
+    changes = outcomes[:, 1:] != outcomes[:, :-1]
+    return changes, np.argmax(changes * shares, axis=1)
+
+
+def _around(grid: np.ndarray, below: np.ndarray, above: np.ndarray) -> np.ndarray:
+    each = np.arange(len(grid))
+    return np.stack([grid[:, 0], grid[each, below], grid[each, above], grid[:, -1]], axis=1)
+
+
+def _closer_to_zero(outcomes_at: Callable[..., Any], n: int) -> tuple[np.ndarray, np.ndarray]:
+    """As above, beside a zero of the outcome."""
+    grid, each, last = np.broadcast_to(GRID, (n, GRID.size)), np.arange(n), GRID.size - 1
+    distance = _distance(outcomes_at(grid))
+    size = np.max(distance, axis=1, where=np.isfinite(distance), initial=0.0)
+    for _ in range(CLOSER - 1):
         nearest = np.argmin(distance, axis=1)
-        if i < CLOSER - 1:
-            low = grid[each, np.maximum(nearest - 1, 0), None]
-            high = grid[each, np.minimum(nearest + 1, last), None]
-            grid = low * (1 - GRID) + high * GRID
+        low = grid[each, np.maximum(nearest - 1, 0), None]
+        high = grid[each, np.minimum(nearest + 1, last), None]
+        grid = low * (1 - GRID) + high * GRID
+        distance = _distance(outcomes_at(grid))
+    nearest = np.argmin(distance, axis=1)
     crossed = (distance[each, nearest] <= TOUCHED * size) & (nearest > 1) & (nearest < last - 1)
-    below, above = np.maximum(nearest - 2, 0), np.minimum(nearest + 2, last)
-    return below, above, crossed, operands, coarse, fine
+    around = _around(grid, np.maximum(nearest - 2, 0), np.minimum(nearest + 2, last))
+    return around, crossed
 
 
-def _sides(near: Any, line: Any, below: Any, above: Any, crossed: Any) -> tuple[int, int, int]:
+def _distance(outcomes: np.ndarray) -> np.ndarray:
+    return np.where(np.isfinite(outcomes), np.abs(outcomes), np.inf)
+
+
+def _sides(near: Any, line: Any, crossed: Any) -> tuple[int, int, int]:
     """On how many lines a value jumps by a finite amount, has a pole, and is continuous."""
-    each = np.arange(len(near))
-    left, right = near[each, below], near[each, above]
+    left, right = near[:, 1], near[:, 2]
     with np.errstate(invalid="ignore", over="ignore"):
         gap = gap_of(left, right, line)
         height = np.max(np.abs(right - left), axis=1, initial=0.0)

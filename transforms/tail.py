@@ -22,7 +22,8 @@ from . import _jax
 
 COUNTING = frozenset(
     {"add", "sub", "neg", "mul", "reduce_sum", "convert_element_type", "reshape", "squeeze"}
-    | {"broadcast_in_dim", "transpose", "rev", "slice", "concatenate"}
+    | {"broadcast_in_dim", "transpose", "rev", "slice", "concatenate", "cumsum", "dot_general"}
+    | {"dynamic_slice", "dynamic_update_slice", "gather", "pad", "select_n"}
 )
 """What is linear in integers too, for sums of them that become floating point numbers."""
 
@@ -122,7 +123,7 @@ def _evaluated(
 ) -> Sequence[Any]:
     if eqn.primitive.name in ("name", "copy"):
         return operands
-    if not all(map(is_float, eqn.invars)) and eqn.primitive.name in COUNTING:
+    if not all(map(is_float, eqn.invars[data(eqn)])) and eqn.primitive.name in COUNTING:
         return [_counted(eqn, operands)]
     if eqn.primitive.name in ("mul", "div", "dot_general") and partly.intersection(eqn.outvars):
         (linear,) = (n for n, v in enumerate(eqn.invars) if is_var(v) and v not in level.constants)
@@ -131,12 +132,28 @@ def _evaluated(
     return _jax.evaluate_equation(eqn, operands)
 
 
+def data(eqn: _jax.JaxprEqn) -> slice:
+    """Which of the operands are no indices, and no predicates."""
+    return _DATA.get(eqn.primitive.name, slice(None))
+
+
+_DATA = {"select_n": slice(1, None), "gather": slice(1), "dynamic_slice": slice(1)}
+_DATA |= {"dynamic_update_slice": slice(2)}
+
+
 def _counted(eqn: _jax.JaxprEqn, operands: list[Any]) -> jax.Array:
     """An equation of integers, in floating point numbers."""
     if eqn.primitive.name == "convert_element_type":
         to = eqn.params["new_dtype"]
         return operands[0].astype(to) if jnp.issubdtype(to, jnp.floating) else as_float(operands[0])
-    return eqn.primitive.bind(*map(as_float, operands), **eqn.params)
+    params = eqn.params
+    operands[data(eqn)] = map(as_float, operands[data(eqn)])
+    if eqn.primitive.name == "dot_general":
+        to = eqn.outvars[0].aval.dtype  # type: ignore[attr-defined]
+        exact = to if jnp.issubdtype(to, jnp.floating) else operands[0].dtype
+        precise = (lax.Precision.HIGHEST, lax.Precision.HIGHEST)
+        params = {**params, "preferred_element_type": exact, "precision": precise}
+    return eqn.primitive.bind(*operands, **params)
 
 
 # --- what is not read -----------------------------------------------------------------------------

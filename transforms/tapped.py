@@ -55,7 +55,11 @@ def outcome(op: Op, operands: Sequence[Any], outs: Sequence[Any]) -> jax.Array:
 
 
 def _number(outcomes: jax.Array) -> jax.Array:
+    if outcomes.size == 1:
+        outcomes = jnp.reshape(outcomes, ())
     bits = jax.lax.bitcast_convert_type(outcomes.astype(jnp.float32), jnp.uint32)
+    if bits.size == 1:
+        return bits * jnp.uint32(2654435761)
     odd = 2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1
     return jnp.sum(bits * odd * odd * jnp.uint32(2654435761), dtype=jnp.uint32)
 

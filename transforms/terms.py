@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -25,9 +26,10 @@ import numpy as np
 from jax import lax
 
 from . import _jax
-from .bounds import Bounds
-from .interpret import INLINED, Path, _remat_jaxpr, is_random
-from .site import OWN_DENSITY, Body, Call, Site
+from .bounds import Bounds, program_of
+from .dependence import ELEMENTWISE
+from .interpret import INLINED, Path, is_random
+from .site import OWN_DENSITY, Site
 from .tail import COUNTING, Level, as_float, coefficients, is_float, is_var, read
 
 
@@ -50,14 +52,29 @@ def split(
     closed: _jax.ClosedJaxpr,
     is_source: Callable[[Path], bool],
     inputs: Sequence[bool] | None = None,
+    is_enumerated: Callable[[Path], bool] = lambda path: False,
 ) -> Split:
     """The program that returns terms in place of its first output.
 
     ``is_source`` says at which paths the draws are, and ``inputs`` which inputs they are, that
-    terms are to be told apart by. The choices
+    terms are to be told apart by. A constant is a term of its own, but of what depends on those
+    alone that are enumerated: ``a * (1 - z)`` is not ``a - a * z`` when it is rounded. The choices
     of the new program are those of the old one, in the same order (their paths may differ).
     """
-    tainted = _tainted(closed, inputs or [False] * len(closed.in_avals), is_source, ())
+
+    def kind_of(path: Path) -> int:
+        return _ENUMERATED if is_enumerated(path) else _DRAWN * is_source(path)
+
+    return _split(closed, kind_of, [_DRAWN * t for t in inputs or [False] * len(closed.in_avals)])
+
+
+_ENUMERATED, _DRAWN = 1, 2
+"""What a variable is reached by: the greatest counts. 0 stands for nothing."""
+Kind = Callable[[Path], int]
+
+
+def _split(closed: _jax.ClosedJaxpr, is_source: Kind, inputs: Sequence[int]) -> Split:
+    tainted = _tainted(closed, inputs, is_source, ())
     bounds = functools.cache(lambda: Bounds(closed, _is_added_to))
     level = _level(closed, [closed.jaxpr.outvars[0]], tainted, is_source, (), bounds)
     lines: list[str] = []
@@ -93,12 +110,13 @@ def split(
 def _level(
     closed: _jax.ClosedJaxpr,
     wanted: list[Any],
-    tainted: set[Any],
-    is_source: Callable[[Path], bool],
+    tainted: Mapping[Any, int],
+    is_source: Kind,
     path: Path,
     bounds: Callable[[], Bounds],
 ) -> Level:
     level, jaxpr = Level(closed, wanted), closed.jaxpr
+    makers = {v: eqn for eqn in jaxpr.eqns for v in eqn.outvars}
     active: dict[Any, None] = {v: None for v in wanted if is_var(v)}
     for i in reversed(range(len(jaxpr.eqns))):
         eqn = jaxpr.eqns[i]
@@ -110,6 +128,8 @@ def _level(
             level.inner[i], level.outs[i], linear = inner
         else:
             linear = _linear_operands(eqn, tainted, bounds)
+        if linear is not None and _is_offset(eqn, tainted, makers):
+            linear = None
         if linear is None:
             continue
         level.tail.add(i)
@@ -134,7 +154,7 @@ _JOINTLY = frozenset(_LINEAR.split())
 
 
 def _linear_operands(
-    eqn: _jax.JaxprEqn, tainted: set[Any], bounds: Callable[[], Bounds]
+    eqn: _jax.JaxprEqn, tainted: Mapping[Any, int], bounds: Callable[[], Bounds]
 ) -> set[int] | None:
     """The operands in which an equation is linear, all others being constant; None if it is not,
     also because its integers may wrap around."""
@@ -142,12 +162,37 @@ def _linear_operands(
     if found is None or all(is_float(eqn.invars[n]) for n in found):
         cut = eqn.primitive.name == "convert_element_type" and not is_float(eqn.outvars[0])
         return None if cut else found
-    if eqn.primitive.name not in COUNTING:
+    name = eqn.primitive.name  # out of bounds, integers may be filled with another number
+    if name not in COUNTING or (name == "gather" and eqn.params["mode"].name == "FILL_OR_DROP"):
         return None
     return found if is_float(eqn.outvars[0]) or bounds().are_exact(eqn) else None
 
 
-def _linear(eqn: _jax.JaxprEqn, tainted: set[Any]) -> set[int] | None:
+_ALONG = frozenset({"broadcast_in_dim", "div", "mul", "reshape", "squeeze", "transpose"})
+
+
+def _is_offset(eqn: _jax.JaxprEqn, tainted: Mapping[Any, int], makers: Mapping[Any, Any]) -> bool:
+    """Whether an equation adds a constant to an enumerated draw, or what plain numbers make of it,
+    element by element."""
+    hit = [v for v in eqn.invars if is_var(v) and v in tainted]
+    adds = eqn.primitive.name in ("add", "add_any", "sub")
+    if not adds or len(hit) != 1 or tainted[hit[0]] != _ENUMERATED:
+        return False
+    v: Any = hit[0]
+    size = math.prod(eqn.outvars[0].aval.shape)  # type: ignore[attr-defined]
+    while (maker := makers.get(v)) is not None and math.prod(v.aval.shape) == size:
+        if isinstance(maker.params.get("site"), Site):
+            return True
+        read = [u for u in maker.invars if is_var(u)]
+        reached = [u for u in read if u in tainted]
+        plain = maker.primitive.name in ELEMENTWISE and len(read) == 1
+        if len(reached) != 1 or not (plain or maker.primitive.name in _ALONG):
+            return False
+        (v,) = reached
+    return False
+
+
+def _linear(eqn: _jax.JaxprEqn, tainted: Mapping[Any, int]) -> set[int] | None:
     if _own_density(eqn):
         return None
     hit = {n for n, v in enumerate(eqn.invars) if is_var(v) and v in tainted}
@@ -192,14 +237,14 @@ def _lines(level: Level) -> list[str]:
 def _inner(
     eqn: _jax.JaxprEqn,
     outs: list[int],
-    tainted: set[Any],
-    is_source: Callable[[Path], bool],
+    tainted: Mapping[Any, int],
+    is_source: Kind,
     path: Path,
     bounds: Callable[[], Bounds],
 ) -> tuple[Level, list[int], set[int]] | None:
     """The level inside an equation, which of its outputs are linear there, and in which operands
     besides."""
-    hit = [is_var(v) and v in tainted for v in eqn.invars]
+    hit = [tainted.get(v, 0) if is_var(v) else 0 for v in eqn.invars]
     sub = _as_is(eqn)
     if sub is None and all(hit) and eqn.primitive.name == "dot_general":
         sub = _sum_of_products(eqn, bounds)
@@ -233,14 +278,11 @@ def _pass(level: Level, inputs: Mapping[int, _jax.Var]) -> None:
 
 def _as_is(eqn: _jax.JaxprEqn) -> _jax.ClosedJaxpr | None:
     """The program that an equation runs on its own operands, if it may be taken apart."""
-    if eqn.primitive is _jax.jit_p:
-        return eqn.params[INLINED[eqn.primitive]]
-    if eqn.primitive is _jax.remat_p:
-        return _remat_jaxpr(eqn)
-    call = eqn.params.get("call")
-    if isinstance(call, Call) and isinstance(call.program, Body):
-        return call.program.jaxpr
-    return None
+    return program_of(eqn, _NO_RULES)
+
+
+_NO_RULES = {_jax.jit_p: INLINED[_jax.jit_p]}
+"""Calls that have no derivative rule of their own."""
 
 
 def _sum_of_products(eqn: _jax.JaxprEqn, bounds: Callable[[], Bounds]) -> _jax.ClosedJaxpr | None:
@@ -317,38 +359,39 @@ def _is_same(eqn: _jax.JaxprEqn) -> bool:
 
 
 def _tainted(
-    closed: _jax.ClosedJaxpr, ins: Sequence[bool], is_source: Callable[[Path], bool], path: Path
-) -> set[Any]:
+    closed: _jax.ClosedJaxpr, ins: Sequence[int], is_source: Kind, path: Path
+) -> dict[Any, int]:
     jaxpr = closed.jaxpr
-    out = {v for v, t in zip(jaxpr.invars, ins, strict=True) if t}
+    out = {v: t for v, t in zip(jaxpr.invars, ins, strict=True) if t}
     for i, eqn in enumerate(jaxpr.eqns):
         at = (*path, i)
-        hit = [is_var(v) and v in out for v in eqn.invars]
+        hit = [out.get(v, 0) if is_var(v) else 0 for v in eqn.invars]
         if isinstance(eqn.params.get("site"), Site):
-            reached = [any(hit) or is_source(at)] * len(eqn.outvars)
+            reached = [max([*hit, is_source(at)])] * len(eqn.outvars)
         elif (sub := _as_is(eqn)) is not None:
             inside = _tainted(sub, hit, is_source, at)
-            reached = [is_var(v) and v in inside for v in sub.jaxpr.outvars]
+            reached = [inside.get(v, 0) if is_var(v) else 0 for v in sub.jaxpr.outvars]
         elif eqn.primitive is _jax.scan_p:
             inside = _tainted_body(eqn, hit, is_source, at)
-            reached = [is_var(v) and v in inside for v in eqn.params["jaxpr"].jaxpr.outvars]
+            outs = eqn.params["jaxpr"].jaxpr.outvars
+            reached = [inside.get(v, 0) if is_var(v) else 0 for v in outs]
         else:
-            reached = [any(hit) or is_random(eqn)] * len(eqn.outvars)
-        out |= {v for v, r in zip(eqn.outvars, reached, strict=True) if r}
+            reached = [max([*hit, _DRAWN * is_random(eqn)])] * len(eqn.outvars)
+        out |= {v: r for v, r in zip(eqn.outvars, reached, strict=True) if r}
     return out
 
 
 def _tainted_body(
-    eqn: _jax.JaxprEqn, ins: list[bool], is_source: Callable[[Path], bool], path: Path
-) -> set[Any]:
+    eqn: _jax.JaxprEqn, ins: list[int], is_source: Kind, path: Path
+) -> dict[Any, int]:
     body = eqn.params["jaxpr"]
     n_consts, n_carry = _jax.scan_layout(eqn)
     while True:
         inside = _tainted(body, ins, is_source, path)
-        carry = [is_var(v) and v in inside for v in body.jaxpr.outvars[:n_carry]]
+        carry = [inside.get(v, 0) if is_var(v) else 0 for v in body.jaxpr.outvars[:n_carry]]
         new = list(ins)
         for n, t in enumerate(carry):
-            new[n_consts + n] |= t
+            new[n_consts + n] = max(t, new[n_consts + n])
         if new == ins:
             return inside
         ins = new

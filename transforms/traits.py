@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from . import marks
 from .flat import Flat, Op
 from .inside import support_of
+from .outside import NOWHERE, Outside
 
 Source = tuple[str, Any]
 """``("input", number)`` of the objective, or ``("site", (scope, path))``."""
@@ -23,6 +24,7 @@ class Value(NamedTuple):
     faults: frozenset[Fault] = frozenset()
     drawn: frozenset[Source] = frozenset()
     estimates: frozenset[Any] = frozenset()
+    outside: Outside = NOWHERE
 
 
 CONSTANT = Value()
@@ -56,11 +58,8 @@ def join(values: Sequence[Value]) -> Value:
         return CONSTANT
     if len(tainted) == 1:
         return tainted[0]
-    sources, faults, drawn, estimates = zip(*tainted, strict=True)
     none: frozenset[Any] = frozenset()
-    return Value(
-        none.union(*sources), none.union(*faults), none.union(*drawn), none.union(*estimates)
-    )
+    return Value(*(none.union(*parts) for parts in zip(*tainted, strict=True)))
 
 
 def drawn_by(op: Op) -> frozenset[Source]:
