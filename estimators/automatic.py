@@ -12,10 +12,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
-from transforms.chosen import Choose, Rough, joint_size, support_size
-from transforms.estimator import Estimator
-from transforms.interpret import Choice, Path, abstract_distribution
-from transforms.site import FreshKey
+from transforms.estimation.chosen import Choose, Rough, joint_size, support_size
+from transforms.estimation.estimator import Estimator
+from transforms.program.interpret import Choice, Path, abstract_distribution
+from transforms.program.site import FreshKey
 
 from .baselines import LeaveOneOut
 from .enumeration import Enum

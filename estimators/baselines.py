@@ -22,8 +22,8 @@ from jax import lax
 
 from transforms import _jax
 from transforms.errors import describe
-from transforms.estimator import Baseline, magic_box
-from transforms.samples import Context
+from transforms.estimation.draws import Context
+from transforms.estimation.estimator import Baseline, magic_box
 
 
 def _of_elements(b: Any, log_prob: jax.Array) -> jax.Array:

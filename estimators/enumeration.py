@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
-from transforms.estimator import Enumerated
+from transforms.estimation.estimator import Enumerated
 
 MAX_EVENT = 20
 """Most elements of one event (``d.to_event(n)``) that are enumerated jointly."""

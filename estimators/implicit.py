@@ -24,8 +24,8 @@ from jax import lax
 from jax.scipy.special import digamma, i0e
 from numpyro.distributions import constraints
 
-from transforms.rounding import at_ends, largest_log
-from transforms.samples import sampled
+from transforms.estimation.draws import sampled
+from transforms.estimation.rounding import at_ends, largest_log
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -40,9 +40,9 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import lax
 
-from transforms.estimator import Continued, LocalSite
-from transforms.flows import is_one_way
-from transforms.opened import arrays
+from transforms.estimation.estimator import Continued, LocalSite
+from transforms.estimation.flows import is_one_way
+from transforms.program.opened import arrays
 
 from .enumeration import mass, success
 

@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
-from transforms.estimator import InPlace
-from transforms.opened import arrays
-from transforms.samples import sampled
+from transforms.estimation.draws import sampled
+from transforms.estimation.estimator import InPlace
+from transforms.program.opened import arrays
 
 from . import implicit
 

@@ -16,10 +16,10 @@ from typing import Any, final
 
 import jax
 
-from transforms.elements import unmasked
-from transforms.estimator import Baseline, InPlace
-from transforms.flows import is_one_way
-from transforms.samples import sampled
+from transforms.estimation.draws import sampled
+from transforms.estimation.elements import unmasked
+from transforms.estimation.estimator import Baseline, InPlace
+from transforms.estimation.flows import is_one_way
 
 from .baselines import baseline as _baseline
 

@@ -14,7 +14,8 @@ from estimators.enumeration import enum
 from estimators.measure_valued import mvd
 from estimators.pathwise import reparam
 from estimators.reinforce import reinforce
-from transforms.alarm import strict
+from transforms.checker.alarm import strict
+from transforms.checker.findings import Finding
 from transforms.errors import (
     AddressError,
     KeyRequiredError,
@@ -27,7 +28,7 @@ from transforms.errors import (
     SupportError,
     UnsupportedError,
 )
-from transforms.estimator import (
+from transforms.estimation.estimator import (
     Baseline,
     Continued,
     Enumerated,
@@ -36,7 +37,6 @@ from transforms.estimator import (
     LocalSite,
     magic_box,
 )
-from transforms.findings import Finding
 
 from .advice import not_in_ppl as _not_in_ppl
 from .audit import Audit

@@ -35,10 +35,10 @@ from estimators.baselines import LeaveOneOut
 from estimators.enumeration import Enum
 from estimators.pathwise import Reparam
 from estimators.reinforce import Reinforce
-from transforms.chosen import joint_size
 from transforms.errors import Address, SoundnessWarning, show
-from transforms.estimator import Estimator
-from transforms.interpret import Choice
+from transforms.estimation.chosen import joint_size
+from transforms.estimation.estimator import Estimator
+from transforms.program.interpret import Choice
 
 from .derivatives import TOGETHER, Program, Table, means_and_errors, moved
 from .domain import steps_within

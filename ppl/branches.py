@@ -9,7 +9,7 @@ import jax
 
 from transforms import _jax
 from transforms.errors import Address, UnsupportedError, show
-from transforms.interpret import is_random
+from transforms.program.interpret import is_random
 
 from .generative import Choices, Generative
 

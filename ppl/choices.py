@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
-from transforms import _jax, inside, marks
-from transforms.addresses import check_shape
+from transforms import _jax
 from transforms.errors import AddressError, UnsupportedError, describe
-from transforms.estimator import Estimator
-from transforms.site import factor as _factor
-from transforms.site import sample as _sample
+from transforms.estimation import inside
+from transforms.estimation.estimator import Estimator
+from transforms.program import marks
+from transforms.program.site import factor as _factor
+from transforms.program.site import sample as _sample
+from transforms.runs.addresses import check_shape
 
 from .corrected import corrected
 from .generative import Generative, GenerativeFunction, check_estimator

@@ -31,16 +31,16 @@ from jax.scipy.special import logsumexp
 
 from estimators.enumeration import Enum
 from transforms import _jax
-from transforms.addresses import Entry, flatten, match_shapes, nest
-from transforms.elements import apart
-from transforms.elimination import draw, log_sum
 from transforms.errors import Address, AddressError, UnsupportedError, describe, nearest, show
-from transforms.execute import Execution
-from transforms.interpret import Choice, abstract_distribution
-from transforms.marks import hold
-from transforms.site import Site
-from transforms.site import sample as _sample
-from transforms.tables import Variable
+from transforms.estimation.elements import apart
+from transforms.exact.elimination import draw, log_sum
+from transforms.exact.tables import Variable
+from transforms.program.interpret import Choice, abstract_distribution
+from transforms.program.marks import hold
+from transforms.program.site import Site
+from transforms.program.site import sample as _sample
+from transforms.runs.addresses import Entry, flatten, match_shapes, nest
+from transforms.runs.execute import Execution
 
 from .branches import made_of
 from .generative import (

@@ -18,8 +18,8 @@ from jax import lax
 
 from transforms import _jax
 from transforms.errors import Address, UnsupportedError
-from transforms.estimator import Estimator
-from transforms.retarget import retarget
+from transforms.estimation.estimator import Estimator
+from transforms.runs.retarget import retarget
 
 from .scopes import scopes_of
 

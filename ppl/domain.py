@@ -11,9 +11,9 @@ import numpy as np
 from numpyro.distributions import constraints
 
 from transforms import _jax
-from transforms.interpret import entering, interpret
-from transforms.seed import draw_rule
-from transforms.site import Call, Densities, Expect, Site, element_keys, per_element
+from transforms.gradient.seed import draw_rule
+from transforms.program.interpret import entering, interpret
+from transforms.program.site import Call, Densities, Expect, Site, element_keys, per_element
 
 from .derivatives import Program, moved
 

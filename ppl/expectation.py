@@ -13,14 +13,14 @@ import numpy as np
 
 from estimators.automatic import choose
 from transforms import _jax
-from transforms.alarm import is_strict
+from transforms.checker.alarm import is_strict
+from transforms.checker.findings import Finding
+from transforms.checker.soundness import Soundness
 from transforms.errors import UnsupportedError
-from transforms.findings import Finding
-from transforms.lost import lost_draws
-from transforms.sharded import inside_shard_map
-from transforms.site import Expect, expect_p
-from transforms.soundness import Soundness
-from transforms.surrogate import surrogate
+from transforms.gradient.lost import lost_draws
+from transforms.gradient.surrogate import surrogate
+from transforms.program.sharded import inside_shard_map
+from transforms.program.site import Expect, expect_p
 
 from .advice import bad_return, user_code
 from .audit import Audit, audit

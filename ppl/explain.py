@@ -9,13 +9,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any, final
 
 from transforms import _jax
-from transforms.chosen import Chosen
-from transforms.estimator import Continued, Enumerated
-from transforms.findings import ALMOST, Finding
-from transforms.interpret import abstract_distribution
-from transforms.plan import Use, plan
-from transforms.site import FreshKey
-from transforms.soundness import Soundness
+from transforms.checker.findings import ALMOST, Finding
+from transforms.checker.soundness import Soundness
+from transforms.estimation.chosen import Chosen
+from transforms.estimation.estimator import Continued, Enumerated
+from transforms.plan.report import Use, plan
+from transforms.program.interpret import abstract_distribution
+from transforms.program.site import FreshKey
 
 COLUMNS = (
     "address",

@@ -21,7 +21,7 @@ import numpy as np
 
 from transforms import _jax
 from transforms.errors import PPLError
-from transforms.site import Opaque, Site
+from transforms.program.site import Opaque, Site
 
 from .content import closed_over
 

@@ -20,7 +20,7 @@ import optax
 from tqdm.auto import tqdm
 
 from transforms import _jax
-from transforms.alarm import is_strict
+from transforms.checker.alarm import is_strict
 from transforms.errors import UnsupportedError, describe
 
 from .arguments import check_arguments, check_objective

@@ -14,16 +14,14 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from transforms import _jax
-from transforms.addresses import (
-    Entry,
-    entries,
-    flatten,
-    likeness,
-    nest,
-)
 from transforms.errors import Address, AddressError, UnsupportedError, describe, nearest, show
-from transforms.estimator import Estimator
-from transforms.execute import (
+from transforms.estimation.estimator import Estimator
+from transforms.gradient.seed import seeded
+from transforms.program.interpret import Choice
+from transforms.program.interpret import choices as _choices
+from transforms.program.site import Body, Call, Densities, Factor, call_p, with_operands_of
+from transforms.runs.addresses import Entry, entries, flatten, likeness, nest
+from transforms.runs.execute import (
     LOG_DENSITY,
     Execution,
     execute,
@@ -31,11 +29,7 @@ from transforms.execute import (
     masked_choices,
     refuse_nested_density,
 )
-from transforms.interpret import Choice
-from transforms.interpret import choices as _choices
-from transforms.retarget import retarget
-from transforms.seed import seeded
-from transforms.site import Body, Call, Densities, Factor, call_p, with_operands_of
+from transforms.runs.retarget import retarget
 
 from .advice import bad_return, user_code
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from transforms import _jax
 from transforms.errors import Address
-from transforms.estimator import Estimator
-from transforms.interpret import Choice, abstract_distribution, choices
-from transforms.site import Expect, FreshKey, Site
+from transforms.estimation.estimator import Estimator
+from transforms.program.interpret import Choice, abstract_distribution, choices
+from transforms.program.site import Expect, FreshKey, Site
 
 Sites = dict[Address, list[Choice]]
 

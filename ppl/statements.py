@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from transforms import marks
+from transforms.program import marks
 
 
 def continuous(f: Callable[..., Any] | None = None, reason: str = "stated by the user") -> Any:

@@ -21,9 +21,9 @@ from jax import lax
 from estimators.automatic import choose
 from estimators.baselines import MovingAverage
 from transforms import _jax
-from transforms.assignment import assign
 from transforms.errors import NonFiniteError, UnsupportedError
-from transforms.nonfinite import first_nonfinite
+from transforms.gradient.nonfinite import first_nonfinite
+from transforms.plan.assignment import assign
 
 from .content import ByContent, arguments_of, reachable
 from .expectation import Expectation, is_array, join, split

@@ -29,7 +29,7 @@ from estimators.pathwise import Reparam
 from estimators.reinforce import Reinforce
 from transforms import _jax
 from transforms.errors import AddressError, PPLError, UnsupportedError, describe, nearest, show
-from transforms.retarget import retarget
+from transforms.runs.retarget import retarget
 
 from .audit import ROUNDING
 from .derivatives import is_floating

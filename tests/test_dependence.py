@@ -24,10 +24,12 @@ from jax import lax
 
 import ppl
 from ppl import dist
-from transforms import _jax, dependence, layout, terms, uniform
-from transforms.dependence import EVER, Along, Dependences
+from transforms import _jax
+from transforms.analyses import alike, dependence, terms
+from transforms.analyses.dependence import EVER, Along, Dependences
 from transforms.errors import UnsupportedError
-from transforms.interpret import choices
+from transforms.plan import layout
+from transforms.program.interpret import choices
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -1418,7 +1420,7 @@ def test_choices_within_a_function_are_known_by_their_own_path() -> None:
     inner = jax.jit(lambda q: ppl.sample("x", dist.Normal(jnp.sin(q), 1.0)))
     closed = _jax.trace(lambda p: inner(p) + flip("z", p), 0.3)[0]
     asked: set[Any] = set()
-    uniform.compress(closed, [uniform.NO], lambda path: asked.add(path) or uniform.NO)
+    alike.compress(closed, [alike.NO], lambda path: asked.add(path) or alike.NO)
     assert asked == {c.path for c in choices(closed)}
 
 

@@ -22,8 +22,9 @@ from jax.scipy.special import logsumexp
 
 import ppl
 from ppl import dist
-from transforms import _jax, elimination, worlds
+from transforms import _jax
 from transforms.errors import UnsupportedError
+from transforms.exact import elimination, side_by_side
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -727,9 +728,9 @@ def test_draws_that_ignore_what_was_drawn_are_seen(monkeypatch: pytest.MonkeyPat
 
 def test_a_chain_without_lag_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The carry comes from the same step."""
-    scan = worlds.Worlds._scan
+    scan = side_by_side.Worlds._scan
     monkeypatch.setattr(
-        worlds.Worlds, "_scan", lambda self, eqn, here, before: scan(self, eqn, here, here)
+        side_by_side.Worlds, "_scan", lambda self, eqn, here, before: scan(self, eqn, here, here)
     )
     differs("hmm")
 

@@ -185,7 +185,7 @@ def test_slope_of_an_expectation_inside():
 
 def test_checking_once_is_enough():
     """A second trace of the same objective asks nothing again."""
-    from transforms import continuity
+    from transforms.smoothness import continuity
 
     objective = ppl.expectation(lambda m: jnp.where(m > 0, m, 0.0) * ppl.expectation(jumping)(m))
     objective.explain(0.3)

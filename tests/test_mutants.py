@@ -22,8 +22,8 @@ from jax import lax
 
 import ppl
 from ppl import dist
-from transforms import surrogate
-from transforms.estimator import magic_box
+from transforms.estimation.estimator import magic_box
+from transforms.gradient import surrogate
 
 pytestmark = pytest.mark.usefixtures("x64")
 estimator = lambda cls: jax.tree_util.register_static(dataclasses.dataclass(frozen=True)(cls))

@@ -68,7 +68,7 @@ from test_mutants import Mean, Score
 
 import ppl
 from estimators.enumeration import Enum
-from transforms import surrogate
+from transforms.gradient import surrogate
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -15,7 +15,7 @@ from scipy.stats import invgamma
 import ppl
 from estimators.automatic import choose
 from ppl import dist
-from transforms.nonfinite import first_nonfinite
+from transforms.gradient.nonfinite import first_nonfinite
 
 KEY = jax.random.key(0)
 N, Z = 2000, 5.0

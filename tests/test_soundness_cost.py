@@ -16,8 +16,9 @@ from soundness_alarms import (
 
 import ppl
 from ppl import dist
-from transforms import continuity, cures, numeric, slices
-from transforms.findings import NOT_LOOKED_AT
+from transforms.checker import cures
+from transforms.checker.findings import NOT_LOOKED_AT
+from transforms.smoothness import continuity, numeric, slices
 
 PATHWISE = ppl.reparam()
 

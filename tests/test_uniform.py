@@ -10,7 +10,7 @@ import pytest
 import ppl
 from ppl import dist
 from transforms import _jax
-from transforms.uniform import NO, compress
+from transforms.analyses.alike import NO, compress
 
 KEY = jax.random.key(0)
 A = jax.random.normal(KEY, (4, 5, 6))

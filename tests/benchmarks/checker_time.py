@@ -19,8 +19,9 @@ import vae
 import ppl
 from ppl import dist
 from ppl.demo import cone
-from transforms import continuity, surrogate
-from transforms.soundness import Soundness
+from transforms.checker.soundness import Soundness
+from transforms.gradient import surrogate
+from transforms.smoothness import continuity
 
 HIDDEN, OBSERVED = 64, 32
 spent = [0.0]

@@ -1,0 +1,209 @@
+"""Values that are the same along an axis are computed once.
+
+Enumerated values are taken in step by all the elements of a plate: what is computed from them alone
+is the same for every element, and :func:`compress` computes it for one and broadcasts it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from .. import _jax
+from ..program.interpret import Path
+from ..program.site import Site
+from .dependence import ELEMENTWISE, REDUCING, axes_of, called
+
+Axes = frozenset[int]
+"""The axes along which a value is the same."""
+NO: Axes = frozenset()
+
+
+class Uniform:
+    """The analysis: along which axes values are the same. ``site(path)`` says so of draws."""
+
+    def __init__(self, site: Callable[[Path], Axes] = lambda _: NO):
+        self._site = site
+
+    def variables(
+        self, closed: _jax.ClosedJaxpr, ins: Sequence[Axes], path: Path = ()
+    ) -> dict[Any, Axes]:
+        """The axes of each variable, given those of the inputs."""
+        jaxpr = closed.jaxpr
+        env: dict[Any, Axes] = dict.fromkeys(jaxpr.constvars, NO)
+        env.update(zip(jaxpr.invars, ins, strict=True))
+        for i, eqn in enumerate(jaxpr.eqns):
+            given = [env[v] if isinstance(v, _jax.Var) else NO for v in eqn.invars]
+            env.update(zip(eqn.outvars, self._equation(eqn, given, (*path, i)), strict=True))
+        return env
+
+    def _equation(self, eqn: _jax.JaxprEqn, ins: list[Axes], path: Path) -> Sequence[Axes]:
+        if isinstance(eqn.params.get("site"), Site):
+            return [self._site(path)]
+        inner = called(eqn)
+        if inner is not None:
+            env = self.variables(inner, ins, path)
+            return [env[v] if isinstance(v, _jax.Var) else NO for v in inner.jaxpr.outvars]
+        return [_of_result(eqn, ins)] * len(eqn.outvars) if eqn.outvars else []
+
+
+def _of_result(eqn: _jax.JaxprEqn, ins: list[Axes]) -> Axes:
+    name = eqn.primitive.name
+    shapes = [v.aval.shape for v in eqn.invars]  # type: ignore[attr-defined]
+    out = eqn.outvars[0].aval.shape  # type: ignore[attr-defined]
+    every = range(len(out))
+    if name in ELEMENTWISE:
+        same = lambda axis: all(
+            not s or axis in axes or s[axis] == 1 for s, axes in zip(shapes, ins, strict=True)
+        )
+        return frozenset(filter(same, every))
+    if name == "broadcast_in_dim":
+        dims = dict(zip(eqn.params["broadcast_dimensions"], range(len(shapes[0])), strict=True))
+        return frozenset(
+            b for b in every if b not in dims or dims[b] in ins[0] or shapes[0][dims[b]] == 1
+        )
+    if name == "iota":
+        return frozenset(every) - {eqn.params["dimension"]}
+    if name in _FOLLOWING or name in REDUCING:
+        tos = axes_of(eqn)
+        return frozenset(
+            b
+            for b in every
+            if (
+                at := [
+                    (j, a) for j, s in enumerate(shapes) for a in range(len(s)) if tos[j](a) == b
+                ]
+            )
+            and all(a in ins[j] for j, a in at)
+        )
+    return NO
+
+
+_FOLLOWING = frozenset(
+    {"squeeze", "transpose", "reshape", "gather", "dot_general", "concatenate", "pad", "slice"}
+)
+
+
+_SHAPES = {"broadcast_in_dim", "concatenate", "gather", "pad", "squeeze", "transpose"}
+_RUN_ON_LESS = ELEMENTWISE | REDUCING | _SHAPES | {"dot_general"}
+"""What is done with operands that have size 1 along an axis."""
+
+
+def compress(
+    closed: _jax.ClosedJaxpr, ins: Sequence[Axes], site: Callable[[Path], Axes] = lambda _: NO
+) -> _jax.ClosedJaxpr:
+    """The program with what is the same along an axis computed once."""
+    avals = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in closed.in_avals]
+
+    def run(*args: Any) -> list[Any]:
+        outs = _compressed(closed, args, ins, Uniform(site))
+        return [jnp.broadcast_to(x, a.shape) for x, a in zip(outs, closed.out_avals, strict=True)]
+
+    return _jax.traced(run, *avals)
+
+
+def _compressed(
+    closed: _jax.ClosedJaxpr,
+    args: Sequence[Any],
+    ins: Sequence[Axes],
+    analysis: Uniform,
+    path: Path = (),
+) -> list[Any]:
+    """The results; as the arguments, they may have size 1 along axes where they are the same."""
+    env = analysis.variables(closed, ins, path)
+    jaxpr = closed.jaxpr
+    values: dict[Any, Any] = dict(zip(jaxpr.constvars, closed.consts, strict=True))
+    values.update(zip(jaxpr.invars, args, strict=True))
+
+    def read(v: Any) -> Any:
+        return values[v] if isinstance(v, _jax.Var) else jnp.asarray(v.val, v.aval.dtype)
+
+    for i, eqn in enumerate(jaxpr.eqns):
+        operands = [read(v) for v in eqn.invars]
+        axes = env[eqn.outvars[0]] if eqn.outvars else NO
+        name = eqn.primitive.name
+        if eqn.primitive is _jax.jit_p:
+            inner = [env.get(v, NO) if isinstance(v, _jax.Var) else NO for v in eqn.invars]
+            outs = _compressed(eqn.params["jaxpr"], operands, inner, analysis, (*path, i))
+        elif name == "gather" and not axes and (alike := _read_alike(eqn, env)):
+            shapes = [v.aval.shape for v in eqn.invars]  # type: ignore[attr-defined]
+            array, places = map(jnp.broadcast_to, operands, shapes)
+            outs = [_gathered_at_once(array, places, alike, **eqn.params)]
+        else:
+            outs = _once(eqn, operands, axes if name in _RUN_ON_LESS else NO)
+        values.update(zip(eqn.outvars, outs, strict=True))
+    return [read(v) for v in jaxpr.outvars]
+
+
+def _once(eqn: _jax.JaxprEqn, operands: list[Any], axes: Axes) -> list[Any]:
+    """The results, of size 1 along ``axes``."""
+    shapes = [v.aval.shape for v in eqn.invars]  # type: ignore[attr-defined]
+    if not axes:
+        full = [
+            jnp.broadcast_to(x, s) if jnp.shape(x) != s else x
+            for x, s in zip(operands, shapes, strict=True)
+        ]
+        return _jax.evaluate_equation(eqn, full)
+    if eqn.primitive.name in ELEMENTWISE:
+        tos: list[Any] = [lambda a: a] * len(operands)
+    else:
+        tos = axes_of(eqn)
+    if eqn.primitive.name == "gather":
+        axes = axes.difference(eqn.params["dimension_numbers"].offset_dims)
+    small = []
+    for x, shape, to in zip(operands, shapes, tos, strict=True):
+        for a in range(len(shape)):
+            if to(a) in axes and x.shape[a] > 1:
+                x = lax.slice_in_dim(x, 0, 1, axis=a)
+        wanted = [1 if to(a) in axes else n for a, n in enumerate(shape)]
+        small.append(x if list(jnp.shape(x)) == wanted else jnp.broadcast_to(x, wanted))
+    out = eqn.outvars[0].aval.shape  # type: ignore[attr-defined]
+    less = [1 if a in axes else n for a, n in enumerate(out)]
+    if eqn.primitive.name == "broadcast_in_dim":
+        return [lax.broadcast_in_dim(small[0], less, eqn.params["broadcast_dimensions"])]
+    return _jax.evaluate_equation(eqn, small)
+
+
+def _read_alike(eqn: _jax.JaxprEqn, env: dict[Any, Axes]) -> list[tuple[int, int]]:
+    """The axes along which arrays that differ are read at the same places: of array and places."""
+    numbers, places = eqn.params["dimension_numbers"], eqn.invars[1]
+    same = env[places] if isinstance(places, _jax.Var) else NO
+    batching = zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True)
+    return [(int(a), int(b)) for a, b in batching if b in same]
+
+
+def _gathered_at_once(
+    array: jax.Array, places: jax.Array, apart: Sequence[tuple[int, int]], **how: Any
+) -> jax.Array:
+    """Arrays read at the same places, as one array whose rows are read.
+
+    Its derivative adds rows too, not number by number.
+    """
+    if not apart:
+        return lax.gather(array, places, **how)
+    (a, b), *rest = apart
+    numbers, sizes = how["dimension_numbers"], list(how["slice_sizes"])
+    rank = places.ndim - 1 + len(numbers.offset_dims)
+    to = [d for d in range(rank) if d not in numbers.offset_dims][b]
+    left = lambda dims, gone: tuple(d - (d > gone) for d in dims if d != gone)
+    del sizes[a]
+    how |= {
+        "dimension_numbers": lax.GatherDimensionNumbers(
+            offset_dims=left(numbers.offset_dims, to),
+            collapsed_slice_dims=left(numbers.collapsed_slice_dims, a),
+            start_index_map=left(numbers.start_index_map, a),
+            operand_batching_dims=left(numbers.operand_batching_dims, a),
+            start_indices_batching_dims=left(numbers.start_indices_batching_dims, b),
+        ),
+        "slice_sizes": sizes,
+    }
+    rest = [(x - (x > a), y - (y > b)) for x, y in rest]
+    each = lambda array, places: _gathered_at_once(array, places, rest, **how)
+    return jax.vmap(each, (a, None), to)(array, jnp.take(places, 0, axis=b))
+
+
+__all__ = ["Axes", "Uniform", "compress"]

@@ -1,0 +1,406 @@
+"""What depends on what, element by element.
+
+A *source* is an array of independent elements (the elements of a random choice), known by a key.
+What is said about a value is a :data:`Dependence`: for each source that it may depend on, and for
+each axis of the source, the :class:`Axis` of the value that runs along with it. ``v[i, j]`` with
+``{s: (Along(0), None)}`` depends on ``s[i, :]`` alone. What cannot be shown depends on all: the
+answer may be less sharp than the truth, and is never wrong.
+
+Axes survive elementwise operations, broadcasts, reductions over other axes, gathers, batch
+dimensions, and ``vmap``\\ ped choices. Inside a ``scan`` the step is an axis as well, numbered from
+-1 for the outermost loop; a value that has come through the carry lags behind: it depends on
+this step and ``lag`` steps before it (``EVER``: on all of them).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from .. import _jax
+from ..estimation.elements import apart, element_shape, unmasked
+from ..program.interpret import INLINED, Path, remat_jaxpr
+from ..program.site import Body, Call, Densities, Expect, Site, per_element
+
+EVER = 8
+"""Lags from here on are not told apart: all steps before."""
+
+
+class Along(NamedTuple):
+    """An axis of a value, and how many steps before its own the value depends on."""
+
+    axis: int
+    lag: int = 0
+
+
+Dependence = Mapping[Any, tuple[Along | None, ...]]
+NONE: Dependence = {}
+
+
+def join(dependences: Sequence[Dependence]) -> Dependence:
+    """The dependence of a value on all that its parts depend on."""
+    out: dict[Any, tuple[Along | None, ...]] = {}
+    for d in dependences:
+        for source, axes in d.items():
+            old = out.get(source)
+            if old is None or old == axes:
+                out[source] = axes
+            else:
+                out[source] = tuple(map(_meet, old, axes))
+    return out
+
+
+def _meet(a: Along | None, b: Along | None) -> Along | None:
+    if a is None or b is None or a.axis != b.axis:
+        return None
+    return Along(a.axis, max(a.lag, b.lag))
+
+
+def _moved(d: Dependence, to: Callable[[int], int | None]) -> Dependence:
+    """The dependence after axis ``a`` has become axis ``to(a)`` (None: is mixed up)."""
+
+    def move(along: Along | None) -> Along | None:
+        if along is None or along.axis < 0:  # the same step
+            return along
+        axis = to(along.axis)
+        return None if axis is None else Along(axis, along.lag)
+
+    return {source: tuple(map(move, axes)) for source, axes in d.items()}
+
+
+class Dependences:
+    """The analysis of a program.
+
+    ``is_source`` says whether the draws at a path are a source, known by the path. Draws also
+    depend on what the parameters of their distribution depend on; ``parameters`` has that alone.
+    Lags are told apart in loops of the program itself, not within other loops or functions.
+    """
+
+    def __init__(self, is_source: Callable[[Path], bool]):
+        self._is_source = is_source
+        self._depth = 0
+        self.parameters: dict[Path, Dependence] = {}
+
+    def run(
+        self,
+        closed: _jax.ClosedJaxpr,
+        args: Sequence[Dependence],
+        path: Path = (),
+        loops: int = 0,
+    ) -> list[Dependence]:
+        """What the outputs depend on, given what the inputs do."""
+        env = self.variables(closed, args, path, loops)
+        return [NONE if isinstance(v, _jax.Literal) else env[v] for v in closed.jaxpr.outvars]
+
+    def variables(
+        self,
+        closed: _jax.ClosedJaxpr,
+        args: Sequence[Dependence],
+        path: Path = (),
+        loops: int = 0,
+    ) -> dict[Any, Dependence]:
+        """What each variable depends on, given what the inputs do."""
+        jaxpr = closed.jaxpr
+        env: dict[Any, Dependence] = dict.fromkeys(jaxpr.constvars, NONE)
+        env.update(zip(jaxpr.invars, args, strict=True))
+
+        def read(v: Any) -> Dependence:
+            return NONE if isinstance(v, _jax.Literal) else env[v]
+
+        for i, eqn in enumerate(jaxpr.eqns):
+            outs = self._equation(eqn, [read(v) for v in eqn.invars], (*path, i), loops)
+            env.update(zip(eqn.outvars, outs, strict=True))
+        return env
+
+    def _equation(
+        self, eqn: _jax.JaxprEqn, ins: list[Dependence], path: Path, loops: int
+    ) -> Sequence[Dependence]:
+        p = eqn.primitive
+        if "site" in eqn.params and isinstance(eqn.params["site"], Site):
+            return [self._site(eqn, ins, path, loops)]
+        if "call" in eqn.params and isinstance(eqn.params["call"], Call):
+            program = eqn.params["call"].program
+            if isinstance(program, Body):
+                return self.run(program.jaxpr, ins, path, loops)
+            assert isinstance(program, Densities)
+            return self.run(program.simulate, ins, path, loops)[: program.n_retval]
+        if "expect" in eqn.params and isinstance(eqn.params["expect"], Expect):
+            return [_expectation(eqn.params["expect"], ins)] * len(eqn.outvars)
+        if not any(ins) and p not in _HOLDING:
+            return [NONE] * len(eqn.outvars)
+        if p is _jax.scan_p:
+            return self._scan(eqn, ins, path, loops)
+        if p is _jax.cond_p:
+            index, *rest = ins
+            branches = enumerate(eqn.params["branches"])
+            cases = [self._within(b, rest, (*path, n), loops) for n, b in branches]
+            index = _moved(index, lambda a: None)
+            for at, d in self.parameters.items():
+                if at[: len(path)] == path:  # whether it is made at all
+                    self.parameters[at] = join([d, index])
+            return [join([index, *outs]) for outs in zip(*cases, strict=True)]
+        inner = called(eqn)
+        if inner is not None:
+            run = self.run if p is _jax.jit_p else self._within
+            return run(inner, ins, path, loops)
+        if not eqn.outvars:  # a callback
+            return []
+        return [join([_moved(d, to) for d, to in zip(ins, axes_of(eqn), strict=True)])] * len(
+            eqn.outvars
+        )
+
+    def _within(
+        self, closed: _jax.ClosedJaxpr, args: Sequence[Dependence], path: Path, loops: int
+    ) -> list[Dependence]:
+        self._depth += 1
+        outs = self.run(closed, args, path, loops)
+        self._depth -= 1
+        return outs
+
+    def _site(
+        self, eqn: _jax.JaxprEqn, ins: list[Dependence], path: Path, loops: int
+    ) -> Dependence:
+        site: Site = eqn.params["site"]
+        avals = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]  # type: ignore[attr-defined]
+        parameters = NONE
+        if any(ins):
+
+            def log_prob(operands: list[Any], value: Any) -> Any:
+                operands, mask = site.live(operands), site.mask(operands)
+                log_prob = unmasked(apart(site.rebuild(operands))).log_prob(value)
+                return jax.numpy.where(mask, log_prob, 0.0) if site.masked else log_prob
+
+            draw = jax.ShapeDtypeStruct((*site.sizes, *site.shape), site.dtype)
+            try:
+                closed, consts, _ = _jax.trace(per_element(site.axes, log_prob, 1), avals, draw)
+                given = [NONE] * len(consts) + ins + [NONE]
+                parameters = Dependences(lambda _: False).run(closed, given)[0]
+            except Exception:  # it has no density to look at
+                parameters = join([_moved(d, lambda a: None) for d in ins])
+        if not self._is_source(path):
+            return parameters
+        self.parameters[path] = parameters
+        steps = tuple(Along(-1 - level) for level in range(loops))
+        n = len(site.sizes) + len(element_shape(site, avals))
+        own: Dependence = {path: (*steps, *(Along(a) for a in range(n)))}
+        return join([own, parameters])
+
+    def _scan(
+        self, eqn: _jax.JaxprEqn, ins: list[Dependence], path: Path, loops: int
+    ) -> Sequence[Dependence]:
+        n_consts, n_carry = _jax.scan_layout(eqn)
+        step, body = -1 - loops, eqn.params["jaxpr"]
+        consts, carry, xs = (
+            ins[:n_consts],
+            ins[n_consts : n_consts + n_carry],
+            ins[n_consts + n_carry :],
+        )
+        rows = [_moved(x, lambda a: a - 1 if a else step) for x in xs]
+        backwards = eqn.params["reverse"]
+
+        def later(along: Along | None) -> Along | None:
+            if along is None or along.axis != step:
+                return along
+            lag = EVER if self._depth else min(along.lag + 1, EVER)
+            return None if backwards else Along(step, lag)
+
+        def after(along: Along | None) -> Along | None:
+            return None if along is not None and along.axis == step else along
+
+        while True:
+            outs = self._within(body, [*consts, *carry, *rows], path, loops + 1)
+            late = [{s: tuple(map(later, a)) for s, a in o.items()} for o in outs[:n_carry]]
+            new = [join([c, o]) for c, o in zip(carry, late, strict=True)]
+            if new == list(carry):
+                break
+            carry = new
+        last = [{s: tuple(map(after, a)) for s, a in c.items()} for c in outs[:n_carry]]
+        last = [join([c, i]) for c, i in zip(last, ins[n_consts : n_consts + n_carry], strict=True)]
+
+        def stacked(along: Along | None) -> Along | None:
+            if along is None or (along.axis < 0 and along.axis != step):
+                return along
+            return Along(along.axis + 1 if along.axis >= 0 else 0, along.lag)
+
+        ys = [{s: tuple(map(stacked, a)) for s, a in o.items()} for o in outs[n_carry:]]
+        return [*last, *ys]
+
+
+def called(eqn: _jax.JaxprEqn) -> _jax.ClosedJaxpr | None:
+    """The program that an equation runs as it is, on its own operands."""
+    if eqn.primitive in INLINED:
+        return eqn.params[INLINED[eqn.primitive]]
+    if eqn.primitive is _jax.remat_p:
+        return remat_jaxpr(eqn)
+    return None
+
+
+_HOLDING = {_jax.scan_p, _jax.cond_p, _jax.remat_p, *INLINED}
+"""These may hold choices of their own."""
+
+
+def _expectation(expect: Expect, ins: Sequence[Dependence]) -> Dependence:
+    """Each element by itself; inside everything meets."""
+    parts = []
+    for i, d in enumerate(ins):
+        place = {}
+        for n, axis in enumerate(expect.axes):
+            if axis.mapped[i]:
+                place[len(place)] = n
+        parts.append(_moved(d, lambda a, place=place: place.get(a)))
+    return join(parts)
+
+
+# --- which axes of the operands of an equation are axes of its results ------------------------
+
+_ELEMENTWISE = (  # with operands of the shape of the result
+    "abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt "
+    "ceil clamp clz complex conj convert_element_type copy cos cosh digamma div eq erf "
+    "erf_inv erfc exp exp2 expm1 floor ge gt igamma igamma_grad_a igammac imag integer_pow "
+    "is_finite le lgamma log log1p logistic lt max min mul name ne neg nextafter not or "
+    "polygamma population_count pow random_gamma_grad real reduce_precision "
+    "regularized_incomplete_beta rem round rsqrt select_n shift_left shift_right_arithmetic "
+    "shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh xor zeta"
+)
+ELEMENTWISE = frozenset(_ELEMENTWISE.split())
+_REDUCING = "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor"
+REDUCING = frozenset(f"{_REDUCING} argmax argmin".split())
+CUMULATIVE = frozenset({"cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"})
+MATRIX = frozenset({"cholesky", "triangular_solve", "eigh", "lu", "qr", "svd"})
+"""Of the last two axes."""
+
+To = Callable[[int], "int | None"]
+
+
+def _equal(shape: Sequence[int], out: Sequence[int]) -> To:
+    return lambda a: a if shape[a] == out[a] else None  # an axis of size 1 may be broadcast
+
+
+def _before(n: int) -> To:
+    return lambda a: a if a < n else None
+
+
+def _nowhere(axis: int) -> None:
+    return None
+
+
+def axes_of(eqn: _jax.JaxprEqn) -> list[To]:
+    """For each operand, which axis of the results runs along with an axis of it."""
+    name, shapes = eqn.primitive.name, [v.aval.shape for v in eqn.invars]  # type: ignore[attr-defined]
+    out = eqn.outvars[0].aval.shape  # type: ignore[attr-defined]
+    if name in ELEMENTWISE:
+        return [_equal(shape, out) if len(shape) == len(out) else _nowhere for shape in shapes]
+    if name in REDUCING:
+        kept = [a for a in range(len(shapes[0])) if a not in eqn.params["axes"]]
+        return [dict(zip(kept, range(len(kept)), strict=True)).get] * len(shapes)
+    if name in CUMULATIVE:
+        return [lambda a: None if a == eqn.params["axis"] else a]
+    if name in MATRIX:
+        return [_before(len(shape) - 2) for shape in shapes]
+    rule = _RULES.get(name)
+    return [_nowhere] * len(shapes) if rule is None else rule(shapes, out, eqn.params)
+
+
+def _pairs(pairs: Sequence[tuple[int, int]]) -> To:
+    return dict(pairs).get
+
+
+def _broadcast(shapes: Any, out: Any, p: Any) -> list[To]:
+    (shape, *sizes) = shapes
+    dims = enumerate(p["broadcast_dimensions"])
+    return [_pairs([(a, d) for a, d in dims if shape[a] == out[d]]), *[_nowhere] * len(sizes)]
+
+
+def _reshape(shapes: Any, out: Any, p: Any) -> list[To]:
+    if p["dimensions"] is not None:
+        return [_nowhere] * len(shapes)
+    before = {(int(np.prod(out[:b])), n): b for b, n in enumerate(out) if n != 1}
+    shape = shapes[0]
+    pairs = [(a, before.get((int(np.prod(shape[:a])), n))) for a, n in enumerate(shape) if n != 1]
+    return [_pairs([(a, b) for a, b in pairs if b is not None]), *[_nowhere] * (len(shapes) - 1)]
+
+
+def _squeeze(shapes: Any, out: Any, p: Any) -> list[To]:
+    kept = [a for a in range(len(shapes[0])) if a not in p["dimensions"]]
+    return [_pairs(list(zip(kept, range(len(kept)), strict=True)))]
+
+
+def _kept_where_whole(shapes: Any, out: Any, p: Any) -> list[To]:
+    whole = [(a, a) for a, n in enumerate(shapes[0]) if n == out[a]]
+    return [_pairs(whole), *[_nowhere] * (len(shapes) - 1)]
+
+
+def _update(shapes: Any, out: Any, p: Any) -> list[To]:
+    whole = _pairs([(a, a) for a, n in enumerate(shapes[1]) if n == out[a]])
+    return [whole, whole, *[_nowhere] * (len(shapes) - 2)]
+
+
+def _but(dimension: int) -> To:
+    return lambda a: None if a == dimension else a
+
+
+def _dot(shapes: Any, out: Any, p: Any) -> list[To]:
+    (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = p["dimension_numbers"]
+    n = len(lhs_batch)
+    lhs_free = [a for a in range(len(shapes[0])) if a not in (*lhs_contract, *lhs_batch)]
+    rhs_free = [a for a in range(len(shapes[1])) if a not in (*rhs_contract, *rhs_batch)]
+    lhs = [
+        *((a, i) for i, a in enumerate(lhs_batch)),
+        *((a, n + i) for i, a in enumerate(lhs_free)),
+    ]
+    m = n + len(lhs_free)
+    rhs = [
+        *((a, i) for i, a in enumerate(rhs_batch)),
+        *((a, m + i) for i, a in enumerate(rhs_free)),
+    ]
+    return [_pairs(lhs), _pairs(rhs)]
+
+
+def _gather(shapes: Any, out: Any, p: Any) -> list[To]:
+    numbers, sizes = p["dimension_numbers"], p["slice_sizes"]
+    shape = shapes[0]
+    batch_out = [a for a in range(len(out)) if a not in numbers.offset_dims]
+    batching = tuple(numbers.operand_batching_dims)
+    free = [a for a in range(len(shape)) if a not in (*numbers.collapsed_slice_dims, *batching)]
+    operand = [
+        (a, o) for a, o in zip(free, numbers.offset_dims, strict=True) if sizes[a] == shape[a]
+    ]
+    operand += [
+        (a, batch_out[i])
+        for a, i in zip(batching, numbers.start_indices_batching_dims, strict=True)
+    ]
+    return [_pairs(operand), _pairs(list(enumerate(batch_out)))]
+
+
+def _convolution(shapes: Any, out: Any, p: Any) -> list[To]:
+    numbers = p["dimension_numbers"]
+    batch = [(numbers.lhs_spec[0], numbers.out_spec[0])] if p["batch_group_count"] == 1 else []
+    return [_pairs(batch), _nowhere]
+
+
+def _pad(shapes: Any, out: Any, p: Any) -> list[To]:
+    kept = [(a, a) for a, c in enumerate(p["padding_config"]) if tuple(c) == (0, 0, 0)]
+    return [_pairs(kept), _nowhere]
+
+
+_RULES: dict[str, Callable[[Any, Any, Any], list[To]]] = {
+    "broadcast_in_dim": _broadcast,
+    "reshape": _reshape,
+    "squeeze": _squeeze,
+    "transpose": lambda shapes, out, p: [_pairs([(a, i) for i, a in enumerate(p["permutation"])])],
+    "rev": lambda shapes, out, p: [lambda a: None if a in p["dimensions"] else a],
+    "slice": _kept_where_whole,
+    "dynamic_slice": _kept_where_whole,
+    "dynamic_update_slice": _update,
+    "concatenate": lambda shapes, out, p: [_but(p["dimension"])] * len(shapes),
+    "sort": lambda shapes, out, p: [_but(p["dimension"])] * len(shapes),
+    "split": lambda shapes, out, p: [_but(p["axis"])],
+    "top_k": lambda shapes, out, p: [_but(p.get("axis", -1) % len(shapes[0]))],
+    "dot_general": _dot,
+    "gather": _gather,
+    "conv_general_dilated": _convolution,
+    "pad": _pad,
+}

@@ -1,0 +1,496 @@
+"""The payoff of a program as a sum of terms.
+
+:func:`split` rewrites a program whose first output is a scalar f, so that it returns arrays
+t_1, ..., t_n with f = sum of all their elements instead. What depends on what can then be told for
+each element of each term.
+
+From the output backwards, equations that are linear in what the choices reach (sums, reshapes,
+products with constants, ...) are the *tail* of the program; what enters it, the *leaves*, are the
+terms, each times its coefficient: the derivative of the tail, which is the same everywhere. An
+inner product is a sum of products. The tail goes into ``jit`` and ``checkpoint``, and into a
+``scan`` where it adds up in the carry or stacks its outputs: the leaves of all steps are stacked
+then, and what only adds up is no carry any more.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from .. import _jax
+from ..program.interpret import INLINED, Path, is_random
+from ..program.site import OWN_DENSITY, Site
+from .bounds import Bounds, program_of
+from .dependence import ELEMENTWISE
+from .tail import COUNTING, Level, as_float, coefficients, is_float, is_var, read
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """A program whose first outputs are terms, with the line of the user's code of each."""
+
+    program: _jax.ClosedJaxpr
+    lines: tuple[str, ...]
+    own: dict[str, float]
+    """How often the log density of a choice at its own draw is among them, by its name."""
+
+    @property
+    def n(self) -> int:
+        """How many terms there are."""
+        return len(self.lines)
+
+
+def split(
+    closed: _jax.ClosedJaxpr,
+    is_source: Callable[[Path], bool],
+    inputs: Sequence[bool] | None = None,
+    is_enumerated: Callable[[Path], bool] = lambda path: False,
+) -> Split:
+    """The program that returns terms in place of its first output.
+
+    ``is_source`` says at which paths the draws are, and ``inputs`` which inputs they are, that
+    terms are to be told apart by. A constant is a term of its own, but of what depends on those
+    alone that are enumerated: ``a * (1 - z)`` is not ``a - a * z`` when it is rounded. The choices
+    of the new program are those of the old one, in the same order (their paths may differ).
+    """
+
+    def kind_of(path: Path) -> int:
+        return _ENUMERATED if is_enumerated(path) else _DRAWN * is_source(path)
+
+    return _split(closed, kind_of, [_DRAWN * t for t in inputs or [False] * len(closed.in_avals)])
+
+
+_ENUMERATED, _DRAWN = 1, 2
+"""What a variable is reached by: the greatest counts. 0 stands for nothing."""
+Kind = Callable[[Path], int]
+
+
+def _split(closed: _jax.ClosedJaxpr, is_source: Kind, inputs: Sequence[int]) -> Split:
+    tainted = _tainted(closed, inputs, is_source, ())
+    bounds = functools.cache(lambda: Bounds(closed, _is_added_to))
+    level = _level(closed, [closed.jaxpr.outvars[0]], tainted, is_source, (), bounds)
+    lines: list[str] = []
+    own: dict[str, float] = {}
+
+    def terms(*args: Any) -> list[Any]:
+        env = _run(level, args, closed.jaxpr.outvars[1:])
+        leaves, constants = _collect(level, env)
+        leaves = jax.tree.map(as_float, leaves)
+        constant, slopes = coefficients(level, leaves, constants)
+        flat = [] if isinstance(constant, np.ndarray) and constant == 0 else [jnp.asarray(constant)]
+        for name, c in zip(_own_densities(level), slopes, strict=True):
+            if name and (c is None or isinstance(c, np.generic)):
+                own[name] = own.get(name, 0.0) + (1.0 if c is None else float(c))
+        kept = []
+        for line, c, leaf in zip(_lines(level), slopes, jax.tree.leaves(leaves), strict=True):
+            if isinstance(c, np.generic) and not c:
+                continue
+            kept.append(line)
+            if c is None or isinstance(c, np.generic):
+                flat.append(leaf if c is None else c * leaf)
+            else:
+                infinite = (c == 0) & ~jnp.isfinite(leaf)  # under a mask, say
+                flat.append(c * jnp.where(infinite, 0.0, leaf))
+        lines.extend([""] * (len(flat) - len(kept)) + kept)
+        return [*flat, *(read(env, v) for v in closed.jaxpr.outvars[1:])]
+
+    avals = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in closed.in_avals]
+    new = _jax.traced(terms, *avals)
+    return Split(_without_dead_code(new), tuple(lines), own)
+
+
+def _level(
+    closed: _jax.ClosedJaxpr,
+    wanted: list[Any],
+    tainted: Mapping[Any, int],
+    is_source: Kind,
+    path: Path,
+    bounds: Callable[[], Bounds],
+) -> Level:
+    level, jaxpr = Level(closed, wanted), closed.jaxpr
+    makers = {v: eqn for eqn in jaxpr.eqns for v in eqn.outvars}
+    active: dict[Any, None] = {v: None for v in wanted if is_var(v)}
+    for i in reversed(range(len(jaxpr.eqns))):
+        eqn = jaxpr.eqns[i]
+        outs = [n for n, v in enumerate(eqn.outvars) if v in active and v in tainted]
+        if not outs:
+            continue
+        inner = _inner(eqn, outs, tainted, is_source, (*path, i), bounds)
+        if inner is not None:
+            level.inner[i], level.outs[i], linear = inner
+        else:
+            linear = _linear_operands(eqn, tainted, bounds)
+        if linear is not None and _is_offset(eqn, tainted, makers):
+            linear = None
+        if linear is None:
+            continue
+        level.tail.add(i)
+        for n in level.outs.get(i, outs):
+            del active[eqn.outvars[n]]
+        for n, v in enumerate(eqn.invars):
+            if n in linear and is_var(v):
+                active[v] = None
+            elif (
+                n not in linear and is_var(v) and i not in level.inner and v not in level.constants
+            ):
+                level.constants.append(v)
+    level.leaves += list(active)
+    return level
+
+
+_LINEAR = (  # in all operands together
+    "add add_any broadcast_in_dim concatenate convert_element_type copy cumsum name neg pad "
+    "reduce_sum reshape rev slice squeeze sub transpose"
+)
+_JOINTLY = frozenset(_LINEAR.split())
+
+
+def _linear_operands(
+    eqn: _jax.JaxprEqn, tainted: Mapping[Any, int], bounds: Callable[[], Bounds]
+) -> set[int] | None:
+    """The operands in which an equation is linear, all others being constant; None if it is not,
+    also because its integers may wrap around."""
+    found = _linear(eqn, tainted)
+    if found is None or all(is_float(eqn.invars[n]) for n in found):
+        cut = eqn.primitive.name == "convert_element_type" and not is_float(eqn.outvars[0])
+        return None if cut else found
+    name = eqn.primitive.name  # out of bounds, integers may be filled with another number
+    if name not in COUNTING or (name == "gather" and eqn.params["mode"].name == "FILL_OR_DROP"):
+        return None
+    return found if is_float(eqn.outvars[0]) or bounds().are_exact(eqn) else None
+
+
+_ALONG = frozenset({"broadcast_in_dim", "div", "mul", "reshape", "squeeze", "transpose"})
+
+
+def _is_offset(eqn: _jax.JaxprEqn, tainted: Mapping[Any, int], makers: Mapping[Any, Any]) -> bool:
+    """Whether an equation adds a constant to an enumerated draw, or what plain numbers make of it,
+    element by element."""
+    hit = [v for v in eqn.invars if is_var(v) and v in tainted]
+    adds = eqn.primitive.name in ("add", "add_any", "sub")
+    if not adds or len(hit) != 1 or tainted[hit[0]] != _ENUMERATED:
+        return False
+    v: Any = hit[0]
+    size = math.prod(eqn.outvars[0].aval.shape)  # type: ignore[attr-defined]
+    while (maker := makers.get(v)) is not None and math.prod(v.aval.shape) == size:
+        if isinstance(maker.params.get("site"), Site):
+            return True
+        read = [u for u in maker.invars if is_var(u)]
+        reached = [u for u in read if u in tainted]
+        plain = maker.primitive.name in ELEMENTWISE and len(read) == 1
+        if len(reached) != 1 or not (plain or maker.primitive.name in _ALONG):
+            return False
+        (v,) = reached
+    return False
+
+
+def _linear(eqn: _jax.JaxprEqn, tainted: Mapping[Any, int]) -> set[int] | None:
+    if _own_density(eqn):
+        return None
+    hit = {n for n, v in enumerate(eqn.invars) if is_var(v) and v in tainted}
+    name, every = eqn.primitive.name, set(range(len(eqn.invars)))
+    if name in _JOINTLY:
+        return every
+    if name in ("mul", "dot_general"):
+        return hit if len(hit) == 1 else None
+    if name in ("div", "dynamic_slice", "gather"):
+        return {0} if hit == {0} else None
+    if name == "select_n":
+        return every - {0} if 0 not in hit else None
+    if name == "dynamic_update_slice":
+        return {0, 1} if hit <= {0, 1} else None
+    return None
+
+
+def _own_density(eqn: _jax.JaxprEqn) -> str | None:
+    """The name, if this is the log density of a choice at its own draw."""
+    name = eqn.params.get("name") if eqn.primitive.name == "name" else None
+    return name if isinstance(name, str) and name.startswith(OWN_DENSITY) else None
+
+
+def _makers(level: Level) -> list[_jax.JaxprEqn | None]:
+    """The equation that each leaf comes from, those of inner levels last."""
+    maker = {v: eqn for eqn in level.closed.jaxpr.eqns for v in eqn.outvars}
+    found = [maker.get(v) for v in level.leaves]
+    for i in sorted(level.inner):
+        found += _makers(level.inner[i])
+    return found
+
+
+def _own_densities(level: Level) -> list[str | None]:
+    """For each leaf, whether it is the log density of a choice at its own draw."""
+    return [None if eqn is None else _own_density(eqn) for eqn in _makers(level)]
+
+
+def _lines(level: Level) -> list[str]:
+    return ["" if eqn is None else _jax.line_of(eqn) for eqn in _makers(level)]
+
+
+def _inner(
+    eqn: _jax.JaxprEqn,
+    outs: list[int],
+    tainted: Mapping[Any, int],
+    is_source: Kind,
+    path: Path,
+    bounds: Callable[[], Bounds],
+) -> tuple[Level, list[int], set[int]] | None:
+    """The level inside an equation, which of its outputs are linear there, and in which operands
+    besides."""
+    hit = [tainted.get(v, 0) if is_var(v) else 0 for v in eqn.invars]
+    sub = _as_is(eqn)
+    if sub is None and all(hit) and eqn.primitive.name == "dot_general":
+        sub = _sum_of_products(eqn, bounds)
+    if sub is not None:
+        inside = _tainted(sub, hit, is_source, path)
+        level = _level(sub, [sub.jaxpr.outvars[n] for n in outs], inside, is_source, path, bounds)
+        _pass(level, dict(enumerate(sub.jaxpr.invars)))
+        return level, outs, set(level.passed.values())
+    if eqn.primitive is not _jax.scan_p:
+        return None
+    body = eqn.params["jaxpr"]
+    n_consts, n_carry = _jax.scan_layout(eqn)
+    inside = _tainted_body(eqn, hit, is_source, path)
+    carried = {n_consts + n: body.jaxpr.invars[n_consts + n] for n in outs if n < n_carry}
+    added = {k: v for k, v in carried.items() if _is_added_to(body, k, k - n_consts)}
+    while kept := [n for n in outs if n >= n_carry or n_consts + n in added]:
+        level = _level(body, [body.jaxpr.outvars[n] for n in kept], inside, is_source, path, bounds)
+        _pass(level, added)
+        if len(level.passed) == len(added):
+            return level, kept, set(added)
+        added = {k: v for v, k in level.passed.items()}
+    return None
+
+
+def _pass(level: Level, inputs: Mapping[int, _jax.Var]) -> None:
+    """Some inputs of a level are no leaves."""
+    number = {v: k for k, v in inputs.items() if v in level.leaves}
+    level.passed = number
+    level.leaves = [v for v in level.leaves if v not in number]
+
+
+def _as_is(eqn: _jax.JaxprEqn) -> _jax.ClosedJaxpr | None:
+    """The program that an equation runs on its own operands, if it may be taken apart."""
+    return program_of(eqn, _NO_RULES)
+
+
+_NO_RULES = {_jax.jit_p: INLINED[_jax.jit_p]}
+"""Calls that have no derivative rule of their own."""
+
+
+def _sum_of_products(eqn: _jax.JaxprEqn, bounds: Callable[[], Bounds]) -> _jax.ClosedJaxpr | None:
+    avals = [v.aval for v in (*eqn.invars, *eqn.outvars)]
+    sub = _products(eqn.params["dimension_numbers"], *avals)
+    if sub is not None and not all(map(is_float, (*eqn.invars, *eqn.outvars))):
+        if not bounds().are_exact(eqn):
+            return None
+        bounds().run(sub, [bounds().of(v) for v in eqn.invars])
+    return sub
+
+
+@functools.lru_cache(maxsize=256)
+def _products(numbers: Any, left: Any, right: Any, out: Any) -> _jax.ClosedJaxpr | None:
+    """An inner product of arrays as the sum of products of their elements; None for others, which
+    would be larger that way."""
+    contracted, batch = numbers
+    orders = [(*b, *c) for b, c in zip(batch, contracted, strict=True)]
+    if any(len(order) != x.ndim for order, x in zip(orders, (left, right), strict=True)):
+        return None
+
+    def f(x: jax.Array, y: jax.Array) -> jax.Array:
+        x, y = (jnp.transpose(a, o).astype(out.dtype) for a, o in zip((x, y), orders, strict=True))
+        return jnp.sum(x * y, axis=tuple(range(out.ndim, x.ndim)))
+
+    avals = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (left, right)]
+    return _jax.traced(f, *avals)
+
+
+def _is_added_to(closed: _jax.ClosedJaxpr, before: int, after: int) -> bool:
+    """Whether an output is an input, used for nothing else, with something added."""
+    chain = _additions(closed.jaxpr, closed.jaxpr.invars[before])
+    return chain is not None and chain[0] is closed.jaxpr.outvars[after] and chain[1]
+
+
+def _additions(jaxpr: _jax.Jaxpr, at: Any) -> tuple[Any, bool] | None:
+    """The output that a variable ends up in, and whether something is added on the way; None if
+    anything else becomes of it."""
+    uses: dict[Any, list[Any]] = {}
+    for user, given in [*((eqn, eqn.invars) for eqn in jaxpr.eqns), (None, jaxpr.outvars)]:
+        for v in given:
+            if is_var(v):
+                uses.setdefault(v, []).append(user)
+    more = False
+    while len(uses.get(at, ())) == 1:
+        (eqn,) = uses[at]
+        if eqn is None:
+            return at, more
+        name, place, into = eqn.primitive.name, _place(at, eqn.invars), 0
+        if name in ("add", "add_any") or (name == "sub" and place == 0):
+            more = True
+        elif (sub := _as_is(eqn)) is not None:
+            inside = _additions(sub.jaxpr, sub.jaxpr.invars[place])
+            if inside is None:
+                return None
+            into, more = _place(inside[0], sub.jaxpr.outvars), more or inside[1]
+        elif name not in ("copy", "name") and not _is_same(eqn):
+            return None
+        at = eqn.outvars[into]
+    return None
+
+
+def _place(v: Any, among: Sequence[Any]) -> int:
+    return next(i for i, other in enumerate(among) if other is v)
+
+
+def _is_same(eqn: _jax.JaxprEqn) -> bool:
+    """Whether this is a conversion that changes at most whether a type is weak."""
+    dtypes = [v.aval.dtype for v in (eqn.invars[0], eqn.outvars[0])]  # type: ignore[attr-defined]
+    return eqn.primitive.name == "convert_element_type" and dtypes[0] == dtypes[1]
+
+
+# --- which variables the draws reach --------------------------------------------------------------
+
+
+def _tainted(
+    closed: _jax.ClosedJaxpr, ins: Sequence[int], is_source: Kind, path: Path
+) -> dict[Any, int]:
+    jaxpr = closed.jaxpr
+    out = {v: t for v, t in zip(jaxpr.invars, ins, strict=True) if t}
+    for i, eqn in enumerate(jaxpr.eqns):
+        at = (*path, i)
+        hit = [out.get(v, 0) if is_var(v) else 0 for v in eqn.invars]
+        if isinstance(eqn.params.get("site"), Site):
+            reached = [max([*hit, is_source(at)])] * len(eqn.outvars)
+        elif (sub := _as_is(eqn)) is not None:
+            inside = _tainted(sub, hit, is_source, at)
+            reached = [inside.get(v, 0) if is_var(v) else 0 for v in sub.jaxpr.outvars]
+        elif eqn.primitive is _jax.scan_p:
+            inside = _tainted_body(eqn, hit, is_source, at)
+            outs = eqn.params["jaxpr"].jaxpr.outvars
+            reached = [inside.get(v, 0) if is_var(v) else 0 for v in outs]
+        else:
+            reached = [max([*hit, _DRAWN * is_random(eqn)])] * len(eqn.outvars)
+        out |= {v: r for v, r in zip(eqn.outvars, reached, strict=True) if r}
+    return out
+
+
+def _tainted_body(
+    eqn: _jax.JaxprEqn, ins: list[int], is_source: Kind, path: Path
+) -> dict[Any, int]:
+    body = eqn.params["jaxpr"]
+    n_consts, n_carry = _jax.scan_layout(eqn)
+    while True:
+        inside = _tainted(body, ins, is_source, path)
+        carry = [inside.get(v, 0) if is_var(v) else 0 for v in body.jaxpr.outvars[:n_carry]]
+        new = list(ins)
+        for n, t in enumerate(carry):
+            new[n_consts + n] = max(t, new[n_consts + n])
+        if new == ins:
+            return inside
+        ins = new
+
+
+# --- the program without its tail --------------------------------------------------------------
+
+
+def _run(level: Level, args: Sequence[Any], outs: Sequence[Any]) -> dict[Any, Any]:
+    """The variables of a program, up to its leaves and ``outs``.
+
+    What an inner level has collected stands under the number of its equation.
+    """
+    jaxpr = level.closed.jaxpr
+    env: dict[Any, Any] = dict(zip(jaxpr.constvars, level.closed.consts, strict=True))
+    env.update(zip(jaxpr.invars, args, strict=True))
+    needed = {v for v in (*outs, *level.leaves, *level.constants) if is_var(v)}
+    whole = set()
+    for i in reversed(range(len(jaxpr.eqns))):
+        eqn = jaxpr.eqns[i]
+        if i not in level.tail or needed.intersection(eqn.outvars):
+            whole.add(i)
+        if i in whole or i in level.inner:
+            needed.update(v for v in eqn.invars if is_var(v))
+    for i, eqn in enumerate(jaxpr.eqns):
+        if i not in whole and i not in level.inner:
+            continue
+        operands = [read(env, v) for v in eqn.invars]
+        if i not in level.inner:
+            values = _jax.evaluate_equation(eqn, operands)
+        elif eqn.primitive is _jax.scan_p:
+            values, env[i] = _run_scan(level, i, operands, [v in needed for v in eqn.outvars])
+        else:
+            inner = level.inner[i]
+            wanted = inner.closed.jaxpr.outvars if i in whole else []
+            values, env[i] = _as_before(eqn, functools.partial(_run_inside, inner, wanted))(
+                operands
+            )
+        env.update(zip(eqn.outvars, values, strict=False))
+    return env
+
+
+def _run_inside(level: Level, outs: Sequence[Any], operands: list[Any]) -> tuple[list[Any], Any]:
+    inside = _run(level, operands, outs)
+    return [read(inside, v) for v in outs], _collect(level, inside)
+
+
+def _as_before(eqn: _jax.JaxprEqn, f: Callable[..., Any]) -> Callable[..., Any]:
+    """``f``, under ``jax.checkpoint`` if the equation is that."""
+    if eqn.primitive is not _jax.remat_p:
+        return f
+    return jax.checkpoint(f, prevent_cse=eqn.params["prevent_cse"], policy=eqn.params["policy"])
+
+
+def _run_scan(
+    level: Level, i: int, operands: list[Any], needed: list[bool]
+) -> tuple[list[Any], Any]:
+    """A scan that also stacks what its level collects; sums that are not needed are no carry."""
+    eqn, inner = level.closed.jaxpr.eqns[i], level.inner[i]
+    p, results = eqn.params, inner.closed.jaxpr.outvars
+    n_consts, n_carry = _jax.scan_layout(eqn)
+    consts, init = operands[:n_consts], operands[n_consts : n_consts + n_carry]
+    kept = [n for n in range(n_carry) if needed[n] or n not in level.outs[i]]
+    ys = [n for n in range(n_carry, len(results)) if needed[n]]
+
+    def step(carry: list[Any], xs: list[Any]) -> Any:
+        before = [jnp.zeros_like(c) for c in init]
+        for n, c in zip(kept, carry, strict=True):
+            before[n] = c
+        inside = _run(inner, [*consts, *before, *xs], [results[n] for n in (*kept, *ys)])
+        made = [read(inside, results[n]) for n in (*kept, *ys)]
+        return made[: len(kept)], (made[len(kept) :], _collect(inner, inside))
+
+    carry, (stacked, collected) = lax.scan(
+        step,
+        [init[n] for n in kept],
+        operands[n_consts + n_carry :],
+        length=p["length"],
+        reverse=p["reverse"],
+        unroll=p["unroll"],
+    )
+    made = dict(zip((*kept, *ys), (*carry, *stacked), strict=True))
+    return [made.get(n) for n in range(len(results))], collected
+
+
+def _collect(level: Level, env: dict[Any, Any]) -> tuple[Any, Any]:
+    """The leaves, and the constants of the tail, with those of inner levels."""
+    leaves = [read(env, v) for v in level.leaves]
+    constants = [read(env, v) for v in level.constants]
+    inside = [env[i] for i in sorted(level.inner)]
+    return [leaves, *(leaf for leaf, _ in inside)], [constants, *(c for _, c in inside)]
+
+
+def _without_dead_code(closed: _jax.ClosedJaxpr) -> _jax.ClosedJaxpr:
+    jaxpr = closed.jaxpr
+    needed = {v for v in jaxpr.outvars if is_var(v)}
+    kept = []
+    for eqn in reversed(jaxpr.eqns):
+        if needed.intersection(eqn.outvars) or is_random(eqn) or eqn.effects:
+            kept.append(eqn)
+            needed.update(v for v in eqn.invars if is_var(v))
+    return _jax.with_equations(closed, kept[::-1])

@@ -1,0 +1,1 @@
+"""Which gradient is biased, and what is said of it."""

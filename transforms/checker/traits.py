@@ -1,0 +1,108 @@
+"""What the soundness checker knows of a value, and how equations pass it on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from ..estimation.inside import support_of
+from ..program import marks
+from ..program.flat import Flat, Op
+from .outside import NOWHERE, Outside
+
+Source = tuple[str, Any]
+"""``("input", number)`` of the objective, or ``("site", (scope, path))``."""
+
+
+class Value(NamedTuple):
+    """What is known of a value; see the module docstring."""
+
+    sources: frozenset[Source] = frozenset()
+    faults: frozenset[Fault] = frozenset()
+    drawn: frozenset[Source] = frozenset()
+    estimates: frozenset[Any] = frozenset()
+    outside: Outside = NOWHERE
+
+
+CONSTANT = Value()
+
+
+@dataclasses.dataclass(eq=False)
+class Fault:
+    """A place at which smooth dependence is lost; ``sources`` are those that were lost there."""
+
+    kind: str
+    flat: Flat
+    index: int
+    sources: set[Source] = dataclasses.field(default_factory=set)
+    drawn: set[Source] = dataclasses.field(default_factory=set)
+    suspect: bool = False
+    """It is none unless it is seen to jump."""
+
+    @property
+    def op(self) -> Op:
+        return self.flat.ops[self.index]
+
+    @property
+    def at(self) -> tuple[Flat, int, str]:
+        """What stays the same from one sweep to the next."""
+        return self.flat, self.index, self.kind
+
+
+def join(values: Sequence[Value]) -> Value:
+    tainted = [v for v in values if v != CONSTANT]
+    if not tainted:
+        return CONSTANT
+    if len(tainted) == 1:
+        return tainted[0]
+    none: frozenset[Any] = frozenset()
+    return Value(*(none.union(*parts) for parts in zip(*tainted, strict=True)))
+
+
+def drawn_by(op: Op) -> frozenset[Source]:
+    return frozenset({("key", None)}) if op.name in _RANDOM else frozenset()
+
+
+def of_last_step(value: Value) -> Value:
+    """Draws of expectations in the last step of a loop are independent of those in this one."""
+    earlier = frozenset(e if isinstance(e, tuple) else ("earlier", e) for e in value.estimates)
+    return value._replace(estimates=earlier)
+
+
+def is_circular(d: Any) -> bool:
+    """Whether the draws of a distribution are angles."""
+    return type(support_of(d)).__name__ == "_Circular"
+
+
+_RANDOM = {"random_bits", "random_gamma", "rng_bit_generator", "rng_uniform", "threefry2x32"}
+JUMPS = {"floor", "ceil", "round", "sign", "rem", "atan2"}
+KINKS = {"abs", "max", "min", "reduce_max", "reduce_min", "clamp", "sort", "cummax", "cummin"}
+KINKS |= {"reduce_window_max", "reduce_window_min", "top_k", "sqrt"}
+_LINEAR = {"add", "add_any", "sub", "neg", "mul", "div", "dot_general", "reduce_sum", "cumsum"}
+_LINEAR |= {"broadcast_in_dim", "reshape", "squeeze", "transpose", "slice", "dynamic_slice", "rev"}
+_LINEAR |= {"concatenate", "pad", "gather", "scatter", "scatter-add", "select_n", "copy", "name"}
+_LINEAR |= {"convert_element_type", "stop_gradient", "dynamic_update_slice", "real", "split"}
+_LINEAR |= {"conv_general_dilated", "reduce_window_sum", "copy_p", "optimization_barrier"}
+
+
+def is_lookup(flat: Flat, op: Op) -> bool:
+    """Whether an equation is a loop of a library function with whole results: one jump."""
+    whole = all(not jnp.issubdtype(flat.avals[v].dtype, jnp.inexact) for v in op.outs)
+    return op.name == "scan" and bool(op.within) and whole
+
+
+def is_linear(op: Op, args: Sequence[Value]) -> bool:
+    """Whether an equation is linear in the draws of expectations among its operands."""
+    which = [j for j, a in enumerate(args) if a.estimates]
+    if op.name not in _LINEAR or marks.is_smooth(op.stack):
+        return False
+    if op.name == "select_n":
+        return 0 not in which
+    if op.name == "div":
+        return 1 not in which
+    if op.name in ("mul", "dot_general", "conv_general_dilated") and len(which) == 2:
+        return args[0].estimates.isdisjoint(args[1].estimates)
+    return True

@@ -1,0 +1,1 @@
+"""What an estimator sees: one choice, its elements, its draws and its density."""

@@ -1,0 +1,135 @@
+"""The samples of one objective, side by side.
+
+They are a named ``vmap`` axis, and share one random key: to a choice they are one more ``vmap``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ..program.site import Axis, Site, element_keys, per_element
+from . import rounding
+from .chosen import Chosen
+
+SAMPLES = "ppl.samples"
+Watch = Callable[[Site, Sequence[Any], Any], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What the scopes of one objective share: the number of samples drawn side by side, the
+    running averages of payoffs that baselines asked for, whether the surrogate is ascended (1) or
+    descended (-1), for baselines that learn, the estimators of the scopes, by the identity of
+    their jaxprs, and what is told of each choice: the site, its operands and its value."""
+
+    samples: int = 1
+    averages: Mapping[float, Any] = dataclasses.field(default_factory=dict)
+    direction: int = 1
+    plans: Mapping[int, list[Chosen]] = dataclasses.field(default_factory=dict)
+    watch: Watch | None = None
+
+    def watching(self, rule: Any) -> Any:
+        """A rule of an interpreter that tells ``watch`` of every choice."""
+        watch = self.watch
+        if watch is None:
+            return rule
+
+        def watched(choice: Any, operands: list[Any], **state: Any) -> Any:
+            outs, acc, made = rule(choice, operands, **state)
+            if isinstance(choice, Site):
+                watch(choice, operands, outs[0])
+            return outs, acc, made
+
+        return watched
+
+    def others(self, payoff: jax.Array) -> jax.Array:
+        """The mean payoff of the other samples; 0 where there are none."""
+        if self.samples == 1:
+            return jnp.zeros_like(payoff)
+        return (lax.psum(payoff, SAMPLES) - payoff) / (self.samples - 1)
+
+
+def sampled(d: Any, key: jax.Array, sample_shape: tuple[int, ...]) -> jax.Array:
+    """How distributions draw by themselves."""
+    return rounding.sample(d, key, sample_shape)
+
+
+def vectorised_draw(
+    site: Site, operands: Sequence[Any], key: jax.Array, sample: Callable[..., Any]
+) -> jax.Array:
+    """Draw by ``sample(distribution, key, sample_shape)`` for each element of the site."""
+    parameters = len(operands) - site.masked
+    if not any(any(a.mapped[:parameters]) for a in site.axes):
+        return sample(site.rebuild(operands), key, site.sizes)
+
+    def one(operands: list[Any], key: jax.Array) -> jax.Array:
+        return sample(site.rebuild(site.live(operands)), key, ())
+
+    return per_element(site.axes, one, 1)(list(operands), element_keys(key, site.axes))
+
+
+def draw(
+    site: Site, operands: Sequence[Any], key: jax.Array, sample: Any, context: Context
+) -> jax.Array:
+    """A draw, independent for each of the samples.
+
+    They share the key: to the site they are one more ``vmap``, and where its parameters are the
+    same in all of them their draws are made by one call.
+    """
+    if context.samples == 1:
+        return vectorised_draw(site, operands, key, sample)
+    return _among_samples(site, sample, [])(lax.axis_index(SAMPLES), key, list(operands))
+
+
+def own_key(key: jax.Array, context: Context) -> jax.Array:
+    """A key of its own for each of the samples."""
+    return key if context.samples == 1 else jax.random.fold_in(key, lax.axis_index(SAMPLES))
+
+
+def _among_samples(site: Site, sample: Any, shared: list[Any]) -> Callable[..., jax.Array]:
+    """A draw as a function of the number of the sample, the key and the operands.
+
+    ``shared`` are the ``vmap``\\ s met before that over the samples (of enumerated values and
+    alternatives), outermost first, each by what it maps: they do not make draws independent.
+    """
+
+    def evaluate(draw: Any, key: Any, operands: list[Any], of_samples: Any = None) -> Any:
+        """``of_samples``: which operands have the axis of the samples in front, if there is one."""
+        places = [0] * len(operands) if of_samples is None else [int(m) for m in of_samples]
+        for mapped_key, mapped in reversed(shared):
+            axes = [n if m else None for n, m in zip(places, mapped, strict=True)]
+            in_axes = (0 if mapped_key else None, axes)
+            draw = jax.vmap(draw, in_axes=in_axes, out_axes=int(of_samples is not None))
+        return draw(key, operands)
+
+    def drawing(site: Site, own: Callable[[jax.Array], jax.Array] = lambda key: key) -> Any:
+        return lambda key, operands: vectorised_draw(site, operands, own(key), sample)
+
+    @jax.custom_batching.custom_vmap
+    def drawn(i: jax.Array, key: jax.Array, operands: list[Any]) -> jax.Array:
+        return evaluate(drawing(site), key, operands)
+
+    @drawn.def_vmap
+    def _(size: int, batched: Any, i: Any, key: Any, operands: list[Any]) -> Any:
+        over_samples, mapped_key, mapped = batched
+        if not over_samples:
+            more = [(mapped_key, mapped), *shared]
+            return _among_samples(site, sample, more)(i, key, operands), True
+        if mapped_key:  # to one value, maybe, by a branch with a mapped predicate
+
+            def one(i: jax.Array, key: jax.Array, operands: list[Any]) -> jax.Array:
+                own = lambda key: jax.random.fold_in(key, i)
+                return evaluate(drawing(site, own), key, operands)
+
+            in_axes = (0, 0, [0 if m else None for m in mapped])
+            return jax.vmap(one, in_axes=in_axes)(i, key, operands), True
+        wider = dataclasses.replace(site, axes=(Axis(size, tuple(mapped)), *site.axes))
+        return evaluate(drawing(wider), key, operands, mapped), True
+
+    return drawn

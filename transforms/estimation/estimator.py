@@ -1,0 +1,187 @@
+"""The protocol between *surrogate* and the gradient estimators.
+
+An estimator says how the derivative of an expectation flows through one random choice. There
+are three kinds, and a user can write one of each (see ``docs/estimators.md``):
+
+- :class:`InPlace`: one draw where the choice stands. Either the draw itself is differentiable
+  (pathwise), or its log density is a *score* that multiplies what comes after.
+- :class:`Enumerated`: every value of a finite support, weighted by its probability.
+- :class:`Continued`: given the site, a key and the continuation, return the surrogate.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, final
+
+import jax
+import jax.numpy as jnp
+
+from ..errors import UnsupportedError, show
+from ..program.site import Site, element_keys, per_element
+
+
+class Estimator(abc.ABC):
+    """How the gradient flows through one random choice; the base of the three kinds."""
+
+    name: str = "estimator"
+
+    @abc.abstractmethod
+    def unsuitable(self, d: Any) -> str | None:
+        """Why the estimator cannot be used for the distribution ``d``, or None if it can.
+
+        ``d`` has shapes in place of numbers: only its type and its static parameters are known.
+        """
+
+
+class InPlace(Estimator):
+    """One draw where the choice stands: works in loops and branches at no extra cost."""
+
+    score: bool = False
+    """Whether the log density of the draw is a score that multiplies what comes after."""
+
+    @property
+    def baseline(self) -> Baseline | None:
+        """What is subtracted from the payoff of the score, or None."""
+        return None
+
+    @abc.abstractmethod
+    def draw(self, d: Any, key: jax.Array, sample_shape: tuple[int, ...]) -> jax.Array:
+        """A draw of ``d``, ``[*sample_shape, *d.batch_shape, *d.event_shape]``.
+
+        With ``score`` False the draw must be differentiable in the parameters of ``d`` with the
+        pathwise (or implicit) derivative.
+        """
+
+    def log_prob(self, d: Any, value: jax.Array) -> jax.Array:
+        """The log density of the draw, of which the score is the derivative: ``[*batch_shape]``."""
+        return d.log_prob(value)
+
+
+class Enumerated(Estimator):
+    """Every value of a finite support, weighted by its probability: exact, no variance."""
+
+    @abc.abstractmethod
+    def support(self, d: Any) -> jax.Array:
+        """All values of one element of ``d``: ``[K, *d.event_shape]``."""
+
+    @abc.abstractmethod
+    def mass(self, d: Any, value: jax.Array) -> jax.Array:
+        """The probability of ``value``, ``[*d.batch_shape]``, differentiable also where it is 0."""
+
+
+class Continued(Estimator):
+    """Given the site, a key and the continuation, return the surrogate.
+
+    The site is drawn from its distribution. What :meth:`surrogate` returns is only
+    differentiated, with respect to the parameters of the site's distribution, and its
+    derivative is added to the derivative at the fixed draw. The estimate must therefore be
+    unbiased for d/d(parameters) E[k(x)], for *every* function k.
+    """
+
+    elementwise: bool = False
+    """Whether :meth:`surrogate` makes use of ``site.apart``."""
+
+    @abc.abstractmethod
+    def surrogate(
+        self, site: LocalSite, key: jax.Array, k: Callable[[jax.Array], jax.Array]
+    ) -> jax.Array:
+        """A scalar whose derivative estimates that of the expectation.
+
+        ``k`` takes a value of the whole site, ``[*sizes, *shape]`` like ``site.value``, runs the
+        rest of the program with the later choices drawn anew, and returns its value as a number
+        without derivative. Call it under ``jax.vmap`` to evaluate several values at once.
+        """
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class LocalSite:
+    """A random choice as a :class:`Continued` estimator sees it."""
+
+    site: Site
+    operands: list[Any]
+    value: jax.Array
+    """The value that was drawn, ``[*sizes, *shape]``; ``sizes`` are the surrounding vmaps."""
+    payoff: jax.Array
+    """``k(value)``, already known."""
+    apart: tuple[bool, ...] = ()
+    """The axes of the value along which elements meet in no term, for ``elementwise`` estimators:
+    there ``k`` may be given other values for all elements at once, and what it returns (and
+    ``payoff``) has these axes, with the terms of each element."""
+
+    def per_element(self, f: Callable[..., Any], *mapped: Any) -> Any:
+        """``f(distribution, *mapped)`` for each element of the surrounding ``vmap``\\ s.
+
+        Results have the leading axes ``sizes``; so must the arguments in ``mapped``.
+        """
+
+        def one(operands: list[Any], *mapped: Any) -> Any:
+            return f(self.site.rebuild(self.site.live(operands)), *mapped)
+
+        return per_element(self.site.axes, one, len(mapped))(self.operands, *mapped)
+
+    def keys(self, key: jax.Array) -> jax.Array:
+        """A key for each element of the surrounding ``vmap``\\ s."""
+        return element_keys(key, self.site.axes)
+
+
+class Baseline(abc.ABC):
+    """What is subtracted from the payoff that a score multiplies.
+
+    The payoff of an element of a choice is the sum of the terms that depend on it.
+    :meth:`accumulate` is called where the choice stands, :meth:`finish` when the payoffs are known:
+    it returns terms of value 0. A baseline must not depend on the draw that it is for, or on
+    anything that comes after it.
+    """
+
+    independent: bool = False
+    """Whether it is known not to depend on its own draw; otherwise the checker tries it."""
+    whole: bool = False
+    """Whether all terms of the scope count for each element, not only those that depend on it."""
+
+    @abc.abstractmethod
+    def accumulate(self, log_prob: jax.Array) -> dict[str, jax.Array]:
+        """What is kept of a choice: arrays like ``log_prob``, the log density of its elements."""
+
+    @abc.abstractmethod
+    def finish(self, totals: dict[str, jax.Array], payoff: jax.Array, context: Any) -> jax.Array:
+        """The term of value 0 of each element, from what was kept and the (constant) payoffs."""
+
+
+def refuse_rounding(site: Site, estimator: str, gives: str, dtype: Any) -> None:
+    """Refuse a value of an estimator that its site would round."""
+    if not jnp.issubdtype(dtype, jnp.inexact) or jnp.issubdtype(site.dtype, jnp.inexact):
+        return
+    raise UnsupportedError(
+        f"the estimator {estimator} of {show(site.address)} at {site.source} {gives} {dtype}, and "
+        f"the choice has type {site.dtype}: what follows would get the draw rounded, without a "
+        f"derivative. Give the choice a distribution that draws {dtype} too, as in the "
+        f"straight-through recipe of docs/estimators.md, or let the estimator give {site.dtype}."
+    )
+
+
+def constant(value: float, *like: Any) -> jax.Array:
+    """A scalar constant that is mapped by every ``vmap`` that maps one of ``like``.
+
+    ``vmap`` of a ``custom_jvp`` function goes wrong in a ``scan`` where its value is not mapped
+    and its derivative is. XLA folds the comparison away.
+    """
+    first = [jnp.ravel(a)[0] for a in jax.tree.leaves(like) if jnp.size(a)]
+    mapped = functools.reduce(jnp.logical_and, [a == a for a in first])
+    return jnp.where(mapped, value, value)
+
+
+@jax.custom_jvp
+def magic_box(log_prob: jax.Array) -> jax.Array:
+    """1, with the derivative of exp(log_prob) at every order (DiCE, Foerster et al. 2018)."""
+    return jnp.where(log_prob > 0, jnp.ones_like(log_prob), jnp.ones_like(log_prob))
+
+
+@magic_box.defjvp
+def _(primals: Any, tangents: Any) -> Any:
+    box = magic_box(primals[0])
+    return box, box * tangents[0]

@@ -1,0 +1,1 @@
+"""Sums over finite supports: grids, chains, marginals."""

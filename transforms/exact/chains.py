@@ -1,0 +1,267 @@
+"""Expectations over Markov chains, by the forward recursion.
+
+Enumerated choices in a ``scan`` whose terms touch neighbours would take K^T joint values.
+:func:`sum_out` rewrites such a scope: the choices become inputs, terms and probabilities become
+tables over an element and the one before it (``tables.py``), and each term is weighed by the law of
+the elements that it touches, which the forward recursion gives for all steps: T K^2. What is left
+is a scope without these choices.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from .. import _jax
+from ..analyses.dependence import NONE, Along, Dependence, Dependences
+from ..analyses.terms import split
+from ..errors import UnsupportedError, show
+from ..estimation.chosen import Chosen, support_size
+from ..estimation.elements import element_shape, value_and_mass
+from ..estimation.estimator import Enumerated
+from ..program.interpret import Choice, Path, choices, entering, interpret
+from ..program.site import Call, Expect, Factor, Site, call_p, expect_p, factor_p, sample_p
+from .side_by_side import Stacked
+from .tables import Class, Digit, Plan, Table, Variable, class_size, evaluate, plan_of
+
+
+@dataclasses.dataclass(frozen=True)
+class SummedOut:
+    """A scope without some of its choices; ``largest`` is how many of their values meet."""
+
+    closed: _jax.ClosedJaxpr
+    chosen: list[Chosen]
+    largest: int
+
+
+def sum_out(
+    closed: _jax.ClosedJaxpr, chosen: Sequence[Chosen], stepwise: Sequence[Path]
+) -> SummedOut | None:
+    """The scope without those of its enumerated choices that make up chains.
+
+    ``stepwise`` are enumerated choices in loops whose steps meet. None if they are no chains.
+    """
+    paths = list(stepwise)
+    by_path = {s.choice.path: s for s in chosen}
+    while True:
+        if any(by_path[p].choice.conditional for p in paths):
+            return None
+        chain = _Chain(closed, [by_path[p] for p in paths])
+        more = [p for p in chain.reached() if p not in paths]
+        if not all(isinstance(by_path[p].estimator, Enumerated) for p in more):
+            return None
+        if not more:
+            break
+        paths += more
+    return chain.summed_out(chosen)
+
+
+class _Chain:
+    """A scope, with enumerated choices as its last inputs and their probabilities as its last
+    outputs: the *open* program."""
+
+    def __init__(self, closed: _jax.ClosedJaxpr, sites: Sequence[Chosen]):
+        self.closed, self.sites = closed, list(sites)
+        self.variables = [_variable(s) for s in sites]
+        avals = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in closed.in_avals]
+        digits = [jax.ShapeDtypeStruct(v.shape, jnp.result_type(int)) for v in self.variables]
+        self.first = len(avals)
+        self.open = _jax.traced(self._opened, *avals, *digits)
+
+    def _opened(self, *args: Any) -> list[Any]:
+        estimators = {s.choice.path: s.estimator for s in self.sites}
+        paths = list(estimators)
+        given = dict(zip(paths, args[self.first :], strict=True))
+
+        @entering
+        def rule(choice: Any, operands: list[Any], *, path: Path, given: Any, **_: Any) -> Any:
+            estimator = estimators.get(path)
+            if isinstance(estimator, Enumerated):
+                value, mass = value_and_mass(choice, estimator, operands, given[path])
+                return [value], None, {path: mass}
+            return _again(choice, operands), None, {}
+
+        outs, _, made = interpret(self.closed, args[: self.first], rule, given=given)
+        return [*outs, *(made[p] for p in paths)]
+
+    @property
+    def _inputs(self) -> list[Dependence]:
+        own: list[Dependence] = [
+            {i: tuple(map(Along, range(len(v.shape))))} for i, v in enumerate(self.variables)
+        ]
+        return [*[NONE] * self.first, *own]
+
+    def reached(self) -> list[Path]:
+        """The other choices whose distribution depends on the chain: by their path in the scope."""
+        analysis = Dependences(lambda _: True)
+        analysis.run(self.open, self._inputs)
+        mine = {s.choice.path for s in self.sites}
+        old = [c.path for c in _sites(self.closed) if c.path not in mine]
+        new = [c.path for c in _sites(self.open)]
+        numbers = set(range(len(self.variables)))
+        return [
+            o
+            for o, n in zip(old, new, strict=True)
+            if numbers & set(analysis.parameters.get(n, ()))
+        ]
+
+    def summed_out(self, chosen: Sequence[Chosen]) -> SummedOut | None:
+        flags = [False] * self.first + [True] * len(self.variables)
+        terms = split(self.open, lambda _: False, flags)
+        program, n = terms.program, terms.n
+        env = Dependences(lambda _: False).variables(program, self._inputs)
+        outs = [NONE if isinstance(v, _jax.Literal) else env[v] for v in program.jaxpr.outvars]
+        if not all(
+            a is not None and a.lag <= 1 for d in outs for along in d.values() for a in along
+        ):
+            return None
+        plan = plan_of(
+            self.variables,
+            outs,
+            who="ppl.enum()",
+            instead="use ppl.reinforce() or ppl.mvd() for some of them",
+        )
+        groups = _groups(plan, outs)
+        if groups is None:
+            return None
+        m = len(self.variables)
+
+        def scope(*args: Any) -> list[Any]:
+            values = [
+                v.whole(len(plan.signature(d)[0])) if isinstance(v, Stacked) else v
+                for d, v in zip(outs, evaluate(program, args, plan, outs), strict=True)
+            ]
+            masses = [_spread(plan, d, v) for d, v in zip(outs[-m:], values[-m:], strict=True)]
+            laws = {g: _law(plan, sorted(g), [masses[i] for i in sorted(g)]) for g in groups}
+            means = [_mean(plan, laws, d, v) for d, v in zip(outs[:-m], values[:-m], strict=True)]
+            payoff = sum((jnp.sum(t) for t in means[:n]), jnp.zeros(()))
+            return [payoff.astype(self.closed.out_avals[0].dtype), *means[n:]]
+
+        avals = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in self.closed.in_avals]
+        try:
+            new = _jax.traced(scope, *avals)
+        except UnsupportedError:  # choices in the loop that do not depend on the chain
+            return None
+        mine = {s.choice.path for s in self.sites}
+        rest = [s for s in chosen if s.choice.path not in mine]
+        left = [
+            dataclasses.replace(s, choice=dataclasses.replace(s.choice, path=c.path))
+            for s, c in zip(rest, _sites(new), strict=True)
+        ]
+        meeting = [math.prod(plan.values(i) for i, _ in plan.signature(d)[0]) for d in outs]
+        return SummedOut(new, left, max(meeting))
+
+
+def _sites(closed: _jax.ClosedJaxpr) -> list[Choice]:
+    return [c for c in choices(closed, densities=True) if isinstance(c.random, Site)]
+
+
+def _variable(s: Chosen) -> Variable:
+    c, estimator = s.choice, s.estimator
+    assert isinstance(estimator, Enumerated)
+    shape = (*c.lengths, *c.site.sizes, *element_shape(c.site, c.avals))
+    return Variable(shape, support_size(c, estimator), f"{show(c.address)} at {c.source}")
+
+
+def _again(choice: Any, operands: list[Any]) -> list[Any]:
+    if isinstance(choice, Site):
+        return sample_p.bind(*operands, site=choice)
+    if isinstance(choice, Factor):
+        return factor_p.bind(*operands, factor=choice)
+    if isinstance(choice, Call):
+        return call_p.bind(*operands, call=choice)
+    assert isinstance(choice, Expect)
+    return expect_p.bind(*operands, expect=choice)
+
+
+# --- the law of neighbours ------------------------------------------------------------------------
+
+
+def _groups(plan: Plan, outs: Sequence[Dependence]) -> list[frozenset[int]] | None:
+    """The variables of each chain; None if two chains meet, or have not the same plates."""
+    groups: dict[Class, frozenset[int]] = {}
+    for i in range(len(plan.variables)):
+        chains = plan.of(i) & plan.chains
+        if len(chains) != 1:
+            return None
+        (c,) = chains
+        groups[c] = groups.get(c, frozenset()) | {i}
+    for g in groups.values():
+        if len({plan.of(i) for i in g}) != 1 or any(
+            len(set(plan.classes[i])) != len(plan.classes[i]) for i in g
+        ):
+            return None
+    for d in outs:
+        if d and not any(set(d) <= g for g in groups.values()):
+            return None
+    return list(groups.values())
+
+
+def _spread(plan: Plan, d: Dependence, value: jax.Array) -> Table:
+    """A probability of each element as a table: its axes are those of the element, all classes."""
+    digits = tuple(sorted(plan.signature(d)[0]))
+    axes: dict[int, Class] = {}
+    for i, along in d.items():
+        for a, c in zip(along, plan.classes[i], strict=True):
+            assert a is not None and c is not None
+            axes[a.axis] = c
+    return Table(digits, tuple(axes[a] for a in sorted(axes)), value)
+
+
+def _law(plan: Plan, group: Sequence[int], masses: Sequence[Table]) -> Table:
+    """The probability of the values of each element and the one before it, at all steps.
+
+    Before the first step stands the first value: nothing depends on it there.
+    """
+    (chain,) = plan.of(group[0]) & plan.chains
+    plates = sorted(plan.of(group[0]) - {chain})
+    late: list[Digit] = [(i, 1) for i in group]
+    now: list[Digit] = [(i, 0) for i in group]
+    k, n = [plan.values(i) for i in group], len(group)
+    length = class_size(plan, group[0], chain)
+    sizes = [class_size(plan, group[0], c) for c in plates]
+    steps = jnp.ones((length, *k, *k, *sizes))
+    for m in masses:
+        steps = steps * m.laid_out([*late, *now], [chain, *plates]).transpose(
+            2 * n, *range(2 * n), *range(2 * n + 1, 2 * n + 1 + len(plates))
+        )
+
+    def step(before: jax.Array, pairs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        law = before.reshape(*k, *[1] * n, *sizes) * pairs
+        return jnp.sum(law, axis=tuple(range(n))), law
+
+    start = jnp.zeros((math.prod(k), *sizes)).at[0].set(1.0).reshape(*k, *sizes)
+    _, laws = lax.scan(step, start, steps)
+    return Table((*late, *now), (chain, *plates), jnp.moveaxis(laws, 0, 2 * n))
+
+
+def _mean(
+    plan: Plan, laws: dict[frozenset[int], Table], d: Dependence, value: jax.Array
+) -> jax.Array:
+    """The mean of an output over the variables that it depends on; its own axes stay."""
+    if not d:
+        return value
+    law = next(law for g, law in laws.items() if set(d) <= g)
+    digits = tuple(sorted(plan.signature(d)[0]))
+    axis_of: dict[Class, int] = {}
+    for i, along in d.items():
+        for a, c in zip(along, plan.classes[i], strict=True):
+            assert a is not None and c is not None
+            axis_of[c] = a.axis
+    gone = tuple(j for j, digit in enumerate(law.digits) if digit not in digits)
+    kept = tuple(digit for digit in law.digits if digit in digits)
+    weight = Table(kept, law.classes, jnp.sum(law.value, axis=gone))
+    order = sorted(law.classes, key=axis_of.__getitem__)
+    weight = weight.laid_out(digits, order)
+    shape = list(weight.shape[: len(digits)]) + [1] * (value.ndim - len(digits))
+    for c, size in zip(order, weight.shape[len(digits) :], strict=True):
+        shape[len(digits) + axis_of[c]] = size
+    weight = weight.reshape(shape)
+    safe = jnp.where((weight == 0) & ~jnp.isfinite(value), 0.0, value)
+    return jnp.sum(weight * safe, axis=tuple(range(len(digits))))

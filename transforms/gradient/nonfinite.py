@@ -1,0 +1,121 @@
+"""Where a value that is not finite shows first."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .. import _jax
+from ..errors import show
+from ..estimation.chosen import Choose
+from ..estimation.draws import vectorised_draw
+from ..estimation.rounding import cure, rounding_parts, smallest_lost
+from ..program.site import Site
+from .surrogate import surrogate
+
+
+def first_nonfinite(
+    closed: _jax.ClosedJaxpr,
+    args: Sequence[Any],
+    key: jax.Array,
+    choose: Choose,
+    samples: int,
+    averages: Mapping[float, Any],
+    direction: int,
+) -> str:
+    """A sentence that names the first choice with parameters or a draw that are not finite.
+
+    The surrogate itself runs, and its derivative, with the same key: what is seen are its own
+    draws, all values of what it enumerates, and the alternatives of what it continues from.
+    """
+    watch = _Watch()
+    smooth = [i for i, a in enumerate(args) if jnp.issubdtype(jnp.result_type(a), jnp.inexact)]
+
+    def value(key: jax.Array, inputs: list[Any]) -> jax.Array:
+        full = list(args)
+        for i, a in zip(smooth, inputs, strict=True):
+            full[i] = a
+        return surrogate(
+            closed,
+            full,
+            key,
+            choose,
+            samples=samples,
+            averages=averages,
+            direction=direction,
+            report=lambda check, inputs: None,
+            watch=watch,
+        )[0]
+
+    estimate = jax.jit(jax.value_and_grad(value, argnums=1))
+    result = estimate(key, [args[i] for i in smooth])[0]
+    jax.effects_barrier()
+    bad, lost = sorted(watch.bad), sorted(watch.lost)
+    if lost and lost[0] <= min(bad, default=lost[0]):
+        return watch.lost[lost[0]]
+    if bad:
+        address, source = watch.places[bad[0]]
+        return (
+            f"It shows first at the random choice {show(address)} ({source}), whose parameters or "
+            "draw are not finite."
+        )
+    what = "the gradient" if bool(jnp.isfinite(result)) else "the value"
+    return (
+        f"Every random choice has finite parameters and draws; {what} is made not finite by what "
+        "is computed from them."
+    )
+
+
+@dataclasses.dataclass
+class _Watch:
+    """Told of every choice of a run: the choices in order, the numbers of the bad ones, and what to
+    say of those whose draws are lost."""
+
+    places: list[tuple[Any, str]] = dataclasses.field(default_factory=list)
+    bad: set[int] = dataclasses.field(default_factory=set)
+    lost: dict[int, str] = dataclasses.field(default_factory=dict)
+
+    def __call__(self, site: Site, operands: Sequence[Any], value: Any) -> None:
+        place = (site.address, site.source)
+        if place not in self.places:
+            self.places.append(place)
+        number = self.places.index(place)
+        mask = operands[-1] if site.masked else True
+        parameters = operands[: len(operands) - site.masked - site.n_estimator]
+        seen = [site.live(operands)] if site.masked else [parameters]
+        flags = [
+            jnp.any(~jnp.isfinite(a))
+            for a in [*seen[0][: len(parameters)], value]
+            if jnp.issubdtype(a.dtype, jnp.inexact)
+        ]
+
+        def note(flag: Any) -> None:
+            if bool(flag):
+                self.bad.add(number)
+
+        taken = jnp.any(jnp.asarray(mask))
+        if flags:
+            jax.debug.callback(note, jnp.any(jnp.stack(flags)) & taken)
+        if rounding_parts(site.rebuild(operands)):
+            self._note_lost(number, site, operands, value, taken)
+
+    def _note_lost(
+        self, number: int, site: Site, operands: Sequence[Any], value: Any, taken: Any
+    ) -> None:
+        smallest = lambda d, *_: smallest_lost(d, value.dtype)
+        told = vectorised_draw(site, operands, jax.random.key(0), smallest).reshape(-1, 2)
+        limit = told[jnp.argmin(told[:, 0])][1]
+        at_end = jnp.any((value == 0) | (value == 1) | jnp.isinf(value))
+
+        def note(limit: Any) -> None:
+            if bool(jnp.isfinite(limit)):
+                self.lost[number] = (
+                    f"Draws of {show(site.address)} ({site.source}) are at an end of their "
+                    f"support. {cure(value.dtype, float(limit))}"
+                )
+
+        jax.debug.callback(note, jnp.where(at_end & taken, limit, jnp.inf))

@@ -1,0 +1,386 @@
+"""*surrogate*: an objective becomes a plain differentiable JAX function.
+
+Its value is an unbiased estimate of the objective, its derivative an unbiased estimate of the
+objective's derivative. A *scope* is a program whose first output is the payoff f, which is a sum of
+terms (``terms.py``). With what each element of each term depends on (``layout.py``), and the
+choices of the scope partitioned by the kind of their estimator,
+
+    surrogate = sum_t sum_g w_g [ t_g box(score_t) ] + baselines + corrections
+
+- *in place*: pathwise draws differentiate by themselves; the score of a term is the sum of the log
+  densities of the draws that it depends on, and ``box`` is 1 with the derivative of exp
+  (``estimator.magic_box``): the Rao-Blackwellised score of Schulman et al. 2015;
+- *enumerated*: g runs over the joint values of those choices that the term depends on, as one
+  ``jax.vmap`` of the program for each of them, so that whatever does not depend on a choice is not
+  repeated for it; w_g is the product of their probabilities. Elements that meet in no term take
+  their values in step: N of them cost K runs, not K^N;
+- *continued* (measure-valued, ...): a term of value 0, differentiated only (``continued.py``).
+
+An expectation inside is a scope of its own, estimated where it stands.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from .. import _jax
+from ..analyses.alike import NO, compress
+from ..analyses.contained import resolve
+from ..checker.alarm import sound_the_alarm
+from ..checker.soundness import Soundness
+from ..estimation.chosen import Choose
+from ..estimation.draws import SAMPLES, Context, Watch, draw, own_key, sampled
+from ..estimation.elements import apart, element_shape, value_and_mass
+from ..estimation.estimator import Continued, Enumerated, InPlace, magic_box, refuse_rounding
+from ..estimation.rounding import as_finite, rounding_parts
+from ..plan.assignment import assign
+from ..plan.layout import Elements, Layout, Mass, laws, lay_out, onto, times
+from ..program import marks
+from ..program.interpret import Path, Record, Steps, entering, interpret
+from ..program.messages import silent, transformable
+from ..program.site import (
+    Call,
+    Densities,
+    Expect,
+    Factor,
+    FreshKey,
+    Site,
+    element_keys,
+    expect_p,
+    per_element,
+    refuse_factor,
+    sample,
+)
+from .replay import correction
+
+# --- one scope ----------------------------------------------------------------------------------
+
+
+def scope(
+    closed: _jax.ClosedJaxpr,
+    args: Sequence[Any],
+    key: jax.Array,
+    choose: Choose,
+    context: Context,
+) -> list[Any]:
+    """Surrogate of a program whose first output is the payoff; see the module docstring."""
+    chosen = context.plans.get(id(closed))
+    if chosen is None:  # of no consequence for the payoff, or not checked
+        chosen = assign(closed, choose, context.samples)
+    layout = lay_out(transformable(closed), chosen)
+    run = functools.partial(_run, layout, context)
+    quiet = functools.partial(_run, layout, context, program=silent(layout.program))
+    continued = layout.of(Continued)
+    averaged = {i: layout.on_grid(d) for i, d in enumerate(layout.others) if layout.is_apart(d)}
+    entropic = [s for s in layout.of(InPlace) if s.own]
+    grids = layout.grids([*layout.terms, *(s.parameters for s in entropic)])
+    zero = jnp.zeros((), closed.out_avals[0].dtype)
+    baselines = [s for s in layout.of(InPlace) if _baseline(s) is not None]
+    reach = {s.path: layout.grids([d for d in layout.terms if s.path in d]) for s in baselines}
+
+    def point(*indices: Any) -> Any:
+        given = _given(layout, indices)
+        outs, made = run(args, key, given, resumable=bool(continued))
+        terms, others = outs[: len(layout.terms)], outs[len(layout.terms) :]
+        weights = laws(layout, made)
+        scores = {s.path: made[s.path]["score"] for s in layout.of(InPlace)}
+        values = [zero] * len(grids)
+        payoffs: dict[Path, list[Any]] = {p: [zero] * len(reach[p]) for p in reach}
+        for t, d, grid in layout.grouped(terms):
+            weighted = times(layout.law(d, t.ndim, weights), t)
+            score = layout.score(d, t.ndim, scores)
+            value = weighted if score is None else weighted * magic_box(score)
+            values[grids.index(grid)] += jnp.sum(value)
+            for s in baselines:
+                if s.path in d:
+                    part = onto(lax.stop_gradient(weighted), d[s.path], [True] * len(s.shape))
+                    payoffs[s.path][reach[s.path].index(grid)] += part
+        for s in entropic:  # a baseline that cancels the derivative of its own log density
+            law = layout.law(s.parameters, len(s.shape), weights)
+            cancelled = times(law, 1.0 - magic_box(scores[s.path]))
+            values[grids.index(layout.on_grid(s.parameters))] += s.own * jnp.sum(cancelled)
+        parts = {}
+        for s in baselines:
+            law = layout.law(s.parameters, len(s.shape), weights)
+            parts[s.path] = made[s.path]["baseline"], jnp.ones(()) if law is None else law
+        means = []
+        for i in averaged:
+            law = layout.law(layout.others[i], others[i].ndim, weights)
+            means.append(times(law, others[i]))
+        extra = zero
+        for s in continued:
+            extra += correction(layout, s, quiet, list(args), key, given, made, terms)
+        return values, payoffs, parts, means, extra
+
+    every = layout.everywhere if continued else frozenset()
+    spec = (
+        grids,
+        reach,
+        {s.path: layout.on_grid(s.parameters) for s in baselines},
+        list(averaged.values()),
+        every,
+    )
+    values, payoffs, parts, means, extra = layout.over_grid(point, spec)
+    flat = [v if v.ndim < 2 else v.reshape(-1) for v in values]  # one sum is pairwise, nested not
+    value = sum(map(jnp.sum, flat), jnp.sum(extra))
+    for s in baselines:
+        payoff = jnp.zeros(s.shape, zero.dtype)
+        for grid, part in zip(reach[s.path], payoffs[s.path], strict=True):
+            payoff += jnp.sum(part, axis=tuple(range(len(grid))))
+        finish = lambda totals, s=s, p=payoff: _baseline(s).finish(totals, p, context)
+        totals, law = parts[s.path]
+        for _ in layout.on_grid(s.parameters):
+            finish = jax.vmap(finish)
+        value += jnp.sum(law * finish(totals))
+    outs: list[Any] = [None] * len(layout.others)
+    for i, mean in zip(averaged, means, strict=True):
+        outs[i] = jnp.sum(mean, axis=tuple(range(len(averaged[i]))))
+    if len(averaged) < len(outs):  # where elements meet that meet in no term
+        drawn = quiet(args, key, {}, enumerate=False)[0][len(layout.terms) :]
+        outs = [d if o is None else o for d, o in zip(drawn, outs, strict=True)]
+    return [value, *outs]
+
+
+def _baseline(s: Elements) -> Any:
+    estimator = s.chosen.estimator
+    return estimator.baseline if isinstance(estimator, InPlace) else None
+
+
+def _run(
+    layout: Layout,
+    context: Context,
+    args: Sequence[Any],
+    key: jax.Array,
+    given: Record,
+    resumable: bool = False,
+    enumerate: bool = True,
+    program: _jax.ClosedJaxpr | None = None,
+) -> tuple[list[Any], Record]:
+    """One run of a scope: its outputs, and what its choices record of each of their elements.
+
+    Enumerated choices record how probable a value is, in branches with whether they were made at
+    all: what a branch that is not taken records is 0. ``program`` is that of the layout, or silent.
+    """
+
+    @entering
+    @context.watching
+    def rule(
+        choice: Any, operands: list[Any], *, path: Path, key: Any, given: Record, acc: Any
+    ) -> Any:
+        if isinstance(choice, Expect):
+            return estimate(choice, operands, key, context), acc, {}
+        if isinstance(choice, Factor):
+            return refuse_factor(choice)
+        if isinstance(choice, Call):
+            assert isinstance(choice.program, Densities)
+            outs, acc, made = interpret(
+                choice.program.simulate, operands, rule, key=key, given=given, acc=acc, path=path
+            )
+            return outs[: choice.program.n_retval], acc, made
+        estimator = layout.chosen[path].estimator
+        if isinstance(estimator, Enumerated) and enumerate:
+            value, mass = _enumerated(layout, path, operands, given.get(path))
+            if path not in layout.sites:  # a support of one value
+                return [value], acc, {}
+            conditional = layout.sites[path].chosen.choice.conditional
+            return [value], acc, {path: Mass(mass, jnp.ones((), bool) if conditional else None)}
+        if isinstance(estimator, Enumerated):
+            return [draw(choice, operands, key, sampled, context)], acc, {}
+        if isinstance(estimator, Continued):
+            own, other_draws = jax.random.split(key)  # alternatives are independent of the draw
+            fixed = lax.stop_gradient(operands)
+            value = lax.stop_gradient(draw(choice, fixed, own, sampled, context))
+            if path in given:
+                replace, other = given[path]
+                value = jnp.where(replace, other, value)
+            data = jax.random.key_data(own_key(other_draws, context))
+            return [value], acc, {path: (jnp.ones((), bool), operands, value, data)}
+        assert isinstance(estimator, InPlace)
+        parameters = lax.stop_gradient(operands) if estimator.score else operands
+        value = draw(choice, parameters, key, estimator.draw, context)
+        refuse_rounding(choice, estimator.name, "draws", value.dtype)
+        if not estimator.score:
+            return [value], acc, {}
+        value = lax.stop_gradient(value)
+        return [value], acc, {path: _score(choice, estimator, operands, value)}
+
+    program = program or layout.program
+    outs, _, made = interpret(program, args, rule, key=key, given=given, resumable=resumable)
+    return outs, made
+
+
+def _score(site: Site, estimator: InPlace, operands: list[Any], value: Any) -> dict[str, Any]:
+    """The log density of each element, and what its baseline makes of it."""
+    chosen_outside = site.estimator is not None
+
+    def one(operands: list[Any], value: Any) -> dict[str, Any]:
+        d = apart(site.rebuild(site.live(operands)))
+        log_prob = estimator.log_prob(d, value)
+        log_prob = as_finite(log_prob, operands) if rounding_parts(d) else log_prob
+        if site.masked:
+            log_prob = jnp.where(site.mask(operands), log_prob, 0.0)
+        own = site.rebuild_estimator(operands) if chosen_outside else estimator
+        parts = {} if own.baseline is None else own.baseline.accumulate(log_prob)
+        return {"score": log_prob, "baseline": parts}
+
+    return per_element(site.axes, one, 1)(operands, value)
+
+
+# --- enumerated sites ---------------------------------------------------------------------------
+
+
+def _given(layout: Layout, indices: Sequence[jax.Array]) -> Record:
+    """The values that enumerated choices take, from their indices on the grid."""
+    given: Record = {}
+    for s in layout.of(Enumerated):
+        own = [indices[axis] for axis in layout.axes_of(s.path)]
+        if s.stepwise:
+            given[s.path] = _by_step(s, iter(own), s.shape[: s.loops])
+        else:
+            digits = jnp.broadcast_to(_digits(s, own[0]), s.shape[s.loops :])
+            given[s.path] = jnp.broadcast_to(digits, s.shape)
+    return given
+
+
+def _by_step(s: Elements, indices: Iterator[jax.Array], lengths: Sequence[int]) -> Any:
+    """The joint values of a choice in every step of the loops around it, from one index each."""
+    if lengths:
+        return Steps(_by_step(s, indices, lengths[1:]) for _ in range(lengths[0]))
+    return jnp.broadcast_to(_digits(s, next(indices)), s.shape[s.loops :])
+
+
+def _digits(s: Elements, index: jax.Array) -> jax.Array:
+    """The joint value number ``index`` as one index into the support for each element, the same
+    for elements that are apart."""
+    axes = zip(s.shape[s.loops :], s.apart[s.loops :], strict=True)
+    shape = [1 if apart else n for n, apart in axes]
+    places = np.array([s.support**i for i in range(math.prod(shape))][::-1], dtype=np.int32)
+    return (index // jnp.asarray(places) % s.support).reshape(shape)
+
+
+def _enumerated(layout: Layout, path: Path, operands: list[Any], digits: Any) -> Any:
+    """The value that the digits stand for, and its probability."""
+    chosen = layout.chosen[path]
+    site, estimator = chosen.choice.site, chosen.estimator
+    assert isinstance(estimator, Enumerated)
+    if digits is None:  # a support of one value
+        shape = element_shape(site, operands)
+        digits = jnp.zeros((*site.sizes, *shape), int)
+        return value_and_mass(site, estimator, operands, digits)
+    s = layout.sites[path]
+    same = frozenset(i for i, apart in enumerate(s.apart[s.loops :]) if apart)
+    each = functools.partial(value_and_mass, site, estimator)
+    if not same:
+        return each(operands, digits)
+    closed, consts, _ = _jax.trace(each, operands, digits)
+    once = compress(closed, [*[NO] * (len(consts) + len(operands)), same])
+    return _jax.evaluate(once, *consts, *operands, digits)
+
+
+# --- expectations inside, and the outermost one ---------------------------------------------------
+
+
+def estimate(
+    expect: Expect, operands: list[Any], key: jax.Array, context: Context | None = None
+) -> list[Any]:
+    """One unbiased draw of an expectation, differentiable, with all its ``vmap`` axes."""
+    if context is None:  # an objective by itself
+        resolved, misfits = resolve(expect.jaxpr, operands)
+        expect = dataclasses.replace(expect, jaxpr=resolved)
+        check = Soundness(expect.jaxpr, expect.choose, 1, _known(operands), misfits)
+        outs = estimate(expect, operands, key, Context(plans=check.plans))
+        value = _checked(check, operands, outs[0])
+        return [value + _alarm(check, operands, expect.name), *outs[1:]]
+    inner = dataclasses.replace(context, averages={})
+
+    def one(operands: list[Any], key: jax.Array) -> list[Any]:
+        return scope(expect.jaxpr, operands, key, expect.choose, inner)
+
+    return per_element(expect.axes, one, 1)(list(operands), element_keys(key, expect.axes))
+
+
+def surrogate(
+    closed: _jax.ClosedJaxpr,
+    args: Sequence[Any],
+    key: jax.Array,
+    choose: Choose,
+    *,
+    samples: int = 1,
+    averages: Mapping[float, Any] | None = None,
+    direction: int = 1,
+    name: str = "the objective",
+    strict: bool = False,
+    report: Callable[[Soundness, Sequence[int]], None] | None = None,
+    watch: Watch | None = None,
+) -> list[Any]:
+    """The mean of ``samples`` surrogates with independent draws.
+
+    When it is first differentiated, what the checker finds is reported: as warnings, or errors
+    if ``strict``, or by ``report`` with the numbers of the arguments that are differentiated.
+    ``watch`` is told of every choice.
+    """
+    closed, misfits = resolve(closed, args)
+    check = Soundness(closed, choose, samples, _known(args), misfits)
+    context = Context(samples, averages or {}, direction, check.plans, watch)
+
+    def one(key: jax.Array) -> list[Any]:
+        return scope(closed, args, key, choose, context)
+
+    if samples == 1:
+        outs = one(key)
+    else:
+        outs = jax.vmap(lambda _: one(key), axis_name=SAMPLES)(jnp.arange(samples))
+        outs = [jnp.mean(o, axis=0) for o in outs]
+    alarm = _alarm(check, args, name, strict, report)
+    return [_checked(check, args, outs[0]) + alarm, *outs[1:]]
+
+
+def _checked(check: Soundness, args: Sequence[Any], value: jax.Array) -> jax.Array:
+    """``value``, in whose derivative it shows that draws are lost."""
+    return as_finite(value, args) if check.rounds else value
+
+
+def _known(args: Sequence[Any]) -> list[Any]:
+    return [None if isinstance(a, _jax.Tracer) else a for a in args]
+
+
+def _alarm(
+    check: Soundness,
+    args: Sequence[Any],
+    name: str,
+    strict: bool = False,
+    report: Callable[[Soundness, Sequence[int]], None] | None = None,
+) -> jax.Array:
+    """0; tells what the checker finds when it is differentiated."""
+    smooth = [i for i, a in enumerate(args) if jnp.issubdtype(jnp.result_type(a), jnp.inexact)]
+
+    def tell(differentiated: list[bool]) -> None:
+        inputs = [i for i, d in zip(smooth, differentiated, strict=True) if d]
+        if report is not None:
+            report(check, inputs)
+        else:
+            sound_the_alarm(name, check.findings(inputs), strict)
+
+    return _jax.perturbed([args[i] for i in smooth], tell)
+
+
+def _expectation_jvp(primals: Any, tangents: Any, *, expect: Expect) -> Any:
+    """The value of a scope, differentiated in place."""
+    zeros = [_jax.ad.instantiate_zeros(t) for t in tangents]
+    key = sample((expect.name,), FreshKey(), source=expect.source)
+    with marks.mark(marks.ESTIMATE):
+        return jax.jvp(lambda *ops: estimate(expect, list(ops), key), tuple(primals), tuple(zeros))
+
+
+_jax.differentiate(expect_p, _expectation_jvp)
+
+__all__ = ["Context", "estimate", "surrogate"]

@@ -1,0 +1,1 @@
+"""How each choice of a scope is treated."""

@@ -1,0 +1,500 @@
+"""Which terms of a scope depend on which elements of which choices, and what follows from it.
+
+The *elements* of a choice are numbered by the axes (steps of the loops around it, ``vmap``\\ s
+around it, batch dimensions of its distribution). An axis along which no two elements of a choice
+meet in one element of a term is *apart*: there enumerated values are taken in step, and
+alternatives of measure-valued derivatives replaced all at once. Along the other axes elements are
+treated jointly.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from .. import _jax
+from ..analyses.alike import NO, compress
+from ..analyses.dependence import NONE, Along, Dependence, Dependences
+from ..analyses.terms import split
+from ..errors import UnsupportedError, show
+from ..estimation.chosen import MAX_JOINT, Chosen, support_size
+from ..estimation.elements import apart, element_shape
+from ..estimation.estimator import Enumerated, InPlace
+from ..exact.chains import SummedOut, sum_out
+from ..exact.grid import over_axes
+from ..program.interpret import Path, Record, choices
+from ..program.site import Site, own_density
+
+Grid = frozenset[int]
+"""The axes of the enumeration that something depends on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Elements:
+    """A choice whose elements are told apart: the shape of its elements, which of the axes are
+    apart, and what its distribution depends on (with axes of the elements)."""
+
+    chosen: Chosen
+    shape: tuple[int, ...]
+    apart: tuple[bool, ...]
+    parameters: Dependence = dataclasses.field(default_factory=dict)
+    own: float = 0.0
+    """How often the log density of the draw is a term: the derivative of that alone has mean 0."""
+
+    @property
+    def path(self) -> Path:
+        return self.chosen.choice.path
+
+    @property
+    def loops(self) -> int:
+        """How many of the axes are steps of loops."""
+        return len(self.chosen.choice.lengths)
+
+    @property
+    def stepwise(self) -> bool:
+        """Whether the steps of the loops around it are enumerated one by one."""
+        return not all(self.apart[: self.loops])
+
+    @functools.cached_property
+    def support(self) -> int:
+        """How many values an element has."""
+        assert isinstance(self.chosen.estimator, Enumerated)
+        return support_size(self.chosen.choice, self.chosen.estimator)
+
+    @functools.cached_property
+    def values(self) -> int:
+        """How many joint values are enumerated, in one step of a loop if ``stepwise``."""
+        axes = zip(self.shape[self.loops :], self.apart[self.loops :], strict=True)
+        return self.support ** math.prod(n for n, apart in axes if not apart)
+
+    @property
+    def instances(self) -> int:
+        """How many times that: once for each step if ``stepwise``."""
+        return math.prod(self.shape[: self.loops]) if self.stepwise else 1
+
+    def only_apart(self, along: Sequence[Along | None]) -> list[Along | None]:
+        """Where the axes that are apart run along."""
+        return [a if apart else None for a, apart in zip(along, self.apart, strict=True)]
+
+    def met(self, x: jax.Array, reduce: Callable[..., jax.Array]) -> jax.Array:
+        """``x``, of an element each, reduced over the axes that are not apart (they stay)."""
+        axes = tuple(i for i, a in enumerate(self.apart) if not a)
+        return reduce(x, axis=axes, keepdims=True) if axes else x
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A scope, rewritten to return its terms, and what they depend on."""
+
+    program: _jax.ClosedJaxpr
+    terms: tuple[Dependence, ...]
+    others: tuple[Dependence, ...]
+    """Of the other outputs, which are averaged."""
+    chosen: Mapping[Path, Chosen]
+    sites: Mapping[Path, Elements]
+    """The choices that terms are told apart by: enumerated, scored, or continued."""
+    lines: tuple[str, ...] = ()
+    """The line of the user's code of each term."""
+    summed: tuple[Chosen, ...] = ()
+    """The choices that were summed out along chains."""
+
+    def of(self, kind: type) -> list[Elements]:
+        """The choices with an estimator of a kind."""
+        return [s for s in self.sites.values() if isinstance(s.chosen.estimator, kind)]
+
+    @functools.cached_property
+    def _axes(self) -> tuple[list[int], dict[Path, tuple[int, ...]]]:
+        """The axes of the enumeration, each by how many values it has, and which of them are those
+        of a choice: one, or one for each step.
+
+        Choices of as many values share an axis, and take their values in step, where nothing
+        depends on both.
+        """
+        enumerated = {s.path: s for s in self.of(Enumerated)}
+        others = [d for d in self.others if self.joint(self.together(d)) <= MAX_JOINT]
+        parameters = [s.parameters for s in self.sites.values()]
+        meetings = {self.together(d) for d in (*self.terms, *others, *parameters)}
+        met: dict[Path, set[Path]] = {p: {p} for p in enumerated}
+        for together in meetings:
+            for p in together:
+                met[p] |= together
+        sizes: list[int] = []
+        found: dict[Path, tuple[int, ...]] = {}
+        for path, s in enumerated.items():
+            taken = {axis for p in met[path] if p in found for axis in found[p]}
+            free = [i for i, n in enumerate(sizes) if n == s.values and i not in taken]
+            more = range(len(sizes), len(sizes) + max(s.instances - len(free), 0))
+            sizes += [s.values] * len(more)
+            found[path] = tuple([*free, *more][: s.instances])
+        return sizes, found
+
+    @property
+    def grid(self) -> list[int]:
+        """How many values each axis of the enumeration has."""
+        return self._axes[0]
+
+    def axes_of(self, path: Path) -> tuple[int, ...]:
+        """The axes of a choice: one, or one for each step of the loops around it."""
+        return self._axes[1][path]
+
+    def together(self, dependence: Dependence) -> frozenset[Path]:
+        """The enumerated choices that something depends on."""
+        return frozenset(s.path for s in self.of(Enumerated) if s.path in dependence)
+
+    def joint(self, choices: frozenset[Path]) -> int:
+        """How many joint values enumerated choices have."""
+        return math.prod(self.sites[p].values ** self.sites[p].instances for p in choices)
+
+    def on_grid(self, dependence: Dependence) -> Grid:
+        return frozenset(axis for p in self.together(dependence) for axis in self.axes_of(p))
+
+    def grids(self, dependences: Sequence[Dependence]) -> list[Grid]:
+        """The different ones."""
+        return sorted({self.on_grid(d) for d in dependences}, key=sorted)
+
+    @property
+    def everywhere(self) -> Grid:
+        return frozenset(range(len(self.grid)))
+
+    def is_apart(self, dependence: Dependence) -> bool:
+        """Whether elements of a choice that are apart do not meet in something (of few values)."""
+        return self.joint(self.together(dependence)) <= MAX_JOINT and all(
+            not apart or (along is not None and not along.lag)
+            for s in self.of(Enumerated)
+            if s.path in dependence
+            for apart, along in zip(s.apart, dependence[s.path], strict=True)
+        )
+
+    def points(self, grid: Grid) -> int:
+        """How many joint values that is."""
+        return math.prod(self.grid[axis] for axis in grid)
+
+    def over_grid(self, f: Callable[..., Any], spec: Any) -> Any:
+        """``f(*indices)`` for all joint values.
+
+        ``spec`` says on which axes of the grid the parts of the result depend: those they have in
+        front, and no others.
+        """
+        return over_axes(f, self.grid, spec)
+
+    def grouped(self, terms: Sequence[jax.Array]) -> list[tuple[jax.Array, Dependence, Grid]]:
+        """The terms, added up where they depend on the same, without axes that do not matter."""
+        groups: dict[Any, tuple[jax.Array, Dependence]] = {}
+        for t, d in zip(terms, self.terms, strict=True):
+            used = sorted({a.axis for along in d.values() for a in along if a is not None})
+            t = jnp.sum(t, axis=tuple(a for a in range(t.ndim) if a not in used))
+            d = {p: tuple(a and Along(used.index(a.axis), a.lag) for a in e) for p, e in d.items()}
+            name = t.shape, tuple(sorted(d.items()))
+            groups[name] = (groups[name][0] + t, d) if name in groups else (t, d)
+        return [(t, d, self.on_grid(d)) for t, d in groups.values()]
+
+    def law(self, dependence: Dependence, ndim: int, factors: Mapping[Path, Any]) -> Any:
+        """The probability of the enumerated values that something of ``ndim`` axes depends on, None
+        if it depends on none. ``factors`` has axes of size 1 for elements that are joint."""
+        parts = [
+            aligned(f, self.sites[p].only_apart(dependence[p]), ndim)
+            for p, f in factors.items()
+            if p in dependence
+        ]
+        return functools.reduce(jnp.multiply, parts) if parts else None
+
+    def score(self, dependence: Dependence, ndim: int, scores: Mapping[Path, Any]) -> Any:
+        """The sum of the scores that something of ``ndim`` axes depends on, None if on none."""
+        parts = []
+        for path, score in scores.items():
+            if path in dependence:
+                for axis, along in enumerate(dependence[path]):
+                    if along is None:
+                        score = jnp.sum(score, axis=axis, keepdims=True)
+                    elif along.lag:
+                        score = jnp.cumsum(score, axis=axis)
+                parts.append(aligned(score, dependence[path], ndim))
+        return functools.reduce(jnp.add, parts) if parts else None
+
+
+class Mass(NamedTuple):
+    """How probable the value of each element is, and whether the choice was made at all (in each
+    step of the loops around it), if it stands in a branch."""
+
+    mass: jax.Array
+    made: jax.Array | None
+
+    def among(self, support: int) -> jax.Array:
+        """The probability; where the choice was not made all values are as probable."""
+        if self.made is None:
+            return self.mass
+        made = self.made.reshape(*self.made.shape, *[1] * (self.mass.ndim - self.made.ndim))
+        return jnp.where(made, self.mass, 1.0 / support)
+
+
+def laws(layout: Layout, made: Record) -> dict[Path, jax.Array]:
+    """The probability of the values of each enumerated choice, from what a run has recorded."""
+    return {s.path: s.met(made[s.path].among(s.support), jnp.prod) for s in layout.of(Enumerated)}
+
+
+def times(weight: Any, f: jax.Array) -> jax.Array:
+    """``weight * f``, where an f that is not finite does not count if it has no weight."""
+    return f if weight is None else _times(weight, f)
+
+
+@jax.custom_jvp
+def _times(weight: jax.Array, f: jax.Array) -> jax.Array:
+    return weight * _counted(weight, f)
+
+
+def _counted(weight: jax.Array, f: jax.Array) -> jax.Array:
+    return jnp.where((weight == 0) & ~jnp.isfinite(f), 0.0, f)
+
+
+@functools.partial(_times.defjvp, symbolic_zeros=True)
+def _(primals: Any, tangents: Any) -> Any:
+    """The slope of f is multiplied by the weight alone: XLA repeats the factor in every loop over
+    the numbers that f is made of, and would repeat f with it."""
+    weight, f = primals
+    value = _times(weight, f)
+    moves = [not isinstance(t, jax.custom_derivatives.SymbolicZero) for t in tangents]
+    slope = jnp.zeros_like(value)
+    if moves[0]:
+        slope += tangents[0] * _counted(weight, f)
+    if moves[1]:
+        slope += weight * tangents[1]
+    return value, slope
+
+
+def aligned(x: jax.Array, along: Sequence[Along | None], ndim: int) -> jax.Array:
+    """``x`` with its axes where they run along, among ``ndim`` axes; the others have size 1."""
+    places = [-1 if a is None else a.axis for a in along]
+    kept = sorted((i for i, a in enumerate(places) if a >= 0), key=lambda i: places[i])
+    out = lax.squeeze(x, [i for i, a in enumerate(places) if a < 0])
+    ranks = sorted(kept)
+    out = jnp.transpose(out, [ranks.index(i) for i in kept])
+    shape = [1] * ndim
+    for i in kept:
+        shape[places[i]] = x.shape[i]
+    return out.reshape(shape)
+
+
+def onto(x: jax.Array, along: Sequence[Along | None], keep: Sequence[bool]) -> jax.Array:
+    """``x`` summed up for each element that it depends on: the axes that are kept, others 1."""
+    kept = [(a.axis, a.lag) for a, k in zip(along, keep, strict=True) if a is not None and k]
+    for axis, lag in kept:
+        if lag:
+            x = jnp.flip(jnp.cumsum(jnp.flip(x, axis), axis), axis)
+    axes = [a for a, _ in kept]
+    x = jnp.sum(x, axis=tuple(a for a in range(x.ndim) if a not in axes))
+    ranks = sorted(axes)
+    x = jnp.transpose(x, [ranks.index(a) for a in axes])
+    sizes = iter(x.shape)
+    return x.reshape(
+        [next(sizes) if a is not None and k else 1 for a, k in zip(along, keep, strict=True)]
+    )
+
+
+# --- the layout of a scope ------------------------------------------------------------------------
+
+
+def is_told_apart(s: Chosen) -> bool:
+    """Whether an estimator asks which terms depend on its choice."""
+    if isinstance(s.estimator, Enumerated):
+        return support_size(s.choice, s.estimator) > 1
+    return not isinstance(s.estimator, InPlace) or s.estimator.score
+
+
+def lay_out(closed: _jax.ClosedJaxpr, chosen: Sequence[Chosen]) -> Layout:
+    """The layout of a scope, ready to run.
+
+    Raises:
+        UnsupportedError: too many joint values would be enumerated.
+    """
+    layout = analyse(closed, chosen)
+    if rest := _without_chains(layout, closed, chosen):
+        kept = {id(s.choice.random) for s in rest.chosen}
+        summed = tuple(s for s in chosen if id(s.choice.random) not in kept)
+        layout = lay_out(rest.closed, rest.chosen)
+        return dataclasses.replace(layout, summed=(*summed, *layout.summed))
+    for d in layout.terms:
+        _check_size(layout, d)
+    return _compressed(layout) if all(map(layout.is_apart, layout.others)) else layout
+
+
+def _without_chains(
+    layout: Layout, closed: _jax.ClosedJaxpr, chosen: Sequence[Chosen]
+) -> SummedOut | None:
+    """The scope without enumerated choices in loops whose steps meet, where they are chains."""
+    stepwise = [
+        old.choice.path
+        for old, new in zip(chosen, layout.chosen, strict=True)
+        if new in layout.sites
+        and layout.sites[new].stepwise
+        and isinstance(old.estimator, Enumerated)
+    ]
+    return sum_out(closed, chosen, stepwise) if stepwise else None
+
+
+def largest(closed: _jax.ClosedJaxpr, chosen: Sequence[Chosen]) -> dict[Path, int]:
+    """How many joint values an enumerated choice is a part of, in the term where that is most."""
+    enumerated = [s for s in chosen if isinstance(s.estimator, Enumerated)]
+    layout = analyse(closed, chosen)
+    try:
+        rest = _without_chains(layout, closed, chosen)
+    except UnsupportedError:  # chains of too many values
+        rest = None
+    if rest:
+        inner = largest(rest.closed, rest.chosen)
+        left = {id(s.choice.random): inner.get(s.choice.path) for s in rest.chosen}
+        return {s.choice.path: left.get(id(s.choice.random), rest.largest) or 1 for s in enumerated}
+    sizes = [(d, layout.joint(layout.together(d))) for d in layout.terms]
+    to = dict(zip((s.choice.path for s in chosen), layout.chosen, strict=True))
+    return {
+        s.choice.path: max((n for d, n in sizes if to[s.choice.path] in d), default=1)
+        for s in enumerated
+    }
+
+
+def analyse(closed: _jax.ClosedJaxpr, chosen: Sequence[Chosen]) -> Layout:
+    """The layout of a scope as it is."""
+    if not any(map(is_told_apart, chosen)):
+        rest = tuple(NONE for _ in closed.jaxpr.outvars[1:])
+        return Layout(closed, (NONE,), rest, {s.choice.path: s for s in chosen}, {})
+    told = {s.choice.path for s in chosen if is_told_apart(s)}
+    enumerated = {s.choice.path for s in chosen if isinstance(s.estimator, Enumerated)}
+    terms = split(closed, told.__contains__, is_enumerated=(told & enumerated).__contains__)
+    program, n, own = terms.program, terms.n, terms.own
+    new = [c for c in choices(program, densities=True) if isinstance(c.random, Site)]
+    moved = [
+        dataclasses.replace(s, choice=dataclasses.replace(s.choice, path=c.path))
+        for s, c in zip(chosen, new, strict=True)
+    ]
+    paths = {s.choice.path for s in moved if is_told_apart(s)}
+    analysis = Dependences(paths.__contains__)
+    outs = [_distinct(d) for d in analysis.run(program, [NONE] * len(program.in_avals))]
+    sites = {}
+    names = [own_density(s.choice.site) for s in moved]
+    whole = {s.choice.path for s in moved if _is_compared_with_all(s)}
+    for s in moved:
+        path, loops = s.choice.path, len(s.choice.lengths)
+        if path not in paths:
+            continue
+        shape = (
+            *s.choice.lengths,
+            *s.choice.site.sizes,
+            *element_shape(s.choice.site, s.choice.avals),
+        )
+        if path in whole:
+            outs[:n] = [{**d, path: (None,) * len(shape)} for d in outs[:n]]
+        meets = [d[path] for d in outs[:n] if path in d]
+        no_meeting = tuple(
+            all(d[i] is not None and not d[i].lag for d in meets)  # type: ignore[union-attr]
+            for i in range(len(shape))
+        )
+        if not all(no_meeting[:loops]):
+            no_meeting = (*[False] * loops, *no_meeting[loops:])
+        parameters = _of_elements(analysis.parameters[path], loops)
+        name = own_density(s.choice.site)
+        times = own.get(name, 0.0) if names.count(name) == 1 else 0.0
+        sites[path] = Elements(s, shape, no_meeting, parameters, times)
+    every = {s.choice.path: s for s in moved}
+    return Layout(program, tuple(outs[:n]), tuple(outs[n:]), every, sites, terms.lines)
+
+
+def _compressed(layout: Layout) -> Layout:
+    """The layout with what is the same for all elements of enumerated choices computed once."""
+    same = {
+        s.path: frozenset(i for i, apart in enumerate(s.apart) if apart)
+        for s in layout.of(Enumerated)
+        if not s.loops and not s.chosen.choice.conditional and _has_fixed_support(s.chosen)
+    }
+    if not any(same.values()):
+        return layout
+    program = compress(
+        layout.program, [NO] * len(layout.program.in_avals), lambda path: same.get(path, NO)
+    )
+    new = [c.path for c in choices(program, densities=True) if isinstance(c.random, Site)]
+    to = dict(zip(layout.chosen, new, strict=True))
+
+    def renamed(d: Dependence) -> Dependence:
+        return {to[p]: along for p, along in d.items()}
+
+    def moved(s: Chosen) -> Chosen:
+        return dataclasses.replace(s, choice=dataclasses.replace(s.choice, path=to[s.choice.path]))
+
+    sites = {
+        to[p]: dataclasses.replace(e, chosen=moved(e.chosen), parameters=renamed(e.parameters))
+        for p, e in layout.sites.items()
+    }
+    return Layout(
+        program,
+        tuple(map(renamed, layout.terms)),
+        tuple(map(renamed, layout.others)),
+        {to[p]: moved(s) for p, s in layout.chosen.items()},
+        sites,
+        layout.lines,
+    )
+
+
+def _has_fixed_support(s: Chosen) -> bool:
+    """Whether the values of an enumerated choice do not depend on its parameters."""
+    site, estimator = s.choice.site, s.estimator
+    assert isinstance(estimator, Enumerated)
+    closed, consts, _ = _jax.trace(
+        lambda *ops: estimator.support(apart(site.rebuild(ops))), *s.choice.own_avals
+    )
+    read = {v for eqn in closed.jaxpr.eqns for v in eqn.invars if isinstance(v, _jax.Var)}
+    read.update(v for v in closed.jaxpr.outvars if isinstance(v, _jax.Var))
+    return not read.intersection(closed.jaxpr.invars[len(consts) :])
+
+
+def _is_compared_with_all(s: Chosen) -> bool:
+    estimator = s.estimator
+    baseline = estimator.baseline if isinstance(estimator, InPlace) else None
+    return baseline is not None and baseline.whole
+
+
+def _distinct(d: Dependence) -> Dependence:
+    """No axis of a value runs along two axes of one choice (a diagonal)."""
+    out = {}
+    for path, along in d.items():
+        seen: set[int] = set()
+        new: list[Along | None] = []
+        for a in along:
+            new.append(None if a is None or a.axis in seen else a)
+            seen |= set() if a is None else {a.axis}
+        out[path] = tuple(new)
+    return out
+
+
+def _of_elements(d: Dependence, loops: int) -> Dependence:
+    """What parameters depend on, by the axes of the elements: steps of loops come first."""
+
+    def move(a: Along | None) -> Along | None:
+        if a is None:
+            return None
+        return Along(-1 - a.axis if a.axis < 0 else a.axis + loops, a.lag)
+
+    return _distinct({path: tuple(map(move, along)) for path, along in d.items()})
+
+
+def _check_size(layout: Layout, d: Dependence) -> None:
+    if layout.joint(layout.together(d)) <= MAX_JOINT:
+        return
+    parts = []
+    for s in layout.of(Enumerated):
+        if s.path not in d:
+            continue
+        c = s.chosen.choice
+        met = [n for n, a in zip(s.shape, s.apart, strict=True) if not a]
+        joint = f"{s.support}**{math.prod(met)}" if met else str(s.support)
+        parts.append(f"{show(c.address)} ({joint} values, {c.source})")
+    raise UnsupportedError(
+        f"enumeration would run a term of the objective for more than {MAX_JOINT:,} joint values, "
+        f"since these meet in it: {', '.join(parts)}. Use ppl.reinforce() or ppl.mvd() for some of "
+        "them; or let the elements meet in no term: a sum over the elements of what each of them "
+        "touches, or an @ppl.expectation of its own for each, jax.vmap(inner)(xs).sum()."
+    )

@@ -1,0 +1,68 @@
+"""How the choices of a scope are treated, for people to read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from .. import _jax
+from ..errors import Address
+from ..estimation.chosen import Chosen, support_size
+from ..estimation.estimator import Enumerated
+from ..program.interpret import Path
+from .layout import Layout, lay_out
+
+
+@dataclasses.dataclass(frozen=True)
+class Use:
+    """What depends on a choice.
+
+    ``terms`` are the lines of the terms of the payoff that do, ``total`` how many terms there are.
+    ``values`` is how many joint values are enumerated; in a ``chain`` that is at each step.
+    """
+
+    terms: tuple[str, ...]
+    total: int
+    values: int = 1
+    chain: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What depends on each choice (by its path), and which enumerated choices meet in a term, with
+    the number of their joint values."""
+
+    uses: dict[Path, Use]
+    groups: tuple[tuple[tuple[Address, ...], int], ...]
+
+
+def plan(closed: _jax.ClosedJaxpr, chosen: Sequence[Chosen]) -> Plan:
+    """The plan of a scope."""
+    layout = lay_out(closed, chosen)
+    summed = {id(s.choice.random) for s in layout.summed}
+    uses: dict[Path, Use] = {}
+    rest = [s for s in chosen if id(s.choice.random) not in summed]
+    for s in layout.summed:
+        assert isinstance(s.estimator, Enumerated)
+        pairs = support_size(s.choice, s.estimator) ** 2
+        uses[s.choice.path] = Use((), len(layout.terms), pairs, chain=True)
+    for s, path in zip(rest, layout.chosen, strict=True):
+        if path not in layout.sites:
+            continue
+        lines = tuple(line for line, d in zip(layout.lines, layout.terms, strict=True) if path in d)
+        enumerated = isinstance(s.estimator, Enumerated)
+        values = layout.joint(frozenset({path})) if enumerated else 1
+        uses[s.choice.path] = Use(lines, len(layout.terms), values)
+    return Plan(uses, _groups(layout))
+
+
+def _groups(layout: Layout) -> tuple[tuple[tuple[Address, ...], int], ...]:
+    grids = {layout.together(d) for d in layout.terms}
+    largest = [g for g in grids if len(g) > 1 and not any(g < other for other in grids)]
+    return tuple(
+        (
+            tuple(layout.sites[p].chosen.choice.address for p in sorted(g)),
+            layout.joint(g),
+        )
+        for g in sorted(largest, key=sorted)
+    )

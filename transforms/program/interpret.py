@@ -1,0 +1,525 @@
+"""One interpreter for all transformations.
+
+:func:`interpret` evaluates a jaxpr as ordinary JAX code, except at random choices, where it
+asks the :class:`Rule` of a transformation. What a rule consumes and produces travels with the
+program through its control flow:
+
+- ``key``    a random key, split among the choices and among the steps of a ``scan``;
+- ``given``  values for choices, by path; a ``scan`` slices them step by step (and is unrolled
+  for :class:`Steps`);
+- ``acc``    a pytree that is threaded through (a log density, a score), as a carry in a ``scan``;
+- ``record`` values that choices emit, by path; a ``scan`` stacks them.
+
+A run that is ``resumable`` also records the :class:`State` in which it comes to each choice that
+records something (outside of loops and branches). A run that is *given* such a state begins
+there: what came before is not computed again.
+
+``scan``, ``cond`` and ``checkpoint`` are rebuilt around the interpreted body, so compile time
+does not grow with the length of a loop (unless it is enumerated over); ``jit``, ``custom_jvp``
+and ``custom_vjp`` functions that hold choices are inlined; functions without choices are left
+exactly as they are. Any other primitive that hides a choice is an error.
+
+A *path* is the position of a choice: the index of its equation, the branch of a ``cond``, the
+index inside, and so on. :func:`choices` lists the choices of a jaxpr with their paths.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from .. import _jax
+from ..errors import Address, UnsupportedError, show
+from .site import (
+    Arm,
+    Body,
+    Call,
+    Densities,
+    Expect,
+    Factor,
+    Site,
+    call_p,
+    expect_p,
+    factor_p,
+    sample_p,
+)
+
+Path = tuple[int, ...]
+Record = dict[Path, Any]
+Random = Site | Factor | Call | Expect
+
+RANDOM = {sample_p: "site", factor_p: "factor", call_p: "call", expect_p: "expect"}
+INLINED = {_jax.jit_p: "jaxpr", _jax.custom_jvp_call_p: "call_jaxpr"}
+INLINED |= {_jax.custom_vjp_call_p: "call_jaxpr"}
+
+
+class Rule(Protocol):
+    """What a transformation does at a choice: returns its outputs, the new ``acc``, and what it
+    records (by path, usually ``{path: value}``)."""
+
+    def __call__(
+        self, choice: Any, operands: list[Any], *, path: Path, key: Any, given: Record, acc: Any
+    ) -> tuple[Sequence[Any], Any, Record]: ...
+
+
+def entering(rule: Rule) -> Rule:
+    """A rule that sees the choices inside generative functions, not the functions."""
+
+    def enter(choice: Any, operands: list[Any], *, resumable: bool = False, **state: Any) -> Any:
+        if isinstance(choice, Call) and isinstance(choice.program, Body):
+            body = choice.program.jaxpr
+            return interpret(body, operands, enter, resumable=resumable, **state)
+        return rule(choice, operands, **state)
+
+    return enter
+
+
+# --- the choices of a program -----------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """A random choice and where it stands.
+
+    ``address`` includes the addresses of the generative functions around it; ``lengths`` are
+    the trip counts of the ``scan``\\ s around it, outermost first; ``loops`` and ``conds``
+    the paths of the ``scan``\\ s and ``cond``\\ s.
+    """
+
+    path: Path
+    random: Random
+    address: Address
+    avals: tuple[Any, ...] = ()
+    lengths: tuple[int, ...] = ()
+    loops: tuple[Path, ...] = ()
+    conds: tuple[Path, ...] = ()
+
+    @property
+    def conditional(self) -> bool:
+        return bool(self.conds)
+
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        """The branches around it of which a ``vmap`` runs all."""
+        return () if isinstance(self.random, Expect) else self.random.arms
+
+    @property
+    def source(self) -> str:
+        return self.random.source
+
+    @property
+    def site(self) -> Site:
+        """The choice, which must be a draw of a distribution."""
+        assert isinstance(self.random, Site)
+        return self.random
+
+    @property
+    def own_avals(self) -> list[Any]:
+        """Shapes of the operands of a site without its ``vmap`` axes."""
+        skip = [sum(a.mapped[j] for a in self.site.axes) for j in range(len(self.avals))]
+        return [
+            jax.ShapeDtypeStruct(a.shape[n:], a.dtype)
+            for a, n in zip(self.avals, skip, strict=True)
+        ]
+
+
+def random_of(eqn: _jax.JaxprEqn) -> Random | None:
+    """The choice that an equation makes itself, if any."""
+    name = RANDOM.get(eqn.primitive)
+    return None if name is None else eqn.params[name]
+
+
+def is_random(eqn: _jax.JaxprEqn) -> bool:
+    """Whether an equation makes a choice or hides one."""
+    return eqn.primitive in RANDOM or any(
+        is_random(e) for sub in _jax.sub_jaxprs(eqn) for e in sub.jaxpr.eqns
+    )
+
+
+def choices(
+    closed: _jax.ClosedJaxpr, path: Path = (), *, densities: bool = False
+) -> Iterator[Choice]:
+    """The choices of a program in the order in which it makes them.
+
+    With ``densities``, those that a nested program makes in order to simulate are listed in the
+    place of that program.
+    """
+
+    def inside(sub: _jax.ClosedJaxpr, at: Path, **around: Any) -> Iterator[Choice]:
+        for c in choices(sub, at, densities=densities):
+            yield dataclasses.replace(
+                c,
+                address=(*around.get("address", ()), *c.address),
+                lengths=(*around.get("lengths", ()), *c.lengths),
+                loops=(*around.get("loops", ()), *c.loops),
+                conds=(*around.get("conds", ()), *c.conds),
+            )
+
+    for i, eqn in enumerate(closed.jaxpr.eqns):
+        at = (*path, i)
+        random = random_of(eqn)
+        if isinstance(random, Call) and isinstance(random.program, Body):
+            yield from inside(random.program.jaxpr, at, address=random.address)
+        elif isinstance(random, Call) and densities:
+            assert isinstance(random.program, Densities)
+            yield from inside(random.program.simulate, at, address=random.address)
+        elif random is not None:
+            yield Choice(at, random, random.address, tuple(v.aval for v in eqn.invars))
+        elif eqn.primitive is _jax.scan_p:
+            yield from inside(eqn.params["jaxpr"], at, lengths=(eqn.params["length"],), loops=(at,))
+        elif eqn.primitive is _jax.cond_p:
+            for b, branch in enumerate(eqn.params["branches"]):
+                yield from inside(branch, (*at, b), conds=(at,))
+        elif eqn.primitive in INLINED:
+            yield from inside(eqn.params[INLINED[eqn.primitive]], at)
+        elif eqn.primitive is _jax.remat_p:
+            yield from inside(remat_jaxpr(eqn), at)
+        elif is_random(eqn):
+            _refuse(eqn)
+
+
+def abstract_distribution(choice: Choice) -> Any:
+    """The distribution of a site (without its ``vmap`` axes), with shapes in place of numbers."""
+    return choice.site.rebuild(choice.own_avals)
+
+
+def abstractly(choice: Choice, f: Callable[[Any], Any]) -> Any:
+    """Shapes of ``f(distribution)``."""
+    return jax.eval_shape(lambda ops: f(choice.site.rebuild(ops)), choice.own_avals)
+
+
+def remat_jaxpr(eqn: _jax.JaxprEqn) -> _jax.ClosedJaxpr:
+    return next(_jax.sub_jaxprs(eqn))
+
+
+def _refuse(eqn: _jax.JaxprEqn) -> NoReturn:
+    inner = next(
+        r
+        for sub in _jax.sub_jaxprs(eqn)
+        for e in sub.jaxpr.eqns
+        if is_random(e)
+        for r in [random_of(e) or _first_random(e)]
+    )
+    name = eqn.primitive.name
+    advice = (
+        "Use jax.lax.scan (or fori_loop with a static number of steps) and mask the steps that "
+        "should not count, or move the random choice out of the loop."
+        if eqn.primitive is _jax.while_p
+        else "Move the random choice out of it."
+    )
+    raise UnsupportedError(
+        f"the random choice {show(inner.address)} at {inner.source} is inside '{name}' "
+        f"({_jax.line_of(eqn)}), and there is no rule that would make its gradient and density "
+        f"right there. {advice}"
+    )
+
+
+def _first_random(eqn: _jax.JaxprEqn) -> Random:
+    for sub in _jax.sub_jaxprs(eqn):
+        for e in sub.jaxpr.eqns:
+            if is_random(e):
+                return random_of(e) or _first_random(e)
+    raise AssertionError("no choice in this equation")
+
+
+# --- the interpreter --------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """Consecutive equations without choices, as one jaxpr."""
+
+    jaxpr: _jax.ClosedJaxpr
+    invars: list[_jax.Var]
+    outvars: list[_jax.Var]
+
+
+def _plan(jaxpr: _jax.Jaxpr) -> list[_Run | tuple[int, _jax.JaxprEqn]]:
+    steps: list[list[_jax.JaxprEqn] | tuple[int, _jax.JaxprEqn]] = []
+    for i, eqn in enumerate(jaxpr.eqns):
+        if is_random(eqn):
+            steps.append((i, eqn))
+        elif steps and isinstance(steps[-1], list):
+            steps[-1].append(eqn)
+        else:
+            steps.append([eqn])
+    needed = {v for v in jaxpr.outvars if isinstance(v, _jax.Var)}
+    plan: list[_Run | tuple[int, _jax.JaxprEqn]] = []
+    for step in reversed(steps):
+        if isinstance(step, tuple):
+            plan.append(step)
+            needed |= {v for v in step[1].invars if isinstance(v, _jax.Var)}
+            continue
+        made = {v for eqn in step for v in eqn.outvars}
+        used = dict.fromkeys(v for eqn in step for v in eqn.invars if isinstance(v, _jax.Var))
+        invars = [v for v in used if v not in made]
+        outvars = [v for eqn in step for v in eqn.outvars if v in needed]
+        plan.append(_Run(_jax.open_jaxpr(jaxpr, invars, outvars, step), invars, outvars))
+        needed |= set(invars)
+    return plan[::-1]
+
+
+@jax.tree_util.register_pytree_node_class
+class State(tuple):
+    """What a run knows when it comes to a choice: the variables that are yet to be read, and
+    ``acc``. In a record it stands at :func:`before` the path of the choice."""
+
+    def tree_flatten(self) -> tuple[list[Any], None]:
+        return list(self), None
+
+    @classmethod
+    def tree_unflatten(cls, _: None, children: Any) -> State:
+        return cls(children)
+
+
+def before(path: Path) -> Path:
+    """The place of the state in which a run comes to a path."""
+    return (*path[:-1], -1 - path[-1])
+
+
+def states_before(record: Record, path: Path) -> Record:
+    """The states from which a run can resume that comes to a choice at ``path``."""
+    ways = {before(path[:n]) for n in range(1, len(path) + 1)}
+    return {p: v for p, v in record.items() if p in ways}
+
+
+def interpret(
+    closed: _jax.ClosedJaxpr,
+    args: Sequence[Any],
+    rule: Rule,
+    *,
+    key: Any = None,
+    given: Record | None = None,
+    acc: Any = None,
+    path: Path = (),
+    resumable: bool = False,
+) -> tuple[list[Any], Any, Record]:
+    """Evaluate a jaxpr, with ``rule`` at its random choices; see the module docstring."""
+    jaxpr = closed.jaxpr
+    given = given or {}
+    record: Record = {}
+    env: dict[Any, Any] = dict(zip(jaxpr.constvars, closed.consts, strict=True))
+    env.update(zip(jaxpr.invars, args, strict=True))
+
+    def read(v: Any) -> Any:
+        aval: Any = v.aval
+        return jnp.asarray(v.val, aval.dtype) if isinstance(v, _jax.Literal) else env[v]
+
+    plan = _plan(jaxpr)
+    takers = sum(not isinstance(s, _Run) for s in plan)
+    keys = [key] * takers if key is None or takers < 2 else list(jax.random.split(key, takers))
+    start = 0
+    for n, step in enumerate(plan):
+        state = None if isinstance(step, _Run) else given.get(before((*path, step[0])))
+        if state is not None:
+            start, (variables, acc) = n, state
+            env.update(zip(_read_from(plan[n:], jaxpr), variables, strict=True))
+    for n, step in enumerate(plan):
+        if isinstance(step, _Run):
+            if n >= start:
+                outs = _jax.evaluate(step.jaxpr, *map(env.__getitem__, step.invars))
+                env.update(zip(step.outvars, outs, strict=True))
+            continue
+        own_key = keys.pop(0)
+        if n < start:
+            continue
+        i, eqn = step
+        handler = _CONTROL.get(eqn.primitive, _choice)
+        more = {"resumable": True} if resumable and handler in _RESUMABLE else {}
+        outs, new_acc, made = handler(
+            eqn,
+            [read(v) for v in eqn.invars],
+            rule,
+            key=own_key,
+            given=_below(given, (*path, i)),
+            acc=acc,
+            path=(*path, i),
+            **more,
+        )
+        if resumable and made:
+            variables = [env[v] for v in _read_from(plan[n:], jaxpr)]
+            record[before((*path, i))] = State((variables, acc))
+        acc = new_acc
+        record.update(made)
+        env.update(zip(eqn.outvars, outs, strict=True))
+    return [read(v) for v in jaxpr.outvars], acc, record
+
+
+def _read_from(steps: Sequence[Any], jaxpr: _jax.Jaxpr) -> list[_jax.Var]:
+    """The variables that steps read, and that are there before them."""
+    made: set[Any] = set()
+    found: dict[Any, None] = {}
+    for step in steps:
+        at = step if isinstance(step, _Run) else step[1]
+        found.update((v, None) for v in at.invars if isinstance(v, _jax.Var) and v not in made)
+        made.update(at.outvars)
+    found.update((v, None) for v in jaxpr.outvars if isinstance(v, _jax.Var) and v not in made)
+    return list(found)
+
+
+def _below(given: Record, path: Path) -> Record:
+    return {p: v for p, v in given.items() if p[: len(path)] == path}
+
+
+def _choice(eqn: Any, operands: list[Any], rule: Rule, **state: Any) -> Any:
+    random = random_of(eqn)
+    if random is None:
+        _refuse(eqn)
+    outs, acc, made = rule(random, operands, **state)
+    return _as_declared(outs, eqn.outvars), acc, made
+
+
+def _inline(eqn: Any, operands: list[Any], rule: Rule, **state: Any) -> Any:
+    return interpret(eqn.params[INLINED[eqn.primitive]], operands, rule, **state)
+
+
+def _remat(
+    eqn: Any, operands: list[Any], rule: Rule, *, key: Any, given: Record, acc: Any, path: Path
+) -> Any:
+    made_paths: list[Path] = []
+
+    def body(operands: list[Any], key: Any, values: list[Any], acc: Any) -> Any:
+        outs, acc, made = interpret(
+            remat_jaxpr(eqn),
+            operands,
+            rule,
+            key=key,
+            given=dict(zip(given, values, strict=True)),
+            acc=acc,
+            path=path,
+        )
+        made_paths[:] = made
+        return outs, acc, list(made.values())
+
+    outs, acc, values = jax.checkpoint(
+        body, prevent_cse=eqn.params["prevent_cse"], policy=eqn.params["policy"]
+    )(operands, key, list(given.values()), acc)
+    return outs, acc, dict(zip(made_paths, values, strict=True))
+
+
+@jax.tree_util.register_pytree_node_class
+class Steps(tuple):
+    """Given values for the steps of a ``scan``, one by one: the loop is unrolled for them.
+
+    Each may have ``vmap`` axes of its own then, which earlier steps do not have.
+    """
+
+    def tree_flatten(self) -> tuple[list[Any], None]:
+        return list(self), None
+
+    @classmethod
+    def tree_unflatten(cls, _: None, children: Any) -> Steps:
+        return cls(children)
+
+
+def _unrolled(
+    body: Callable[..., Any], carry: Any, xs: Any, *, length: int, reverse: bool, unroll: Any
+) -> tuple[Any, Any]:
+    """``lax.scan``, step by step in Python."""
+    ys: dict[int, Any] = {}
+    for t in reversed(range(length)) if reverse else range(length):
+        x = jax.tree.map(lambda a: a[t], xs, is_leaf=lambda a: isinstance(a, Steps))
+        carry, ys[t] = body(carry, x)
+    return carry, jax.tree.map(lambda *y: jnp.stack(y), *(ys[t] for t in range(length)))
+
+
+def _scan(
+    eqn: Any, operands: list[Any], rule: Rule, *, key: Any, given: Record, acc: Any, path: Path
+) -> Any:
+    p = eqn.params
+    n_consts, n_carry = _jax.scan_layout(eqn)
+    consts = operands[:n_consts]
+    carry = operands[n_consts : n_consts + n_carry]
+    xs = operands[n_consts + n_carry :]
+    keys = None if key is None else jax.random.split(key, p["length"])
+    carry_vars = p["jaxpr"].jaxpr.outvars[:n_carry]
+    made_paths: list[Path] = []
+
+    def body(state: Any, x: Any) -> Any:
+        carry, acc = state
+        xs, key, values = x
+        outs, acc, made = interpret(
+            p["jaxpr"],
+            [*consts, *carry, *xs],
+            rule,
+            key=key,
+            given=dict(zip(given, values, strict=True)),
+            acc=acc,
+            path=path,
+        )
+        made_paths[:] = made
+        carry = _as_declared(outs[:n_carry], carry_vars)
+        return (carry, acc), (outs[n_carry:], list(made.values()))
+
+    stepwise = any(isinstance(v, Steps) for v in given.values())
+    (carry, acc), (ys, values) = (_unrolled if stepwise else lax.scan)(
+        body,
+        (_as_declared(carry, carry_vars), acc),
+        (xs, keys, list(given.values())),
+        length=p["length"],
+        reverse=p["reverse"],
+        unroll=p["unroll"],
+    )
+    return [*carry, *ys], acc, dict(zip(made_paths, values, strict=True))
+
+
+def _cond(
+    eqn: Any, operands: list[Any], rule: Rule, *, key: Any, given: Record, acc: Any, path: Path
+) -> Any:
+    index, *ops = operands
+    branches = eqn.params["branches"]
+
+    def run(b: int) -> Callable[..., Any]:
+        def branch(ops: list[Any], key: Any, values: list[Any], acc: Any) -> Any:
+            outs, acc, made = interpret(
+                branches[b],
+                ops,
+                rule,
+                key=key,
+                given=_below(dict(zip(given, values, strict=True)), (*path, b)),
+                acc=acc,
+                path=(*path, b),
+            )
+            paths.setdefault(b, list(made))
+            return _as_declared(outs, eqn.outvars), acc, list(made.values())
+
+        return branch
+
+    args = (ops, key, list(given.values()), acc)
+    paths: dict[int, list[Path]] = {}
+    shapes = [jax.eval_shape(run(b), *args)[2] for b in range(len(branches))]
+
+    def padded(b: int) -> Callable[..., Any]:
+        def branch(*args: Any) -> Any:
+            outs, acc, values = run(b)(*args)
+            absent = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+            return outs, acc, [*absent[:b], values, *absent[b + 1 :]]
+
+        return branch
+
+    outs, acc, values = lax.switch(index, [padded(b) for b in range(len(branches))], *args)
+    made = {p: v for b in paths for p, v in zip(paths[b], values[b], strict=True)}
+    return outs, acc, made
+
+
+def _as_declared(outs: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
+    """Outputs with the dtypes that the program had when it was traced."""
+    return [
+        o if o.dtype == v.aval.dtype else lax.convert_element_type(o, v.aval.dtype)
+        for o, v in zip(outs, variables, strict=True)
+    ]
+
+
+_CONTROL: dict[Any, Callable[..., Any]] = {
+    _jax.scan_p: _scan,
+    _jax.cond_p: _cond,
+    _jax.remat_p: _remat,
+    **dict.fromkeys(INLINED, _inline),
+}
+_RESUMABLE = {_inline, _choice}
+"""These run what they hold once, so that it can begin in the middle."""

@@ -1,0 +1,1 @@
+"""From a program to values: simulate, log density, other estimators."""

@@ -1,0 +1,484 @@
+"""The addresses of a generative program, and how the values at an address are laid out.
+
+A value has an axis for each ``vmap`` and ``scan`` around its choice, outermost first, then the
+shape of one draw. Inside, the interpreter has those of the ``scan``\\s in front: an
+:class:`Entry` converts. An entry may have several choices: ``jax.lax.map(f, xs, batch_size=b)``
+with a remainder runs its body in two places, whose values stand side by side along one axis; and
+of branches that exclude each other, the value of the one that is taken counts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .. import _jax
+from ..errors import Address, AddressError, ShapeError, UnsupportedError, describe, nearest, show
+from ..program.interpret import Choice, Path, choices
+from ..program.site import Axis, Call, Densities, Expect, Factor, Site
+
+Choices = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """An address and the choices behind it.
+
+    ``windows`` is one, or the two parts of a batched ``lax.map``; each has one choice, or those of
+    branches that exclude each other.
+    """
+
+    address: Address
+    windows: tuple[tuple[Choice, ...], ...]
+
+    @property
+    def parts(self) -> list[Choice]:
+        """All of the choices."""
+        return [c for window in self.windows for c in window]
+
+    @property
+    def choice(self) -> Choice:
+        """The first of the choices."""
+        return self.windows[0][0]
+
+    @property
+    def source(self) -> str:
+        return self.choice.source
+
+    @property
+    def conditional(self) -> bool:
+        """Whether it stands in a branch, so that :meth:`join` has to be told of what is taken."""
+        return any(c.conditional or c.arms for c in self.parts)
+
+    @property
+    def branches(self) -> bool:
+        """Whether it is one of several choices that is made."""
+        return len(self.windows[0]) > 1
+
+    @property
+    def like(self) -> Any:
+        """Shape and dtype of the value, or of the tree of values of a nested distribution."""
+        inner = {c.path: jax.tree.map(lambda s: s, _like(c)) for c in self.parts}
+        if self.conditional:
+            inner = {c.path: (inner[c.path], _like_taken(c)) for c in self.parts}
+        return jax.eval_shape(self.join, inner)
+
+    def join(self, values: Mapping[Path, Any]) -> Any:
+        """The value as a user sees it, from those that the interpreter has; if ``conditional``
+        these are pairs of a value and whether it is in a branch that is taken."""
+        told = {
+            c.path: v if self.conditional else (v, None)
+            for c in self.parts
+            for v in [values[c.path]]
+        }
+        return self._together([_outer(window, told) for window in self.windows])
+
+    def made(self, values: Mapping[Path, Any]) -> jax.Array:
+        """Which of the choices are in a branch that is taken, bool of the axes around them."""
+
+        def window(choices: Sequence[Choice]) -> jax.Array:
+            taken = [
+                jnp.transpose(t, _order(c, t.ndim)) for c in choices for t in [values[c.path][1]]
+            ]
+            return functools.reduce(jnp.logical_or, taken)
+
+        return self._together([window(choices) for choices in self.windows])
+
+    def _together(self, outer: Sequence[Any]) -> Any:
+        if len(outer) == 1:
+            return outer[0]
+        at = _split_axis(*_halves(self.windows))
+
+        def together(batches: jax.Array, rest: jax.Array) -> jax.Array:
+            shape = batches.shape
+            flat = batches.reshape(*shape[:at], shape[at] * shape[at + 1], *shape[at + 2 :])
+            return jnp.concatenate([flat, rest], axis=at)
+
+        return jax.tree.map(together, *outer)
+
+    def split(self, value: Any) -> dict[Path, Any]:
+        """The values that the interpreter has, from the one that a user gives."""
+        outer = [value]
+        if len(self.windows) > 1:
+            halves = _halves(self.windows)
+            at = _split_axis(*halves)
+            n, b = halves[0].lengths[_own_loop(*halves)], _batch_size(*halves)
+
+            def batches(v: jax.Array) -> jax.Array:
+                full = jax.lax.slice_in_dim(v, 0, n * b, axis=at)
+                return full.reshape(*v.shape[:at], n, b, *v.shape[at + 1 :])
+
+            def rest(v: jax.Array) -> jax.Array:
+                return jax.lax.slice_in_dim(v, n * b, v.shape[at], axis=at)
+
+            outer = [jax.tree.map(batches, value), jax.tree.map(rest, value)]
+        return {
+            c.path: jax.tree.map(lambda u, c=c: jnp.transpose(u, _inverse(_order(c, u.ndim))), v)
+            for window, v in zip(self.windows, outer, strict=True)
+            for c in window
+        }
+
+
+def _outer(window: Sequence[Choice], values: Mapping[Path, Any]) -> Any:
+    """The value of the choice that is made, with its axes in the order of a user."""
+
+    def outer(c: Choice, tree: Any) -> Any:
+        return jax.tree.map(lambda v: jnp.transpose(v, _order(c, v.ndim)), tree)
+
+    if len(window) == 1:
+        return outer(window[0], values[window[0].path][0])
+    found = None
+    for c in window:
+        value, taken = (outer(c, v) for v in values[c.path])
+
+        def select(new: jax.Array, old: jax.Array, taken: jax.Array = taken) -> jax.Array:
+            return jnp.where(taken.reshape(taken.shape + (1,) * (new.ndim - taken.ndim)), new, old)
+
+        found = value if found is None else jax.tree.map(select, value, found)
+    return found
+
+
+def _like_taken(choice: Choice) -> Any:
+    sizes = (a.size for a in _axes(choice))
+    return jax.ShapeDtypeStruct((*choice.lengths, *sizes), jnp.bool_)
+
+
+def _axes(choice: Choice) -> tuple[Axis, ...]:
+    assert isinstance(choice.random, Site | Call)
+    return choice.random.axes
+
+
+def _like(choice: Choice) -> Any:
+    """Shape and dtype of the value(s) of a choice as the interpreter has them."""
+    r = choice.random
+    if isinstance(r, Site):
+        return jax.ShapeDtypeStruct((*choice.lengths, *r.sizes, *r.shape), r.dtype)
+    assert isinstance(r, Call) and isinstance(r.program, Densities)
+    return jax.tree.map(
+        lambda s: jax.ShapeDtypeStruct((*choice.lengths, *s.shape), s.dtype), r.program.choices
+    )
+
+
+def _order(choice: Choice, ndim: int) -> list[int]:
+    """The axes of the interpreter in the order of a user: outermost first."""
+    k, axes = len(choice.lengths), _axes(choice)
+    depth = [(i, 1) for i in range(k)] + [(max(k - a.loops, 0), 0) for a in axes]
+    front = sorted(range(len(depth)), key=lambda i: depth[i])
+    return [*front, *range(len(front), ndim)]
+
+
+def _inverse(order: Sequence[int]) -> list[int]:
+    return sorted(range(len(order)), key=order.__getitem__)
+
+
+# --- the two parts of a batched lax.map ---------------------------------------------------------
+
+
+def _own_loop(batches: Choice, rest: Choice) -> int:
+    """Which of the loops around the batches is that of the ``lax.map``."""
+    common = 0
+    while batches.path[common] == rest.path[common]:
+        common += 1
+    return sum(len(p) <= common for p in batches.loops)
+
+
+def _batch_size(batches: Choice, rest: Choice) -> int:
+    return _axes(batches)[_own_axis(batches, rest)].size
+
+
+def _own_axis(batches: Choice, rest: Choice) -> int:
+    sizes = [(a.size, b.size) for a, b in zip(_axes(batches), _axes(rest), strict=True)]
+    return next(i for i, (a, b) in enumerate(sizes) if a != b)
+
+
+def _split_axis(batches: Choice, rest: Choice) -> int:
+    """The axis of a user's value that the two parts share."""
+    return _order(batches, len(batches.lengths) + len(_axes(batches))).index(
+        _own_loop(batches, rest)
+    )
+
+
+def _halves(windows: Sequence[Sequence[Choice]]) -> tuple[Choice, Choice]:
+    """A choice of the batches, and the same one of the remainder."""
+    return next((a, b) for a in windows[0] for b in windows[1] if _same_map(a, b))
+
+
+def _same_map(a: Choice, b: Choice) -> bool:
+    """Whether b is the remainder of the ``lax.map`` in batches that a is in."""
+    if a.source != b.source or type(a.random) is not type(b.random):
+        return False
+    if isinstance(a.random, Factor) or len(_axes(a)) != len(_axes(b)):
+        return False
+    own = _own_loop(a, b)
+    differing = [s for s, t in zip(_axes(a), _axes(b), strict=True) if s.size != t.size]
+    return a.lengths[:own] + a.lengths[own + 1 :] == b.lengths and len(differing) == 1
+
+
+# --- all addresses of a program -------------------------------------------------------------------
+
+
+def entries(closed: _jax.ClosedJaxpr) -> list[Entry]:
+    """The addresses of a generative program, checked.
+
+    Raises:
+        AddressError: an address is used twice, or inside another.
+        UnsupportedError: the program simulates another, or calls an expectation.
+    """
+    found: dict[Address, list[list[Choice]]] = {}
+    factors: dict[Address, list[Choice]] = {}
+    for c in choices(closed):
+        _check(c)
+        same, weights = found.get(c.address), factors.get(c.address)
+        weight = isinstance(c.random, Factor)
+        if same is not None and not weight and _admit(same, c):
+            continue
+        if weights is not None and weight and _adds(weights, c):
+            weights.append(c)
+            continue
+        known = {a: w[0][0] for a, w in found.items()} | {a: fs[0] for a, fs in factors.items()}
+        if c.address in known:
+            raise _used_twice(known[c.address], c)
+        clash = next((a for a in known if _nested(a, c.address)), None)
+        if clash is not None:
+            raise AddressError(
+                f"the address {show(c.address)} at {c.source} lies inside {show(clash)} at "
+                f"{known[clash].source}. Rename one of them."
+            )
+        if weight:
+            factors[c.address] = [c]
+        else:
+            found[c.address] = [[c]]
+    for windows in found.values():
+        _check_windows(windows)
+    return [Entry(a, tuple(map(tuple, windows))) for a, windows in found.items()]
+
+
+def _admit(windows: list[list[Choice]], c: Choice) -> bool:
+    """Add a choice where another one has its address already, if it may have it too."""
+    for window in windows:
+        if all(_exclusive(p, c) for p in window) and _seen(window[0]) == _seen(c):
+            window.append(c)
+            return True
+    if len(windows) == 1 and any(_same_map(*_ordered(p, c)) for p in windows[0]):
+        windows.append([c])
+        windows.sort(key=lambda window: -len(window[0].lengths))
+        return True
+    return False
+
+
+def _ordered(a: Choice, b: Choice) -> tuple[Choice, Choice]:
+    return (a, b) if len(a.lengths) > len(b.lengths) else (b, a)
+
+
+def _exclusive(a: Choice, b: Choice) -> bool:
+    """Whether two choices are in different branches of one ``cond``."""
+    common = next(n for n, (i, j) in enumerate(zip(a.path, b.path, strict=False)) if i != j)
+    if a.path[:common] in a.conds:
+        return True
+    mine, others = a.arms, b.arms
+    branch_of = dict(others)
+    return any(branch_of.get(cond, branch) != branch for cond, branch in mine)
+
+
+def _seen(c: Choice) -> Any:
+    """The shape and type of the value of a choice, as a user sees it."""
+    return jax.tree.map(lambda s: (s.shape, s.dtype), Entry(c.address, ((c,),)).like)
+
+
+def _check_windows(windows: Sequence[Sequence[Choice]]) -> None:
+    """Each choice in a batched ``lax.map`` needs its counterpart in the remainder."""
+    if len(windows) == 1:
+        return
+    for mine, others in (windows, windows[::-1]):
+        for c in mine:
+            if not any(_same_map(*_ordered(c, o)) for o in others):
+                raise _used_twice(next(p for w in windows for p in w if p is not c), c)
+
+
+def _adds(factors: Sequence[Choice], c: Choice) -> bool:
+    """Whether a factor is in another branch than those of its address, or in another part of one
+    batched ``lax.map``."""
+    return all(_exclusive(f, c) for f in factors) or any(_twice(f, c) for f in factors)
+
+
+def _used_twice(first: Choice, c: Choice) -> AddressError:
+    where = f"the address {show(c.address)} is used twice: at {first.source} and at {c.source}"
+    if not _exclusive(first, c):
+        return AddressError(
+            f"{where}. Give each random choice of a generative function its own address "
+            f'(in a Python loop, like f"{c.address[-1]}{{i}}"; under jax.vmap or jax.lax.scan '
+            "one address is an array of choices; the branches of one jax.lax.cond may share one)."
+        )
+    return AddressError(
+        f"{where}, in branches that exclude each other. They may share it if both are choices of "
+        f"the same shape and type; one is {_in_words(first)}, the other {_in_words(c)}. Make "
+        "them agree (d.expand(shape) for the shape, another distribution for the type), or give "
+        "each its own address."
+    )
+
+
+def _in_words(c: Choice) -> str:
+    if isinstance(c.random, Factor):
+        return "a weight"
+    leaves = jax.tree.leaves(Entry(c.address, ((c,),)).like)
+    return " and ".join(f"{s.dtype}[{','.join(map(str, s.shape))}]" for s in leaves)
+
+
+def _twice(a: Choice, b: Choice) -> bool:
+    """Whether two factors are the parts of one batched ``lax.map``."""
+    return a.source == b.source and len(a.lengths) != len(b.lengths)
+
+
+def _check(c: Choice) -> None:
+    if isinstance(c.random, Expect):
+        raise UnsupportedError(
+            f"the expectation {c.random.name} is called inside @ppl.gen at {c.source}: a "
+            "generative function has a density, which an estimate inside would make random. "
+            "Call the expectation in the objective."
+        )
+    if isinstance(c.random, Site) and c.random.drawn:
+        raise UnsupportedError(
+            f"a generative function is simulated inside @ppl.gen at {c.source}, so its choice "
+            f"{show(c.address)} would be missing from the density. Inside @ppl.gen use a "
+            'generative function through ppl.sample("name", g(...)).'
+        )
+
+
+def _nested(a: Address, b: Address) -> bool:
+    n = min(len(a), len(b))
+    return a[:n] == b[:n]
+
+
+def likeness(program: Sequence[Entry]) -> dict[Address, Any]:
+    """Shape and dtype of every value of a program, by address."""
+    out: dict[Address, Any] = {}
+    for e in program:
+        inner = flatten(e.like) if isinstance(e.choice.random, Call) else {(): e.like}
+        out.update({(*e.address, *a): s for a, s in inner.items()})
+    return out
+
+
+# --- nested dicts of choices ----------------------------------------------------------------------
+
+
+def nest(flat: Iterable[tuple[Address, Any]]) -> Choices:
+    """``{("a", "b"): v}`` as ``{"a": {"b": v}}``."""
+    out: Choices = {}
+    for address, value in flat:
+        at = out
+        for name in address[:-1]:
+            at = at.setdefault(name, {})
+        at[address[-1]] = value
+    return out
+
+
+def flatten(nested: Mapping[str, Any], prefix: Address = ()) -> dict[Address, Any]:
+    """``{"a": {"b": v}}`` as ``{("a", "b"): v}``.
+
+    Raises:
+        AddressError: it is no dict, or a name in it is no string.
+    """
+    if not isinstance(nested, Mapping):
+        instead = "Give a dict; a key comes after it."
+        if isinstance(getattr(nested, "choices", None), Mapping):
+            instead = "Give its .choices."
+        raise AddressError(
+            f"choices are a dict from addresses to values, like {{'x': 1.0}}; got "
+            f"{describe(nested)} ({_jax.user_line()}). {instead}"
+        )
+    out: dict[Address, Any] = {}
+    for name, value in nested.items():
+        if not isinstance(name, str):
+            raise AddressError(
+                f"choices are a dict from addresses to values, like {{'x': 1.0}}; got one with "
+                f"{name!r} for an address ({_jax.user_line()}). Addresses are strings."
+            )
+        here = (*prefix, name)
+        out.update(flatten(value, here) if isinstance(value, Mapping) else {here: value})
+    return out
+
+
+def match_shapes(
+    values: Mapping[str, Any],
+    like: Mapping[Address, Any],
+    name: str,
+    *,
+    exact: bool = True,
+    sources: Mapping[Address, str] | None = None,
+) -> Choices:
+    """The given values, checked: addresses known (all present if ``exact``), shapes equal.
+
+    Raises:
+        AddressError: an address is missing or unknown.
+        ShapeError: a value has another shape than its choice.
+    """
+    given = flatten(values)
+    known = ", ".join(show(a) for a in like) or "none"
+    for a in given:
+        if a not in like:
+            raise AddressError(
+                f"{name} has no choice at address {show(a)}, for which a value is given at "
+                f"{_jax.user_line()}.{nearest(a, like)} Its addresses: {known}. Rename or remove "
+                "the value: a guide and the data together give these addresses and no others."
+            )
+    missing = [a for a in like if a not in given]
+    if missing and exact:
+        where = f" ({sources[missing[0]]})" if sources else ""
+        raise AddressError(
+            f"{name} needs a value at address {show(missing[0])}{where}, and none is given at "
+            f"{_jax.user_line()}. Given: {', '.join(map(show, given)) or 'none'}; all of its "
+            "addresses: "
+            f"{known}. Give it in the data, or draw it in the guide."
+        )
+    for a, v in given.items():
+        check_shape(a, v, like[a], sources[a] if sources else name)
+    return nest((a, jnp.asarray(v)) for a, v in given.items())
+
+
+def match(
+    program: Sequence[Entry], values: Mapping[str, Any], name: str, *, exact: bool
+) -> dict[Path, Any]:
+    """As :func:`match_shapes`, as the interpreter has them: by the path of a choice."""
+    sources: dict[Address, str] = {}
+    owner: dict[Address, Entry] = {}
+    like: dict[Address, Any] = {}
+    for e in program:
+        for a, s in likeness([e]).items():
+            sources[a], owner[a], like[a] = e.source, e, s
+    given = flatten(match_shapes(values, like, name, exact=exact, sources=sources))
+    out: dict[Path, Any] = {}
+    for e in program:
+        n = len(e.address)
+        if isinstance(e.choice.random, Call):
+            mine = {a[n:]: v for a, v in given.items() if owner[a] is e}
+            if mine:
+                whole = {a[n:]: s for a, s in like.items() if owner[a] is e}
+                value = match_shapes(nest(mine.items()), whole, f"{name}, {show(e.address)},")
+                out.update(e.split(value))
+        elif e.address in given:
+            out.update(e.split(given[e.address]))
+    return out
+
+
+def check_shape(address: Address, value: Any, expected: Any, source: str) -> None:
+    """Refuse a value of another shape than its choice: nothing broadcasts silently."""
+    try:
+        shape = jnp.asarray(value).shape
+    except (TypeError, ValueError):
+        raise ShapeError(
+            f"the value given for {show(address)} at {_jax.user_line()} is {describe(value)}, and "
+            f"the choice at {source} has shape {expected.shape}. Give a number or an array, "
+            "jnp.array(...)."
+        ) from None
+    if shape != expected.shape:
+        raise ShapeError(
+            f"the value given for {show(address)} at {_jax.user_line()} has shape {shape}, and the "
+            f"choice at {source} has shape {expected.shape}. Nothing is broadcast: reshape the "
+            "value, or give the distribution the shape of the data (d.expand(shape), arrays as "
+            "parameters)."
+        )

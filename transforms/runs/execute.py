@@ -1,0 +1,242 @@
+"""*simulate*, *log_density* and *generate*: one transformation of a generative program.
+
+:func:`execute` runs a program with the choices in ``given`` fixed and the others drawn. It
+returns the choices, the return value, the log density of all choices, and the part of it that
+belongs to the addresses in ``select`` (and to factors): simulate is ``given = {}``, log_density
+is ``given`` = everything, and the log weight of *generate* is the part of what was given. The
+draws are left as random choices of the surrounding program, so an objective that simulates is
+itself a program whose choices an estimator can treat.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from .. import _jax
+from ..errors import Address, UnsupportedError, show
+from ..estimation import inside
+from ..estimation.elements import absent, apart, is_masked
+from ..estimation.flows import base_of, is_one_way, push
+from ..program import marks
+from ..program.interpret import Path, Record, abstract_distribution, entering, interpret
+from ..program.site import Call, Densities, Factor, Site, own_density, per_element, sample_p
+from .addresses import Choices, Entry, entries, match, nest
+
+LOG_DENSITY = "ppl.log_density"  # marks densities, for the checks and for the checker
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Execution:
+    """One run of a program (a pytree).
+
+    ``log_absent`` is the log density of what the masks of choices hide, of those that are not
+    selected (None where nothing is masked): it counts in none of the others, and yet the choices
+    are drawn from it. ``made`` says of the choices in branches whether they are in one that is
+    taken, by element; others are absent, and weigh nothing.
+    """
+
+    choices: Choices
+    retval: Any
+    log_density: jax.Array
+    log_weight: jax.Array
+    log_absent: jax.Array | None = None
+    made: dict[Address, jax.Array] = dataclasses.field(default_factory=dict)
+
+    @property
+    def log_integrand(self) -> jax.Array:
+        """What is integrated over the choices that are not selected to get a marginal density:
+        the log density, those that are masked included."""
+        return self.log_density if self.log_absent is None else self.log_density + self.log_absent
+
+
+# --- the transformation ------------------------------------------------------------------------
+
+
+def log_density_of(
+    site: Site,
+    operands: Sequence[Any],
+    value: Any,
+    *,
+    own: bool = False,
+    other: bool = False,
+    hidden: bool = False,
+) -> jax.Array:
+    """Log density of all elements of a site at ``value``: a scalar.
+
+    ``own`` says that the value is the draw of the site; the density of each element has a name
+    then, by which it is found among the terms of an objective. ``other`` says that in a branch that
+    is not taken the value is that of another choice. With ``hidden``, that of the elements which a
+    mask hides.
+    """
+
+    def one(operands: list[Any], value: Any) -> jax.Array:
+        d = site.rebuild(site.live(operands))
+        if other and site.masked:  # the derivative may be no number there
+            value = jnp.where(site.mask(operands), value, jnp.asarray(0.5, value.dtype))
+        try:
+            if own:
+                parts = [checkpoint_name(apart(d).log_prob(value), own_density(site))]
+            else:
+                parts = [
+                    inside.log_prob(p, value, site.address, site.source, site.masked)
+                    for p in (absent(d) if hidden else [d])
+                ] or [jnp.zeros(())]
+        except NotImplementedError as error:
+            raise UnsupportedError(_no_density(site, d)) from error
+        log_density = functools.reduce(jnp.add, map(jnp.sum, parts))
+        return jnp.where(site.mask(operands), log_density, 0.0) if site.masked else log_density
+
+    with marks.mark(marks.DENSITY):
+        return jnp.sum(per_element(site.axes, one, 1)(list(operands), value))
+
+
+def _no_density(site: Site, d: Any) -> str:
+    return (
+        f"the density of {show(site.address)} ~ {type(d).__name__} at {site.source} is not "
+        "implemented, or that of a part, or the inverse of a transform, which the density at a "
+        "value needs that is not drawn there. Define it (log_prob, cdf, or the _inverse of the "
+        "transform)."
+    )
+
+
+def execute(
+    closed: _jax.ClosedJaxpr,
+    args: Sequence[Any],
+    given: Mapping[str, Any],
+    *,
+    name: str,
+    exact: bool = False,
+    select: Callable[[Address], bool] = lambda address: False,
+) -> Execution:
+    """Run a program with the choices in ``given`` fixed; see the module docstring."""
+    program = entries(closed)
+    by_path = {c.path: e for e in program for c in e.parts}
+    fixed = match(program, given, name, exact=exact)
+    masked = masked_choices(program)
+    sites = [c for e in program for c in e.parts if isinstance(c.random, Site)]
+    one_way = {
+        c.path for c in sites if c.path not in fixed and is_one_way(abstract_distribution(c))
+    }
+
+    @entering
+    def rule(
+        choice: Any, operands: list[Any], *, path: Path, key: Any, given: Record, acc: Any
+    ) -> Any:
+        total, selected, *missing = acc
+        if isinstance(choice, Factor):
+            weight = _add(jnp.zeros(()), jnp.sum(operands[0]))
+            return [], (_add(total, weight), _add(selected, weight), *missing), {}
+        entry = by_path[path]
+        address = entry.address
+        if isinstance(choice, Site):
+            site = dataclasses.replace(choice, address=address, drawn=True)
+            if path in one_way:
+                value, score = _taken_through(site, operands)
+            else:
+                value = given[path] if path in given else sample_p.bind(*operands, site=site)[0]
+                score = functools.partial(
+                    log_density_of, site, operands, value, other=entry.branches
+                )
+            outs, lp = [value.astype(choice.dtype)], score(own=path not in given)
+            if address in masked and not select(address):
+                missing = [_add(missing[0], score(hidden=True))]
+        else:
+            value, outs, lp = _call(choice, operands, given.get(path))
+        weighs = isinstance(choice, Call) and not jax.tree.leaves(value)  # an evidence: a factor
+        add = _add(selected, lp) if weighs or select(address) else selected
+        made = (value, choice.taken(operands)) if entry.conditional else value
+        return outs, (_add(total, lp), add, *missing), {path: made}
+
+    acc = (jnp.zeros(()),) * (3 if masked else 2)
+    retval, sums, made = interpret(closed, args, rule, given=fixed, acc=acc)
+    values = nest((e.address, e.join(made)) for e in program)
+    taken = {e.address: e.made(made) for e in program if e.conditional}
+    return Execution(values, retval, *sums, made=taken)
+
+
+def _taken_through(site: Site, operands: list[Any]) -> tuple[jax.Array, Callable[..., jax.Array]]:
+    """A draw of a flow that is one-way, and its log density: the draw of its base, taken through
+    the transforms."""
+    base, below = base_of(site, operands)
+    x = sample_p.bind(*below, site=base)[0]
+    value, volume = push(site, operands, x)
+
+    def score(own: bool = False, hidden: bool = False) -> jax.Array:
+        more = push(site, operands, x, hidden=True)[1] if hidden else volume
+        return log_density_of(base, below, x, own=own, hidden=hidden) + more
+
+    return value, score
+
+
+def masked_choices(program: Sequence[Entry]) -> set[Address]:
+    """The addresses of the choices of a program that have a mask."""
+    return {
+        e.address
+        for e in program
+        for c in e.parts
+        if isinstance(c.random, Site) and is_masked(abstract_distribution(c))
+    }
+
+
+def hidden_masks(program: Sequence[Entry]) -> set[Address]:
+    """The addresses of masked choices of programs inside that are known by their densities."""
+    calls = [(e.address, e.choice.random) for e in program if isinstance(e.choice.random, Call)]
+    return {
+        (*address, *inside)
+        for address, call in calls
+        if isinstance(call.program, Densities)
+        for inside in call.program.masked
+    }
+
+
+def _add(acc: jax.Array, term: Any) -> jax.Array:
+    return acc + jnp.asarray(term).astype(acc.dtype)
+
+
+def _call(call: Call, operands: Sequence[Any], given: Any) -> Any:
+    """Simulate or score a nested program that is known by its densities."""
+    p = call.program
+    assert isinstance(p, Densities)
+    if given is None:
+        if p.weighted and jax.tree.leaves(p.choices):
+            _refuse_weighted(call, p)
+        outs = _jax.evaluate(p.simulate, *operands)
+        leaves = outs[p.n_retval : -1]
+        value = jax.tree.unflatten(jax.tree.structure(p.choices), leaves)
+    else:
+        shapes = jax.tree.leaves(p.choices)
+        leaves = [v.astype(s.dtype) for v, s in zip(jax.tree.leaves(given), shapes, strict=True)]
+        outs = _jax.evaluate(p.log_density, *operands, *leaves)
+        value = given
+    return value, outs[: p.n_retval], jnp.sum(outs[-1])
+
+
+def _refuse_weighted(call: Call, program: Densities) -> NoReturn:
+    raise UnsupportedError(
+        f"{show(call.address)} at {call.source} is drawn from {program.name}, a program of which "
+        "has weights (ppl.factor, ppl.observe): its draws come from the program without them, its "
+        "density has them, and what is missing would be lost here. Give its value as data; or type "
+        "the data as a choice, ppl.sample, and use ppl.normalize(g, data), whose draws have it."
+    )
+
+
+def refuse_nested_density(closed: _jax.ClosedJaxpr, name: str) -> None:
+    """Inside ``@ppl.gen`` a density would be lost: say so (found by its mark)."""
+    for eqn in closed.jaxpr.eqns:
+        if eqn.primitive.name == "name" and eqn.params.get("name") == LOG_DENSITY:
+            line = _jax.line_of(eqn) or _jax.user_line()  # none for a run with a key of its own
+            raise UnsupportedError(
+                f"the density of a generative function is taken inside {name} at {line}, where it "
+                "adds nothing to the program's own density. Inside @ppl.gen use "
+                'ppl.sample("name", g(...)), or ppl.factor("name", log_weight) for a weight.'
+            )
+        for sub in _jax.sub_jaxprs(eqn):
+            refuse_nested_density(sub, name)

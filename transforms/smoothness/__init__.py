@@ -1,0 +1,1 @@
+"""Whether what seems to jump does: slices of a program, evaluated by numbers."""
