@@ -158,7 +158,7 @@ def explain(
         findings.update(dict.fromkeys(found))
         stated.update(dict.fromkeys(check.stated))
         for scope, closed, chosen in check.scopes:
-            found_plan = plan(closed, chosen)
+            found_plan = plan(check.layouts.of(closed, chosen), chosen)
             for addresses, n in found_plan.groups:
                 groups[tuple(scope + "/".join(a) for a in addresses), n] = None
             for s in chosen:

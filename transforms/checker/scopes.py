@@ -7,6 +7,7 @@ import dataclasses
 from .. import _jax
 from ..estimation.chosen import Choose, Chosen, Rough
 from ..plan.assignment import assign
+from ..plan.layouts import Layouts
 from ..program.flat import Flat
 from ..program.interpret import Path
 
@@ -22,6 +23,6 @@ class Scope:
     rough: dict[Path, Rough] = dataclasses.field(default_factory=dict)
     chosen: list[Chosen] = dataclasses.field(default_factory=list)
 
-    def assign(self, samples: int) -> None:
-        self.chosen = assign(self.closed, self.choose, samples, self.rough)
+    def assign(self, samples: int, layouts: Layouts) -> None:
+        self.chosen = assign(self.closed, self.choose, samples, self.rough, layouts)
         self.by_path = {s.choice.path: s for s in self.chosen}

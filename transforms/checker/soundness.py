@@ -21,7 +21,7 @@ R against reals R* without derivative, as rules on jaxprs.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -34,9 +34,13 @@ from ..estimation.estimator import Enumerated, InPlace
 from ..estimation.inside import support_of
 from ..estimation.rounding import rounding_parts
 from ..estimation.support import support_operands
+from ..plan.assignment import assign
+from ..plan.layout import Layout
+from ..plan.layouts import Layouts
 from ..program import marks
 from ..program.flat import Flat, Op, flatten
 from ..program.interpret import abstract_distribution, random_of
+from ..program.messages import transformable
 from ..program.site import Expect, Site
 from ..smoothness import verdicts
 from ..smoothness.domains import Domain, domain_of
@@ -85,6 +89,7 @@ class Soundness:
     ):
         """``known`` are the inputs that are constants, and None for the others."""
         self.samples = samples
+        self.layouts = Layouts()
         self._misfits = {id(m.outcome): (i, m) for i, m in enumerate(misfits)}
         self._scopes: dict[int, Scope] = {}
         self._cures = Cures()
@@ -102,10 +107,11 @@ class Soundness:
         ]
         self._choose_estimators()
 
-    @property
-    def plans(self) -> Mapping[int, list[Chosen]]:
-        """The sites of each scope with their estimators, by the identity of its jaxpr."""
-        return {i: s.chosen for i, s in self._scopes.items()}
+    def layout(self, closed: _jax.ClosedJaxpr, choose: Choose) -> Layout:
+        """How a scope is laid out, with the estimators that were assigned."""
+        scope = self._scopes.get(id(closed))  # None: of no consequence for the payoff
+        chosen = scope.chosen if scope else assign(closed, choose, self.samples)
+        return self.layouts.of(transformable(closed), chosen)
 
     @property
     def scopes(self) -> Iterator[tuple[str, _jax.ClosedJaxpr, list[Chosen]]]:
@@ -246,7 +252,7 @@ class Soundness:
                 fixed = not support_operands(chosen)
                 scope.rough[chosen.choice.path] = Rough(reason, fixed)
             for scope in {id(automatic[s][0]): automatic[s][0] for s in reasons}.values():
-                scope.assign(self.samples)
+                scope.assign(self.samples, self.layouts)
             self._contradicted |= {
                 source: f
                 for f in self._faults_reached()
@@ -272,7 +278,7 @@ class Soundness:
     ) -> Scope:
         if id(closed) not in self._scopes:
             scope = Scope(closed, choose, flatten(closed, outputs), name)
-            scope.assign(self.samples)
+            scope.assign(self.samples, self.layouts)
             self._scopes[id(closed)] = scope
         return self._scopes[id(closed)]
 

@@ -15,7 +15,6 @@ from jax import lax
 
 from ..program.site import Axis, Site, element_keys, per_element
 from . import rounding
-from .chosen import Chosen
 
 SAMPLES = "ppl.samples"
 Watch = Callable[[Site, Sequence[Any], Any], None]
@@ -25,13 +24,13 @@ Watch = Callable[[Site, Sequence[Any], Any], None]
 class Context:
     """What the scopes of one objective share: the number of samples drawn side by side, the
     running averages of payoffs that baselines asked for, whether the surrogate is ascended (1) or
-    descended (-1), for baselines that learn, the estimators of the scopes, by the identity of
-    their jaxprs, and what is told of each choice: the site, its operands and its value."""
+    descended (-1), for baselines that learn, how a scope (a program, and how its estimators are
+    chosen) is laid out, and what is told of each choice: the site, its operands and its value."""
 
     samples: int = 1
     averages: Mapping[float, Any] = dataclasses.field(default_factory=dict)
     direction: int = 1
-    plans: Mapping[int, list[Chosen]] = dataclasses.field(default_factory=dict)
+    layout: Callable[..., Any] | None = None
     watch: Watch | None = None
 
     def watching(self, rule: Any) -> Any:

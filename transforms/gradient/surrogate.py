@@ -42,11 +42,10 @@ from ..estimation.draws import SAMPLES, Context, Watch, draw, own_key, sampled
 from ..estimation.elements import apart, element_shape, value_and_mass
 from ..estimation.estimator import Continued, Enumerated, InPlace, magic_box, refuse_rounding
 from ..estimation.rounding import as_finite, rounding_parts
-from ..plan.assignment import assign
-from ..plan.layout import Elements, Layout, Mass, laws, lay_out, onto, times
+from ..plan.layout import Elements, Layout, Mass, laws, onto, times
 from ..program import marks
 from ..program.interpret import Path, Record, Steps, entering, interpret
-from ..program.messages import silent, transformable
+from ..program.messages import silent
 from ..program.site import (
     Call,
     Densities,
@@ -73,10 +72,8 @@ def scope(
     context: Context,
 ) -> list[Any]:
     """Surrogate of a program whose first output is the payoff; see the module docstring."""
-    chosen = context.plans.get(id(closed))
-    if chosen is None:  # of no consequence for the payoff, or not checked
-        chosen = assign(closed, choose, context.samples)
-    layout = lay_out(transformable(closed), chosen)
+    assert context.layout is not None
+    layout = context.layout(closed, choose)
     run = functools.partial(_run, layout, context)
     quiet = functools.partial(_run, layout, context, program=silent(layout.program))
     continued = layout.of(Continued)
@@ -297,7 +294,7 @@ def estimate(
         resolved, misfits = resolve(expect.jaxpr, operands)
         expect = dataclasses.replace(expect, jaxpr=resolved)
         check = Soundness(expect.jaxpr, expect.choose, 1, _known(operands), misfits)
-        outs = estimate(expect, operands, key, Context(plans=check.plans))
+        outs = estimate(expect, operands, key, Context(layout=check.layout))
         value = _checked(check, operands, outs[0])
         return [value + _alarm(check, operands, expect.name), *outs[1:]]
     inner = dataclasses.replace(context, averages={})
@@ -330,7 +327,7 @@ def surrogate(
     """
     closed, misfits = resolve(closed, args)
     check = Soundness(closed, choose, samples, _known(args), misfits)
-    context = Context(samples, averages or {}, direction, check.plans, watch)
+    context = Context(samples, averages or {}, direction, check.layout, watch)
 
     def one(key: jax.Array) -> list[Any]:
         return scope(closed, args, key, choose, context)

@@ -13,7 +13,7 @@ from ..estimation.chosen import Choose, Chosen, Rough
 from ..estimation.estimator import Estimator
 from ..program.interpret import Choice, Path, abstract_distribution, choices
 from ..program.site import Site
-from .layout import largest
+from .layouts import Layouts
 
 
 def assign(
@@ -21,18 +21,22 @@ def assign(
     choose: Choose,
     samples: int,
     rough: Mapping[Path, Rough] | None = None,
+    layouts: Layouts | None = None,
 ) -> list[Chosen]:
     """The sites of a scope with their estimators, checked.
 
-    ``rough`` holds those sites whose use is not smooth.
+    ``rough`` holds those sites whose use is not smooth; ``layouts`` keeps what is found of the
+    scope.
 
     Raises:
         UnsupportedError: an estimator does not fit its distribution,
     """
     program = [c for c in choices(closed, densities=True) if isinstance(c.random, Site)]
 
+    known = layouts or Layouts()
+
     def sizes(estimators: Mapping[Path, Estimator]) -> Mapping[Path, int]:
-        return largest(closed, _chosen(program, {p: (e, "") for p, e in estimators.items()}))
+        return known.largest(closed, _chosen(program, {p: (e, "") for p, e in estimators.items()}))
 
     free = [c for c in program if c.site.estimator is None]
     return _chosen(program, choose(free, samples, rough or {}, sizes))

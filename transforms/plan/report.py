@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from .. import _jax
 from ..errors import Address
 from ..estimation.chosen import Chosen, support_size
 from ..estimation.estimator import Enumerated
 from ..program.interpret import Path
-from .layout import Layout, lay_out
+from .layout import Layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +35,8 @@ class Plan:
     groups: tuple[tuple[tuple[Address, ...], int], ...]
 
 
-def plan(closed: _jax.ClosedJaxpr, chosen: Sequence[Chosen]) -> Plan:
-    """The plan of a scope."""
-    layout = lay_out(closed, chosen)
+def plan(layout: Layout, chosen: Sequence[Chosen]) -> Plan:
+    """The plan of a scope with these choices."""
     summed = {id(s.choice.random) for s in layout.summed}
     uses: dict[Path, Use] = {}
     rest = [s for s in chosen if id(s.choice.random) not in summed]
