@@ -42,26 +42,15 @@ from .advice import not_in_ppl as _not_in_ppl
 from .audit import Audit
 from .batches import minibatches
 from .choices import factor, observe, sample
-from .densities import (
-    Algorithm,
-    Target,
-    detach,
-    enumeration,
-    importance,
-    marginal,
-    normalize,
-)
+from .detached import detach
+from .enumeration import enumeration
 from .expectation import Expectation, expectation
 from .explain import Explanation
 from .fit import Fit, maximize, minimize
-from .generative import (
-    Generative,
-    Trace,
-    gen,
-    merge,
-    seed,
-    with_estimators,
-)
+from .generative import Generative, Trace
+from .given import merge, seed
+from .importance import importance
+from .marginal import marginal, normalize
 from .objectives import (
     chi2,
     dreg,
@@ -73,7 +62,9 @@ from .objectives import (
     wake_phi,
     wake_theta,
 )
+from .program import gen, with_estimators
 from .statements import continuous
+from .target import Algorithm, Target
 from .tune import Tuned, tune
 
 __all__ = [

@@ -12,7 +12,7 @@ import numpy as np
 
 from transforms import _jax
 
-from .generative import as_count
+from .given import as_count
 
 
 @final

@@ -11,7 +11,8 @@ from transforms import _jax
 from transforms.errors import Address, UnsupportedError, show
 from transforms.program.interpret import is_random
 
-from .generative import Choices, Generative
+from .generative import Generative
+from .given import Choices
 
 
 def made_of(

@@ -19,7 +19,8 @@ from transforms.program.site import sample as _sample
 from transforms.runs.addresses import check_shape
 
 from .corrected import corrected
-from .generative import Generative, GenerativeFunction, check_estimator
+from .generative import Generative
+from .program import GenerativeFunction, check_estimator
 
 
 def sample(

@@ -25,7 +25,8 @@ from transforms.program.site import Expect, expect_p
 from .advice import bad_return, user_code
 from .audit import Audit, audit
 from .explain import Explanation, explain
-from .generative import as_count, as_key, check_function
+from .given import as_count, as_key
+from .program import check_function
 
 
 @final

@@ -29,7 +29,7 @@ from .checkpoint import VERSIONS, Checkpoint
 from .content import ByContent
 from .expectation import Expectation
 from .fingerprint import digest, program_digest
-from .generative import as_count, as_key
+from .given import as_count, as_key
 from .steps import Loop, State, begin, is_traced, run_chunk, separate, strong, update
 
 CHUNK = 100

@@ -13,8 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 
-from .densities import detach
-from .generative import Choices, Generative, as_count, check_branches, check_generative, merge
+from .detached import detach
+from .generative import Generative
+from .given import Choices, as_count, merge
+from .program import check_branches, check_generative
 
 
 def elbo(p: Generative, q: Generative, data: Choices) -> jax.Array:

@@ -34,7 +34,7 @@ from transforms.runs.retarget import retarget
 from .audit import ROUNDING
 from .derivatives import is_floating
 from .expectation import Expectation, check_differentiable, split
-from .generative import as_count, as_key
+from .given import as_count, as_key
 from .scopes import fits, scopes_of
 
 EXHAUSTIVE, MEMORY = 64, 2**32

@@ -1,0 +1,144 @@
+"""``ppl.enumeration``: a normalizing constant exactly, by sums over finite supports."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+
+from estimators.enumeration import Enum
+from transforms import _jax
+from transforms.errors import Address, UnsupportedError, show
+from transforms.estimation.elements import apart
+from transforms.exact.elimination import draw, log_sum
+from transforms.exact.tables import Variable
+from transforms.program.interpret import Choice, abstract_distribution
+from transforms.program.site import Site
+from transforms.program.site import sample as _sample
+from transforms.runs.addresses import Entry, nest
+from transforms.runs.execute import Execution
+
+from .program import Program
+from .target import Algorithm, Target
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Enumeration(Algorithm):
+    """All values of the free choices, which must have finite supports: exact.
+
+    They are summed out one by one, and drawn backwards (``transforms/elimination.py``).
+    """
+
+    def sample(self, target: Target) -> tuple[Execution, jax.Array]:
+        free = self._free(target)
+        addresses, run = list(free), _run(target, free)
+
+        def pick(i: int, logits: jax.Array) -> jax.Array:
+            return _sample(("index", *addresses[i]), dist.Categorical(logits=logits), drawn=True)
+
+        digits, log_z = draw(_integrand(run, free), _variables(free), pick)
+        return run(*digits), log_z
+
+    def estimate(self, target: Target, retained: Execution | None = None) -> jax.Array:
+        free = self._free(target)
+        return log_sum(_integrand(_run(target, free), free), _variables(free))
+
+    def _free(self, target: Target) -> dict[Address, _Free]:
+        program = target.program
+        if not isinstance(program, Program):
+            raise UnsupportedError(
+                f"enumeration() at {_jax.user_line()} needs a @ppl.gen program, and {program.name} "
+                "is none. Use ppl.importance(n, proposal)."
+            )
+        free: dict[Address, _Free] = {}
+        for e in program.entries:
+            if target.covers(e.address):
+                continue
+            problem, values = _support(e)
+            if problem is not None:
+                why = problem.partition(". ")[0].rstrip(".")  # the advice is for a choice
+                raise UnsupportedError(
+                    f"enumeration() cannot enumerate {show(e.address)} at {e.source}: {why}. Use "
+                    "ppl.importance(n, proposal)."
+                )
+            shape = e.like.shape[: e.like.ndim - (values.ndim - 1)]
+            free[e.address] = _Free(values, shape, e.source)
+        return free
+
+
+def _support(e: Entry) -> tuple[str | None, jax.Array]:
+    """Why a choice cannot be enumerated, or None; and the values of an element of it."""
+    none = jnp.zeros(0)
+    if len(e.windows) > 1 or not all(isinstance(c.random, Site) for c in e.parts):
+        return "it is no single choice.", none
+    for choice in e.parts:
+        problem = Enum().unsuitable(apart(abstract_distribution(choice)))
+        if problem is not None:
+            return problem, none
+    values = _values(e.choice)
+    for choice in e.parts[1:]:  # other branches
+        if not np.array_equal(values, _values(choice)):
+            return "its support differs from branch to branch.", none
+    return None, values
+
+
+def _values(choice: Choice) -> jax.Array:
+    """All values of an element of a choice."""
+    with jax.ensure_compile_time_eval():
+        zeros = [jnp.zeros(a.shape, a.dtype) for a in choice.own_avals]
+        d = apart(choice.site.rebuild(zeros))
+        return Enum().support(d).astype(choice.site.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Free:
+    """A choice to enumerate: the values of an element, ``[K, *event_shape]``, its elements, and
+    where it stands."""
+
+    values: jax.Array
+    shape: tuple[int, ...]
+    source: str
+
+
+def _run(target: Target, free: Mapping[Address, _Free]) -> Callable[..., Execution]:
+    """The program at the values that digits stand for."""
+
+    def run(*digits: jax.Array) -> Execution:
+        values = [f.values[d] for f, d in zip(free.values(), digits, strict=True)]
+        return target.score(nest(zip(free, values, strict=True)))
+
+    return run
+
+
+def _integrand(
+    run: Callable[..., Execution], free: Mapping[Address, _Free]
+) -> Callable[..., jax.Array]:
+    """The log of what is summed: the values of a choice that is absent weigh 1 together."""
+
+    def log_integrand(*digits: jax.Array) -> jax.Array:
+        out = run(*digits)
+        total = out.log_integrand
+        for address, f in free.items():
+            if address in out.made:
+                made = out.made[address]
+                each = math.prod(f.shape[made.ndim :]) * math.log(len(f.values))
+                total = total + jnp.sum(jnp.where(made, 0.0, -each))
+        return total
+
+    return log_integrand
+
+
+def _variables(free: Mapping[Address, _Free]) -> list[Variable]:
+    return [Variable(f.shape, len(f.values), f"{show(a)} at {f.source}") for a, f in free.items()]
+
+
+def enumeration() -> Enumeration:
+    """Exact marginals and posteriors over finite supports."""
+    return Enumeration()

@@ -1,0 +1,132 @@
+"""``ppl.importance``: a normalizing constant by importance sampling."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, final
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax.scipy.special import logsumexp
+
+from transforms import _jax
+from transforms.errors import AddressError, UnsupportedError, describe, show
+from transforms.program.site import sample as _sample
+from transforms.runs.addresses import flatten
+from transforms.runs.execute import Execution
+
+from .generative import Generative
+from .given import Choices, as_count
+from .program import Program, check_branches
+from .target import Algorithm, Target, refuse_hidden
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Importance(Algorithm):
+    """Importance sampling with ``n`` particles, and resampling of one of them."""
+
+    n: int
+    proposal: Generative | Callable[[Any], Generative] | None = None
+
+    def sample(self, target: Target) -> tuple[Execution, jax.Array]:
+        runs, weights = self._fresh(target, self.n)
+        log_z = logsumexp(weights) - math.log(self.n)
+        if self.n == 1:
+            return jax.tree.map(lambda a: a[0], runs), log_z
+        index = _sample(("index",), dist.Categorical(logits=weights), drawn=True)
+        return jax.tree.map(lambda a: a[index], runs), log_z
+
+    def estimate(self, target: Target, retained: Execution | None = None) -> jax.Array:
+        fresh = self.n if retained is None else self.n - 1
+        weights = [self._fresh(target, fresh)[1]] if fresh else []
+        if retained is not None:
+            weights.append(self._weight(target, retained)[None])
+        return logsumexp(jnp.concatenate(weights)) - math.log(self.n)
+
+    def _fresh(self, target: Target, n: int) -> tuple[Execution, jax.Array]:
+        def one() -> tuple[Execution, jax.Array]:
+            if self.proposal is None:
+                if not isinstance(target.program, Program):
+                    raise UnsupportedError(
+                        f"{target.program.name} cannot propose for itself at {_jax.user_line()}, "
+                        "since it is no @ppl.gen program. Give a proposal: "
+                        "ppl.importance(n, proposal)."
+                    )
+                run = target.draw()
+                return run, run.log_weight
+            proposal = self._proposal(target)
+            q = proposal.execute({})
+            _check_proposal(proposal, q.choices, target)
+            run = target.score(q.choices)
+            return run, _log_ratio(target, run, q)
+
+        return jax.vmap(one, axis_size=n)()
+
+    def _weight(self, target: Target, retained: Execution) -> jax.Array:
+        if self.proposal is None:
+            return retained.log_weight
+        q = self._proposal(target).execute(target.free(retained.choices), exact=True)
+        return _log_ratio(target, retained, q)
+
+    def _proposal(self, target: Target) -> Generative:
+        q = self.proposal
+        if not isinstance(q, Generative):
+            assert q is not None
+            q = q(target.fixed)
+        if not isinstance(q, Generative):
+            raise UnsupportedError(
+                "a proposal is a generative function that was called, or a function from the "
+                f"fixed choices to one; got {describe(q)} ({_jax.user_line()}). Put @ppl.gen above "
+                "the function of ppl.importance(n, proposal)."
+            )
+        check_branches(target.program, q)
+        if q.weighted:
+            raise UnsupportedError(
+                f"{q.name} is a proposal at {_jax.user_line()}, and has weights (ppl.factor, "
+                "ppl.observe): its draws come from the program without them, its density has them. "
+                "Move them into the model; or type the data as a choice, ppl.sample, and propose "
+                "from ppl.normalize(g, data)."
+            )
+        return q
+
+
+def _check_proposal(proposal: Generative, choices: Choices, target: Target) -> None:
+    wanted = flatten(target.free(target.program.choices_like))
+    made = flatten(choices)
+    refuse_hidden(target.program, target.covers)
+    refuse_hidden(proposal, lambda _: False)
+    if set(made) != set(wanted):
+        raise AddressError(
+            f"the proposal {proposal.name} of importance(n, proposal) chooses "
+            f"{', '.join(map(show, made)) or 'nothing'}, and the choices of {target.program.name} "
+            f"to propose are {', '.join(map(show, wanted)) or 'none'}. Give it these addresses."
+        )
+
+
+def _log_ratio(target: Target, run: Execution, q: Execution) -> jax.Array:
+    """log p / q of a run of a target; no number where other choices of it are absent than of q."""
+    ratio = run.log_integrand - q.log_integrand
+    for address in sorted({*run.made, *q.made}):
+        if target.covers(address):
+            continue
+        made, other = (jnp.asarray(r.made.get(address, True)) for r in (run, q))
+        same = made == other if made.shape == other.shape else jnp.all(made) & jnp.all(other)
+        ratio = jnp.where(jnp.all(same), ratio, jnp.nan)
+    return ratio
+
+
+def importance(
+    n: int, proposal: Generative | Callable[[Any], Generative] | None = None
+) -> Importance:
+    """Importance sampling with ``n`` particles.
+
+    Args:
+        n: number of particles.
+        proposal: a Generative over the free choices, or a function from the fixed choices to
+            one; None proposes from the program itself. Its support must be that of the target.
+    """
+    return Importance(as_count(n, "the number n of particles"), proposal)
