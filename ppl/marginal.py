@@ -1,4 +1,4 @@
-"""``ppl.marginal`` and ``ppl.normalize``: programs whose densities are those of an algorithm (``target.py``)."""
+"""``ppl.marginal`` and ``ppl.normalize``: programs with the densities of an algorithm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,19 @@
-"""X"""
+r"""Approximate marginals and posteriors: stochastic densities.
+
+The contract that makes objectives built on them unbiased: ``simulate`` returns (x, w) with
+E[exp(-w) | x] = 1 / p(x), and ``log_density(x)`` returns w with E[exp(w)] = p(x). So that they
+nest to any depth, more holds: the two laws of w are size-biased versions of each other,
+
+    P_simulate(dw | x) = exp(w) / p(x) · P_log_density(dw | x).
+
+Source: Lew, Ghavamizadeh, Rinard & Mansinghka, "Probabilistic programming with stochastic
+probabilities", PLDI 2023; ESTIMATE and conditional SIR as in Andrieu, Doucet & Holenstein 2010.
+
+An :class:`Algorithm` approximates the normalizing constant Z(x) = ∫ p(x, u) du of a
+:class:`Target`: ``sample`` returns a u with an estimate of Z, ``estimate`` the estimate alone,
+given that one u was drawn already. Marginals and posteriors (``marginal.py``) are both made of
+these two.
+"""
 
 from __future__ import annotations
 
