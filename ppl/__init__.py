@@ -38,20 +38,13 @@ from transforms.estimation.estimator import (
     magic_box,
 )
 
-from .advice import not_in_ppl as _not_in_ppl
-from .audit import Audit
-from .batches import minibatches
-from .choices import factor, observe, sample
-from .detached import detach
-from .enumeration import enumeration
-from .expectation import Expectation, expectation
-from .explain import Explanation
-from .fit import Fit, maximize, minimize
-from .generative import Generative, Trace
-from .given import merge, seed
-from .importance import importance
-from .marginal import marginal, normalize
-from .objectives import (
+from .fitting.batches import minibatches
+from .fitting.fit import Fit, maximize, minimize
+from .objectives.audit import Audit
+from .objectives.expectation import Expectation, expectation
+from .objectives.explain import Explanation
+from .objectives.tune import Tuned, tune
+from .objectives.variational import (
     chi2,
     dreg,
     elbo,
@@ -62,10 +55,17 @@ from .objectives import (
     wake_phi,
     wake_theta,
 )
-from .program import gen, with_estimators
-from .statements import continuous
-from .target import Algorithm, Target
-from .tune import Tuned, tune
+from .programs.advice import not_in_ppl as _not_in_ppl
+from .programs.choices import factor, observe, sample
+from .programs.detached import detach
+from .programs.enumeration import enumeration
+from .programs.generative import Generative, Trace
+from .programs.given import merge, seed
+from .programs.importance import importance
+from .programs.marginal import marginal, normalize
+from .programs.program import gen, with_estimators
+from .programs.statements import continuous
+from .programs.target import Algorithm, Target
 
 __all__ = [
     "AddressError",

@@ -18,7 +18,7 @@ from jax import lax
 
 import ppl
 from ppl import dist
-from ppl.audit import FALSE_ALARMS
+from ppl.objectives.audit import FALSE_ALARMS, Row
 
 KEY = jax.random.key(0)
 
@@ -233,7 +233,7 @@ def test_near_the_border_the_step_is_smaller():
 
 
 def test_it_prints_as_text_and_as_html():
-    row = ppl.audit.Row("phi['<m>']", 1.0, 2.0, 0.1, -10.0, "finite differences")
+    row = Row("phi['<m>']", 1.0, 2.0, 0.1, -10.0, "finite differences")
     audit = ppl.Audit("elbo", (row,), 100, 3.29, ("x", ("inner", "x")), ("a note",))
     assert str(audit).splitlines() == [
         "audit of elbo",

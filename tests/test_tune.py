@@ -25,7 +25,7 @@ REPARAM, ENUM, MVD, SCORE, LOO = (
     ppl.reinforce(),
     ppl.reinforce("loo"),
 )
-module = importlib.import_module("ppl.tune")
+module = importlib.import_module("ppl.objectives.tune")
 
 
 @pytest.fixture(autouse=True, scope="module")

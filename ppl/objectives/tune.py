@@ -31,10 +31,10 @@ from transforms import _jax
 from transforms.errors import AddressError, PPLError, UnsupportedError, describe, nearest, show
 from transforms.runs.retarget import retarget
 
+from ..programs.given import as_count, as_key
 from .audit import ROUNDING
 from .derivatives import is_floating
 from .expectation import Expectation, check_differentiable, split
-from .given import as_count, as_key
 from .scopes import fits, scopes_of
 
 EXHAUSTIVE, MEMORY = 64, 2**32

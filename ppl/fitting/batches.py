@@ -12,7 +12,7 @@ import numpy as np
 
 from transforms import _jax
 
-from .given import as_count
+from ..programs.given import as_count
 
 
 @final

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 
-from .detached import detach
-from .generative import Generative
-from .given import Choices, as_count, merge
-from .program import check_branches, check_generative
+from ..programs.detached import detach
+from ..programs.generative import Generative
+from ..programs.given import Choices, as_count, merge
+from ..programs.program import check_branches, check_generative
 
 
 def elbo(p: Generative, q: Generative, data: Choices) -> jax.Array:

@@ -22,11 +22,11 @@ from transforms.gradient.surrogate import surrogate
 from transforms.program.sharded import inside_shard_map
 from transforms.program.site import Expect, expect_p
 
-from .advice import bad_return, user_code
+from ..programs.advice import bad_return, user_code
+from ..programs.given import as_count, as_key
+from ..programs.program import check_function
 from .audit import Audit, audit
 from .explain import Explanation, explain
-from .given import as_count, as_key
-from .program import check_function
 
 
 @final

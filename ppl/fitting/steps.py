@@ -25,8 +25,8 @@ from transforms.errors import NonFiniteError, UnsupportedError
 from transforms.gradient.nonfinite import first_nonfinite
 from transforms.plan.assignment import assign
 
+from ..objectives.expectation import Expectation, is_array, join, split
 from .content import ByContent, arguments_of, reachable
-from .expectation import Expectation, is_array, join, split
 
 
 @jax.tree_util.register_dataclass

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from transforms import _jax
 from transforms.errors import UnsupportedError, describe
 
-from .expectation import Expectation, is_array
+from ..objectives.expectation import Expectation, is_array
 
 
 def check_objective(objective: Any) -> None:

@@ -23,13 +23,13 @@ from transforms import _jax
 from transforms.checker.alarm import is_strict
 from transforms.errors import UnsupportedError, describe
 
+from ..objectives.expectation import Expectation
+from ..programs.given import as_count, as_key
 from .arguments import check_arguments, check_objective
 from .batches import cycle, stack
 from .checkpoint import VERSIONS, Checkpoint
 from .content import ByContent
-from .expectation import Expectation
 from .fingerprint import digest, program_digest
-from .given import as_count, as_key
 from .steps import Loop, State, begin, is_traced, run_chunk, separate, strong, update
 
 CHUNK = 100

@@ -1,0 +1,1 @@
+"""Fits: loops, batches, checkpoints."""

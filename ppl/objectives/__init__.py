@@ -1,0 +1,1 @@
+"""Objectives: their gradients, what is said of them, and the usual ones."""

@@ -1,0 +1,1 @@
+"""Generative programs, and what their densities are made of."""
