@@ -7,13 +7,13 @@ import pytest
 from transforms.plan import layouts
 
 KEY = jax.random.key(0)
-NAMES = "chain", "enumerated, joint", "elbo, discrete", "expectations inside, vmapped", "HMM, guide"
+NAMES = (
     "chain",
     "enumerated, joint",
     "elbo, discrete",
     "expectations inside, vmapped",
     "HMM, guide",
-]
+)
 
 
 @pytest.mark.filterwarnings("ignore::ppl.SoundnessWarning")
