@@ -33,7 +33,7 @@ from .target import Algorithm, Target
 class Enumeration(Algorithm):
     """All values of the free choices, which must have finite supports: exact.
 
-    They are summed out one by one, and drawn backwards (``transforms/elimination.py``).
+    They are summed out one by one, and drawn backwards (``transforms/exact/elimination.py``).
     """
 
     def sample(self, target: Target) -> tuple[Execution, jax.Array]:
