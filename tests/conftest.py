@@ -20,17 +20,23 @@ wait for ever where two of them run in a pool of two threads."""
 
 gc.set_threshold(100_000, 20, 100)  # tracing makes many small objects, most of which stay
 
-AS_FOR_A_USER = {"test_benchmarks", "test_compilation", "test_demo", "test_docs", "test_tune"}
+AS_FOR_A_USER = {"test_compilation", "test_demo", "test_docs", "test_tune"}
 """Files that count what is compiled, or run for long."""
 
 
 @pytest.fixture(autouse=True)
 def compiled_quickly(request):
     """Without most optimizations, which cost more than they save."""
-    optimized = request.module.__name__ in AS_FOR_A_USER
+    wanted = "as_for_a_user" in request.fixturenames
+    optimized = wanted or request.module.__name__ in AS_FOR_A_USER
     jax.config.update("jax_disable_most_optimizations", not optimized)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def as_for_a_user():
+    """A test outside these files that needs the optimizations too."""
 
 
 @pytest.fixture

@@ -95,6 +95,7 @@ def test_cost_of_air():
     assert ours["ENUM"] <= 2.45 * ours["REINFORCE"]
 
 
+@pytest.mark.usefixtures("as_for_a_user")
 def test_the_command(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(report, "peer", lambda name: None)
     report.main(["table1", "--small", "--blocks=2", "--seconds=0", f"--out={tmp_path}"])
@@ -126,6 +127,7 @@ SUMMED_OUT = {
 }
 
 
+@pytest.mark.usefixtures("as_for_a_user")
 def test_a_long_chain_takes_the_memory_of_that_by_hand():
     """No table of transitions for every step where they do not change; XLA's count."""
     problem = mixtures.hmm(1000, 8)
