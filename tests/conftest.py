@@ -20,7 +20,7 @@ wait for ever where two of them run in a pool of two threads."""
 
 gc.set_threshold(100_000, 20, 100)  # tracing makes many small objects, most of which stay
 
-AS_FOR_A_USER = {"test_compilation", "test_demo", "test_docs", "test_tune"}
+AS_FOR_A_USER = {"test_compilation", "test_demo"}
 """Files that count what is compiled, or run for long."""
 
 
