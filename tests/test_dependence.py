@@ -437,6 +437,9 @@ CLAIMS = {
     "pad": Claim(lambda x: jnp.pad(x, ((0, 0), (1, 0))), (X34,), "0:0,*"),
     "split": Claim(lambda x: jnp.split(x, 2, 1)[1], (X34,), "0:0,*"),
     "tile": Claim(lambda x: jnp.tile(x, 2), (X5,), None),
+    "tile of rows": Claim(lambda x: jnp.tile(x, (1, 2)), (X34,), "0:0,*"),
+    "stack": Claim(lambda x, y: jnp.stack([x, y, x], 1), (X34, X34), "0:0,2 1:0,2"),
+    "unstack": Claim(lambda x: jnp.unstack(x, axis=1)[2], (X34,), "0:0,*"),
     "repeat": Claim(lambda x: jnp.repeat(x, 2), (X5,), None),
     # reductions
     "sum": Claim(lambda x: x.sum(1), (X34,), "0:0,*"),
@@ -488,6 +491,10 @@ CLAIMS = {
         lambda x, y: lax.dynamic_update_slice(x, y, (0, 1)), (X34, X34[:, :2]), "0:0,* 1:0,*"
     ),
     "scatter": Claim(lambda x: x.at[jnp.array([0, 2])].set(0.0), (X34,), None),
+    "a column set": Claim(lambda x, y: x.at[:, 0].set(y), (X34, X34[:, 0]), "0:0,* 1:0"),
+    "rows added": Claim(
+        lambda x, y: x.at[jnp.array([0, 0, 2])].add(y), (X34, X34[::-1]), "0:*,1 1:*,1"
+    ),
     "scatter at": Claim(lambda x, z: x.at[index(z, 5)].add(z), (X5, X5[:2]), None),
     # linear algebra
     "dot": Claim(lambda x, y: x @ y, (X34, X43), "0:0,* 1:*,1"),

@@ -285,3 +285,24 @@ def test_a_branch_in_a_large_grid():
     second = 11 * 0.3 * 0.7 + 3.3**2
     np.testing.assert_allclose([value, slope], [2 * second, second], rtol=1e-5)
     np.testing.assert_allclose(f.value_and_grad(KEY, 2.0, jnp.array(0)), [-1.3, 1.0], rtol=1e-5)
+
+
+WEIGHTS = np.linspace(0.5, 1.5, 24, dtype=np.float32)
+ARRANGED = {
+    "stack": (lambda z: (jnp.stack([z, 2 * z], 1) @ jnp.array([1.0, 3.0])).sum(), 7 * WEIGHTS),
+    "a column set": (lambda z: (jnp.zeros((24, 2)).at[:, 0].set(z) * 7.0).sum(), 7 * WEIGHTS),
+    "tile": (lambda z: (jnp.tile(z[:, None], (1, 3)) ** 2).sum(), 3 * WEIGHTS**2),
+    "unstack": (lambda z: sum(jnp.unstack(jnp.stack([z, z], 1), axis=1)).sum(), 2 * WEIGHTS),
+}
+
+
+@pytest.mark.parametrize("name", ARRANGED)
+def test_arrays_made_of_a_plate_are_sums_over_it(name):
+    g, slopes = ARRANGED[name]
+
+    @ppl.expectation
+    def f(p):
+        return g(ppl.sample("z", dist.Bernoulli(p * jnp.ones(24)), ppl.enum()) * WEIGHTS)
+
+    value, slope = f.value_and_grad(KEY, 0.3)
+    np.testing.assert_allclose([value, slope], [0.3 * slopes.sum(), slopes.sum()], rtol=1e-5)

@@ -386,6 +386,27 @@ def _pad(shapes: Any, out: Any, p: Any) -> list[To]:
     return [_pairs(kept), _nowhere]
 
 
+def _scatter(shapes: Any, out: Any, p: Any) -> list[To]:
+    """The axes of what is written that are as long as those they are written to."""
+    n, (operand, _, updates) = p["dimension_numbers"], shapes
+    batching = dict(zip(n.scatter_indices_batching_dims, n.operand_batching_dims, strict=True))
+    pointed = (*n.inserted_window_dims, *n.operand_batching_dims)
+    window = zip(
+        n.update_window_dims, (a for a in range(len(out)) if a not in pointed), strict=True
+    )
+    whole = [(u, a) for u, a in window if updates[u] == operand[a]]
+    at = [u for u in range(len(updates)) if u not in n.update_window_dims]
+    kept = [*(a for _, a in whole), *batching.values()]
+    written = [*whole, *((at[i], a) for i, a in batching.items())]
+    return [_pairs([(a, a) for a in kept]), _pairs(list(batching.items())), _pairs(written)]
+
+
+def _tile(shapes: Any, out: Any, p: Any) -> list[To]:
+    more = len(out) - len(shapes[0])
+    reps = [1] * (len(shapes[0]) - len(p["reps"])) + list(p["reps"])[-len(shapes[0]) :]
+    return [_pairs([(a, a + more) for a, n in enumerate(reps) if n == 1])]
+
+
 _RULES: dict[str, Callable[[Any, Any, Any], list[To]]] = {
     "broadcast_in_dim": _broadcast,
     "reshape": _reshape,
@@ -403,4 +424,11 @@ _RULES: dict[str, Callable[[Any, Any, Any], list[To]]] = {
     "gather": _gather,
     "conv_general_dilated": _convolution,
     "pad": _pad,
+    "stack": lambda shapes, out, p: [lambda a: a + (a >= p["axis"])] * len(shapes),
+    "unstack": lambda shapes, out, p: [lambda a: None if a == p["axis"] else a - (a > p["axis"])],
+    "tile": _tile,
+    **dict.fromkeys(
+        ("scatter", "scatter-add", "scatter-sub", "scatter_mul", "scatter_min", "scatter_max"),
+        _scatter,
+    ),
 }
