@@ -70,7 +70,7 @@ def _words(x: Any, seen: dict[int, Any]) -> list[str]:
     if isinstance(x, types.ModuleType | type | types.BuiltinFunctionType):
         return [x.__name__]
     if hasattr(x, "dtype") and hasattr(x, "shape"):
-        return [str(x.dtype), repr(np.asarray(x).tolist())]
+        return [str(np.shape(x)), *(f"{v:.6g}" for v in np.ravel(x))]  # in 32 or 64 bits
     if isinstance(x, functools.partial):
         return _words([x.func, x.args, x.keywords], seen)
     if hasattr(x, "__wrapped__"):

@@ -14,7 +14,7 @@ from ppl import dist
 
 PATHWISE = ppl.reparam()
 W = np.array([1.0, -0.5, 2.0])
-KNOTS = jnp.linspace(-2.0, 2.0, 7)
+KNOTS = jnp.array([-2.0, -4 / 3, -2 / 3, 0.0, 2 / 3, 4 / 3, 2.0])
 HEIGHTS = jnp.array([0.3, 1.0, -1.0, 2.0, 0.5, 1.5, -0.7])
 MIX = np.array([[0.8, -0.4, 0.3], [0.2, 0.9, -0.5], [-0.3, 0.1, 0.7]])
 
