@@ -10,6 +10,7 @@ false alarms 1.7e-8 for each number, under 1e-6 for all of this file.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from jax import lax
 import ppl
 from ppl import dist
 from transforms import _jax
-from transforms.analyses import alike, dependence, terms
+from transforms.analyses import alike, dependence, primitives, terms
 from transforms.analyses.dependence import EVER, Along, Dependences
 from transforms.errors import UnsupportedError
 from transforms.plan import layout
@@ -704,7 +705,8 @@ MUTANTS = {
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_wrong_rule_is_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     program, primitive = MUTANTS[name]
-    monkeypatch.setitem(dependence._RULES, primitive, follow_everything)
+    wrong = dataclasses.replace(primitives.named(primitive), axes=follow_everything)
+    monkeypatch.setitem(primitives.PRIMITIVES, primitive, wrong)
     f, xs, _ = CLAIMS[program]
     with pytest.raises(AssertionError, match="but also"):
         holds(claimed(f, xs), xs, influence(f, xs))

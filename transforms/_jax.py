@@ -210,6 +210,11 @@ def evaluate_equation(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
     return evaluate(open_jaxpr(_empty(), list(given), eqn.outvars, [eqn]), *given.values())
 
 
+def primitive_names() -> set[str]:
+    """The names of the primitives that JAX can differentiate or map."""
+    return {p.name for p in (*ad.primitive_jvps, *batching.fancy_primitive_batchers)}
+
+
 def is_key(x: Any) -> bool:
     """Whether an array holds keys of random numbers."""
     if isinstance(x, np.ndarray):  # the check below is slow

@@ -16,7 +16,8 @@ from jax import lax
 from .. import _jax
 from ..program.interpret import Path
 from ..program.site import Site
-from .dependence import ELEMENTWISE, REDUCING, axes_of, called
+from .dependence import called
+from .primitives import axes_of, elementwise, named, of, reducing
 
 Axes = frozenset[int]
 """The axes along which a value is the same."""
@@ -56,7 +57,7 @@ def _of_result(eqn: _jax.JaxprEqn, ins: list[Axes]) -> Axes:
     shapes = [v.aval.shape for v in eqn.invars]  # type: ignore[attr-defined]
     out = eqn.outvars[0].aval.shape  # type: ignore[attr-defined]
     every = range(len(out))
-    if name in ELEMENTWISE:
+    if of(eqn).axes is elementwise:
         same = lambda axis: all(
             not s or axis in axes or s[axis] == 1 for s, axes in zip(shapes, ins, strict=True)
         )
@@ -68,7 +69,7 @@ def _of_result(eqn: _jax.JaxprEqn, ins: list[Axes]) -> Axes:
         )
     if name == "iota":
         return frozenset(every) - {eqn.params["dimension"]}
-    if name in _FOLLOWING or name in REDUCING:
+    if name in _FOLLOWING or of(eqn).axes is reducing:
         tos = axes_of(eqn)
         return frozenset(
             b
@@ -89,8 +90,11 @@ _FOLLOWING = frozenset(
 
 
 _SHAPES = {"broadcast_in_dim", "concatenate", "gather", "pad", "squeeze", "transpose"}
-_RUN_ON_LESS = ELEMENTWISE | REDUCING | _SHAPES | {"dot_general"}
-"""What is done with operands that have size 1 along an axis."""
+
+
+def _runs_on_less(name: str) -> bool:
+    """Whether it is done with operands that have size 1 along an axis."""
+    return named(name).axes in (elementwise, reducing) or name in _SHAPES or name == "dot_general"
 
 
 def compress(
@@ -134,7 +138,7 @@ def _compressed(
             array, places = map(jnp.broadcast_to, operands, shapes)
             outs = [_gathered_at_once(array, places, alike, **eqn.params)]
         else:
-            outs = _once(eqn, operands, axes if name in _RUN_ON_LESS else NO)
+            outs = _once(eqn, operands, axes if _runs_on_less(name) else NO)
         values.update(zip(eqn.outvars, outs, strict=True))
     return [read(v) for v in jaxpr.outvars]
 
@@ -148,7 +152,7 @@ def _once(eqn: _jax.JaxprEqn, operands: list[Any], axes: Axes) -> list[Any]:
             for x, s in zip(operands, shapes, strict=True)
         ]
         return _jax.evaluate_equation(eqn, full)
-    if eqn.primitive.name in ELEMENTWISE:
+    if of(eqn).axes is elementwise:
         tos: list[Any] = [lambda a: a] * len(operands)
     else:
         tos = axes_of(eqn)

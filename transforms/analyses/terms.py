@@ -29,7 +29,7 @@ from .. import _jax
 from ..program.interpret import INLINED, Path, is_random
 from ..program.site import OWN_DENSITY, Site
 from .bounds import Bounds, program_of
-from .dependence import ELEMENTWISE
+from .primitives import elementwise, of
 from .tail import COUNTING, Level, as_float, coefficients, is_float, is_var, read
 
 
@@ -146,13 +146,6 @@ def _level(
     return level
 
 
-_LINEAR = (  # in all operands together
-    "add add_any broadcast_in_dim concatenate convert_element_type copy cumsum name neg pad "
-    "reduce_sum reshape rev slice squeeze sub transpose"
-)
-_JOINTLY = frozenset(_LINEAR.split())
-
-
 def _linear_operands(
     eqn: _jax.JaxprEqn, tainted: Mapping[Any, int], bounds: Callable[[], Bounds]
 ) -> set[int] | None:
@@ -185,7 +178,7 @@ def _is_offset(eqn: _jax.JaxprEqn, tainted: Mapping[Any, int], makers: Mapping[A
             return True
         read = [u for u in maker.invars if is_var(u)]
         reached = [u for u in read if u in tainted]
-        plain = maker.primitive.name in ELEMENTWISE and len(read) == 1
+        plain = of(maker).axes is elementwise and len(read) == 1
         if len(reached) != 1 or not (plain or maker.primitive.name in _ALONG):
             return False
         (v,) = reached
@@ -197,7 +190,7 @@ def _linear(eqn: _jax.JaxprEqn, tainted: Mapping[Any, int]) -> set[int] | None:
         return None
     hit = {n for n, v in enumerate(eqn.invars) if is_var(v) and v in tainted}
     name, every = eqn.primitive.name, set(range(len(eqn.invars)))
-    if name in _JOINTLY:
+    if of(eqn).jointly:
         return every
     if name in ("mul", "dot_general"):
         return hit if len(hit) == 1 else None

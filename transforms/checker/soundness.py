@@ -27,6 +27,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from .. import _jax
+from ..analyses import primitives
 from ..analyses.contained import Misfit
 from ..estimation.baselines import sees_own_draw
 from ..estimation.chosen import Choose, Chosen, Rough
@@ -62,8 +63,6 @@ from .outside import NOWHERE, TEST, Outside, is_infinite, passed_on
 from .scopes import Scope
 from .traits import (
     CONSTANT,
-    JUMPS,
-    KINKS,
     Fault,
     Source,
     Value,
@@ -331,14 +330,14 @@ class Soundness:
             estimates = frozenset()
         out = Value(all_.sources, faults, all_.drawn | drawn_by(op), estimates)
         smooth = lambda v: jnp.issubdtype(flat.avals[v].dtype, jnp.inexact)
-        jumps = [op.name in JUMPS or not smooth(v) for v in op.outs]
+        jumps = [primitives.named(op.name).jumps or not smooth(v) for v in op.outs]
         jumps[1:] = [j or op.name == "sort" for j in jumps[1:]]  # what is sorted along with keys
         jumps = [j or op.name in verdicts.FACTORS for j in jumps]
         suspect = op.name in verdicts.FACTORS or op.name == "is_finite"
         if not any(jumps) and (self._has_pole(flat, op, args) or verdicts.is_cut(op)):
             jumps, suspect = [True] * len(jumps), True
         stops = op.name in ("stop_gradient", "bitcast_convert_type")
-        if out.sources and op.name in KINKS:
+        if out.sources and primitives.named(op.name).kinks:
             self._kinks[flat, i] = Fault("kink", flat, i, set(out.sources))
         if not out.sources or not (any(jumps) or stops or op.custom):
             return [out] * len(op.outs)

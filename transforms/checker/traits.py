@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from ..analyses import primitives
 from ..estimation.inside import support_of
 from ..program import marks
 from ..program.flat import Flat, Op
@@ -63,7 +64,7 @@ def join(values: Sequence[Value]) -> Value:
 
 
 def drawn_by(op: Op) -> frozenset[Source]:
-    return frozenset({("key", None)}) if op.name in _RANDOM else frozenset()
+    return frozenset({("key", None)}) if primitives.named(op.name).random else frozenset()
 
 
 def of_last_step(value: Value) -> Value:
@@ -77,17 +78,6 @@ def is_circular(d: Any) -> bool:
     return type(support_of(d)).__name__ == "_Circular"
 
 
-_RANDOM = {"random_bits", "random_gamma", "rng_bit_generator", "rng_uniform", "threefry2x32"}
-JUMPS = {"floor", "ceil", "round", "sign", "rem", "atan2"}
-KINKS = {"abs", "max", "min", "reduce_max", "reduce_min", "clamp", "sort", "cummax", "cummin"}
-KINKS |= {"reduce_window_max", "reduce_window_min", "top_k", "sqrt"}
-_LINEAR = {"add", "add_any", "sub", "neg", "mul", "div", "dot_general", "reduce_sum", "cumsum"}
-_LINEAR |= {"broadcast_in_dim", "reshape", "squeeze", "transpose", "slice", "dynamic_slice", "rev"}
-_LINEAR |= {"concatenate", "pad", "gather", "scatter", "scatter-add", "select_n", "copy", "name"}
-_LINEAR |= {"convert_element_type", "stop_gradient", "dynamic_update_slice", "real", "split"}
-_LINEAR |= {"conv_general_dilated", "reduce_window_sum", "copy_p", "optimization_barrier"}
-
-
 def is_lookup(flat: Flat, op: Op) -> bool:
     """Whether an equation is a loop of a library function with whole results: one jump."""
     whole = all(not jnp.issubdtype(flat.avals[v].dtype, jnp.inexact) for v in op.outs)
@@ -97,7 +87,7 @@ def is_lookup(flat: Flat, op: Op) -> bool:
 def is_linear(op: Op, args: Sequence[Value]) -> bool:
     """Whether an equation is linear in the draws of expectations among its operands."""
     which = [j for j, a in enumerate(args) if a.estimates]
-    if op.name not in _LINEAR or marks.is_smooth(op.stack):
+    if not primitives.named(op.name).linear or marks.is_smooth(op.stack):
         return False
     if op.name == "select_n":
         return 0 not in which
