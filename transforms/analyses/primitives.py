@@ -1,8 +1,8 @@
 """What the analyses know of JAX's primitives: one record each.
 
-A primitive that is not in the table is taken to mix all that it is given, and not to be linear; what
-is left out of it on purpose is in :data:`OPAQUE`, with the reason. A test walks the primitives of the
-installed JAX, and says which are new.
+A primitive that is not in the table is taken to mix all that it is given, and not to be linear;
+what is left out of it on purpose is in :data:`OPAQUE`, with the reason. A test walks the primitives
+of the installed JAX, and says which are new.
 """
 
 from __future__ import annotations
