@@ -151,7 +151,8 @@ def test_a_lost_score_is_not_finite():
     """Where the payoff is finite, and its score needs the logarithm."""
     objective = ppl.expectation(lambda a: ppl.sample("x", dist.Beta(a, 1.0), ppl.reinforce()))
     value, gradient = objective.value_and_grad(KEY, 0.02, samples=100)
-    assert np.isfinite(value) and not np.isfinite(gradient)
+    # the standard deviation of Beta(a, 1) at a = .02 is below .14
+    assert abs(value - 0.02 / 1.02) < Z * 0.14 / 10 and np.isnan(gradient)
 
 
 def test_what_needs_no_logarithm_is_right():
