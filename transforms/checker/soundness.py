@@ -44,8 +44,8 @@ from ..program.interpret import abstract_distribution, random_of
 from ..program.messages import transformable
 from ..program.site import Expect, Site
 from ..smoothness import verdicts
-from ..smoothness.domains import Domain, domain_of
 from .cures import Cures, Known
+from .draws import Draws
 from .findings import (
     NOT_LOOKED_AT,
     Finding,
@@ -92,8 +92,7 @@ class Soundness:
         self._misfits = {id(m.outcome): (i, m) for i, m in enumerate(misfits)}
         self._scopes: dict[int, Scope] = {}
         self._cures = Cures()
-        self._domains: dict[Flat, dict[int, Domain]] = {}
-        self._positive: dict[Flat, set[int]] = {}
+        self._draws = Draws()
         self._contradicted: dict[Source, Fault] = {}
         self._root = self._scope(closed, choose, slice(1))
         known = list(known) or [None] * len(closed.in_avals)
@@ -230,7 +229,7 @@ class Soundness:
             for f in sorted(self._faults_reached(), key=lambda f: (f.suspect, f.index)):
                 if f.kind == "nonlinear" or self._cures.is_tried(f) or not matters(f):
                     continue
-                cured |= self._cures.cure(f, Known(self._values, self._sunk, self._domains))
+                cured |= self._cures.cure(f, Known(self._values, self._sunk, self._draws.domains))
             if not cured:
                 return
 
@@ -363,13 +362,7 @@ class Soundness:
         if v is None:
             return False
         moving = args[op.ins.index(v)]
-        if not (moving.sources and moving.drawn):
-            return False
-        if flat not in self._positive:
-            draws = self._domains.get(flat, {})
-            positive = {v for v, domain in draws.items() if domain.positive}
-            self._positive[flat] = verdicts.positive(flat, positive)
-        return v not in self._positive[flat]
+        return bool(moving.sources and moving.drawn) and self._draws.may_be_zero(flat, v)
 
     def _verdict(self, op: Op) -> str:
         reason = marks.reason_of(op.stack)
@@ -397,7 +390,7 @@ class Soundness:
         parameters = join([*args[:end], *args[len(args) - site.masked :]])
         d = abstract_distribution(chosen.choice)
         circular = is_circular(d)
-        self._note_domain(flat, i, site, d)
+        self._draws.note(flat, i, site, d)
         turns = {f for f in parameters.faults if circular and f.op.name == "atan2"}
         self._reached.update(dict.fromkeys(parameters.faults - turns))
         self._sunk.setdefault(flat, set()).update(flat.ops[i].values)
@@ -424,13 +417,6 @@ class Soundness:
             if moving:
                 self._moving.append((chosen, moving))
         return Value(drawn=drawn)
-
-    def _note_domain(self, flat: Flat, i: int, site: Site, d: Any) -> None:
-        domains, op = self._domains.setdefault(flat, {}), flat.ops[i]
-        if not domains.keys() >= set(op.outs):
-            domain = domain_of(site, op.ins, d)
-            if domain is not None:
-                domains.update(dict.fromkeys(op.outs, domain))
 
     def _expect(
         self, flat: Flat, i: int, expect: Expect, args: list[Value], scope: Scope

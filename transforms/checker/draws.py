@@ -1,0 +1,34 @@
+"""Where the draws of a program are, as far as their supports tell, and what is positive of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..program.flat import Flat
+from ..program.site import Site
+from ..smoothness import verdicts
+from ..smoothness.domains import Domain, domain_of
+
+
+class Draws:
+    """The draws of the programs of one objective."""
+
+    def __init__(self) -> None:
+        self.domains: dict[Flat, dict[int, Domain]] = {}
+        self._positive: dict[Flat, set[int]] = {}
+
+    def note(self, flat: Flat, i: int, site: Site, d: Any) -> None:
+        """Note the draw that equation ``i`` makes, of the distribution ``d``."""
+        domains, op = self.domains.setdefault(flat, {}), flat.ops[i]
+        if not domains.keys() >= set(op.outs):
+            domain = domain_of(site, op.ins, d)
+            if domain is not None:
+                domains.update(dict.fromkeys(op.outs, domain))
+
+    def may_be_zero(self, flat: Flat, v: int) -> bool:
+        """Whether a value may be 0, for all that is known."""
+        if flat not in self._positive:
+            draws = self.domains.get(flat, {})
+            positive = {v for v, domain in draws.items() if domain.positive}
+            self._positive[flat] = verdicts.positive(flat, positive)
+        return v not in self._positive[flat]
