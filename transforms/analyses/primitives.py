@@ -274,22 +274,24 @@ register(
 register("random_bits random_gamma rng_bit_generator rng_uniform threefry2x32", random=True)
 
 OPAQUE = {
-    "holds a program: program/interpret.py runs it": """
+    "holds a program: program/interpret.py runs or refuses it": """
         call call_hi_primitive call_hi_primitive_linearized composite cond custom_lin
         custom_linear_solve custom_vmap_call eval_jaxpr jit linear_call reduce remat2 remat_opt
-        run_state scan stage while dce_sink""",
+        run_state scan stage while dce_sink compute_on fused_call mpmd_map pallas_call
+        xla_metadata_call""",
     "ours": "expect factor inside sample",
     "tells the host, or is computed there": """
         check debug_callback debug_print inspect_sharding io_callback pure_callback ffi_call
-        log_extend log_read new_log""",
+        log_extend log_read new_log buffer_callback tpu_custom_call""",
     "between devices": """
         all_gather all_gather_invariant all_gather_reduced all_to_all axis_index pbroadcast pmax
         pmin ppermute precv preduced psend psum psum_invariant pvary ragged_all_to_all
         reduce_scatter reduced_vary_cast_p reshard unreduced_psum unreduced_reduce_scatter
-        vary_unreduced_cast_p device_put sharding_constraint layout_constraint""",
+        vary_unreduced_cast_p device_put sharding_constraint layout_constraint
+        global_array_to_host_local_array host_local_array_to_global_array shard_alike""",
     "a memory that is written to": """
         accum_grad_in_ref addupdate box_get box_set empty_ref free_ref freeze get new_box new_ref
-        swap tie""",
+        swap tie masked_load masked_swap""",
     "keys": """
         random_clone random_fold_in random_seed random_split random_unwrap random_wrap from_edtype
         to_edtype""",
@@ -308,6 +310,7 @@ OPAQUE = {
     "all of an axis, or a window of it, meets": """
         approx_top_k fft reduce_window select_and_gather_add select_and_scatter_add""",
     "no arithmetic that programs are written in": """
-        bitcast_convert_type empty eq_to le_to lt_to""",
+        bitcast_convert_type empty eq_to le_to lt_to add_dependency assert_consumed_value consume
+        fusible xla_metadata_value""",
 }
 """Primitives of JAX that the table leaves out, and why."""
