@@ -18,6 +18,7 @@ os.environ.setdefault("NPROC", "1")
 """XLA's threads in each worker. The workers share the cores; and the LAPACK kernels of jaxlib 0.10
 wait for ever where two of them run in a pool of two threads."""
 
+jax.config.update("jax_disable_most_optimizations", True)  # what modules of tests compute at import
 gc.set_threshold(100_000, 20, 100)  # tracing makes many small objects, most of which stay
 
 AS_FOR_A_USER = {"test_compilation", "test_demo"}
@@ -30,8 +31,6 @@ def compiled_quickly(request):
     wanted = "as_for_a_user" in request.fixturenames
     optimized = wanted or request.module.__name__ in AS_FOR_A_USER
     jax.config.update("jax_disable_most_optimizations", not optimized)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture

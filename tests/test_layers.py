@@ -14,7 +14,17 @@ PACKAGES = "transforms", "estimators", "ppl"
 """A package imports those before it only."""
 FLOORS = {
     "transforms": (
-        *("errors", "_jax", "program", "estimation", "runs", "analyses", "exact", "plan"),
+        *(
+            "errors",
+            "_jax",
+            "program",
+            "numeric",
+            "estimation",
+            "runs",
+            "analyses",
+            "exact",
+            "plan",
+        ),
         *("smoothness", "checker", "gradient"),
     ),
     "estimators": (),

@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 from soundness_alarms import fixed_point
 
-from transforms.smoothness import numeric
+from transforms.numeric import run as numeric
 
 REAL = np.array([-3.7, -1.0, -0.5, -0.0, 0.3, 0.5, 1.0, 2.5, np.inf, -np.inf, np.nan], np.float32)
 OTHER = np.roll(REAL, 4)

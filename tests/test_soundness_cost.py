@@ -18,7 +18,8 @@ import ppl
 from ppl import dist
 from transforms.checker import cures
 from transforms.checker.findings import NOT_LOOKED_AT
-from transforms.smoothness import continuity, numeric, slices
+from transforms.numeric import run as numeric
+from transforms.smoothness import continuity, slices
 
 PATHWISE = ppl.reparam()
 

@@ -46,6 +46,10 @@ class Marginal(Generative):
     def _kept(self, address: Address) -> bool:
         return any(address[: len(k)] == k for k in self._keep)
 
+    @property
+    def choices_like(self) -> Choices:
+        return nest(self._like.items())
+
     @functools.cached_property
     def _like(self) -> dict[Address, Any]:
         like = flatten(self._g.choices_like)
@@ -106,6 +110,10 @@ class Normalized(Generative):
 
     def _made(self, run: Execution) -> dict[Address, jax.Array]:
         return {a: made for a, made in run.made.items() if not self._target.covers(a)}
+
+    @property
+    def choices_like(self) -> Choices:
+        return nest(self._like.items())
 
     @functools.cached_property
     def _like(self) -> dict[Address, Any]:

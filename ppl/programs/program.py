@@ -216,8 +216,11 @@ def check_branches(p: Generative, q: Generative) -> None:
     Raises:
         UnsupportedError: a choice stands in one branch of one of them, and always in the other.
     """
+    once_in_one = p.in_a_branch ^ q.in_a_branch
+    if not once_in_one:  # the shapes of choices take a trace
+        return
     mine, others = (set(flatten(g.choices_like)) for g in (p, q))
-    for address in sorted((p.in_a_branch ^ q.in_a_branch) & mine & others):
+    for address in sorted(once_in_one & mine & others):
         once, always = (p, q) if address in p.in_a_branch else (q, p)
         raise UnsupportedError(
             f"the choice {show(address)} stands in one branch of {once.name}, and in {always.name} "

@@ -19,6 +19,7 @@ import numpy as np
 from jax import lax
 
 from .. import _jax
+from ..numeric import run as numeric
 
 COUNTING = frozenset(
     {"add", "sub", "neg", "mul", "reduce_sum", "convert_element_type", "reshape", "squeeze"}
@@ -74,8 +75,7 @@ def coefficients(level: Level, leaves: Any, constants: Any) -> tuple[Any, list[A
 
     if jax.tree.leaves(constants):
         return affine(constants)
-    with jax.ensure_compile_time_eval():
-        out, slopes = jax.tree.map(np.asarray, affine(constants))
+    out, *slopes = numeric.evaluate(jax.make_jaxpr(lambda: affine(constants))(), [])
     return out, [
         None if np.all(c == 1) else c.flat[0] if c.size and np.all(c == c.flat[0]) else c
         for c in slopes

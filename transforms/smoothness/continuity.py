@@ -26,9 +26,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import _jax
+from ..numeric import run as numeric
 from ..program.flat import Op
 from ..program.interpret import is_random
-from . import numeric
 from .border import is_at_border
 from .lines import (
     CLOSER,

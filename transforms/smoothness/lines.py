@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import _jax
+from ..numeric import run as numeric
 from ..program.flat import Op
-from . import numeric
 from .slices import ENOUGH, MAX_SIZE, Place, work
 from .tapped import fingerprint, outcome
 

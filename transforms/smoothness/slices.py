@@ -9,9 +9,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from ..numeric.run import STEPS
 from ..program.flat import Flat, Op
 from .domains import Domain
-from .numeric import STEPS
 from .tapped import Tap
 
 MEETS = 12

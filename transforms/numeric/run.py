@@ -21,7 +21,7 @@ import numpy as np
 
 from .. import _jax
 from ..program.interpret import INLINED
-from .by_numpy import ELEMENTWISE, RULES, over, spread
+from .tables import ELEMENTWISE, RULES, over, spread
 
 STEPS = 300
 """Most steps of a loop: what has not converged by then is taken to diverge."""

@@ -1,0 +1,1 @@
+"""Programs evaluated by NumPy, without compilation."""
