@@ -59,6 +59,7 @@ from ..program.site import (
     refuse_factor,
     sample,
 )
+from ..program.sums import added, sum_over
 from .replay import correction
 
 # --- one scope ----------------------------------------------------------------------------------
@@ -90,33 +91,34 @@ def scope(
         terms, others = outs[: len(layout.terms)], outs[len(layout.terms) :]
         weights = laws(layout, made)
         scores = {s.path: made[s.path]["score"] for s in layout.of(InPlace)}
-        values = [zero] * len(grids)
-        payoffs: dict[Path, list[Any]] = {p: [zero] * len(reach[p]) for p in reach}
+        values: list[list[Any]] = [[] for _ in grids]
+        payoffs: dict[Path, list[list[Any]]] = {p: [[] for _ in reach[p]] for p in reach}
         for t, d, grid in layout.grouped(terms):
             weighted = times(layout.law(d, t.ndim, weights), t)
             score = layout.score(d, t.ndim, scores)
             value = weighted if score is None else weighted * magic_box(score)
-            values[grids.index(grid)] += jnp.sum(value)
+            values[grids.index(grid)].append(sum_over(value))
             for s in baselines:
                 if s.path in d:
                     part = onto(lax.stop_gradient(weighted), d[s.path], [True] * len(s.shape))
-                    payoffs[s.path][reach[s.path].index(grid)] += part
+                    payoffs[s.path][reach[s.path].index(grid)].append(part)
         for s in entropic:  # a baseline that cancels the derivative of its own log density
             law = layout.law(s.parameters, len(s.shape), weights)
             cancelled = times(law, 1.0 - magic_box(scores[s.path]))
-            values[grids.index(layout.on_grid(s.parameters))] += s.own * jnp.sum(cancelled)
+            values[grids.index(layout.on_grid(s.parameters))].append(s.own * sum_over(cancelled))
         parts = {}
         for s in baselines:
             law = layout.law(s.parameters, len(s.shape), weights)
-            parts[s.path] = made[s.path]["baseline"], jnp.ones(()) if law is None else law
+            parts[s.path] = made[s.path]["baseline"], law
         means = []
         for i in averaged:
             law = layout.law(layout.others[i], others[i].ndim, weights)
             means.append(times(law, others[i]))
-        extra = zero
-        for s in continued:
-            extra += correction(layout, s, quiet, list(args), key, given, made, terms)
-        return values, payoffs, parts, means, extra
+        extra = [
+            correction(layout, s, quiet, list(args), key, given, made, terms) for s in continued
+        ]
+        sums = lambda parts: [added(p, zero) for p in parts]
+        return sums(values), {p: sums(v) for p, v in payoffs.items()}, parts, means, sums([extra])
 
     every = layout.everywhere if continued else frozenset()
     spec = (
@@ -124,27 +126,27 @@ def scope(
         reach,
         {s.path: layout.on_grid(s.parameters) for s in baselines},
         list(averaged.values()),
-        every,
+        [every],
     )
     values, payoffs, parts, means, extra = layout.over_grid(point, spec)
     flat = [v if v.ndim < 2 else v.reshape(-1) for v in values]  # one sum is pairwise, nested not
-    value = sum(map(jnp.sum, flat), jnp.sum(extra))
+    summands = [*map(sum_over, flat), *(map(sum_over, extra) if continued else [])]
     for s in baselines:
-        payoff = jnp.zeros(s.shape, zero.dtype)
-        for grid, part in zip(reach[s.path], payoffs[s.path], strict=True):
-            payoff += jnp.sum(part, axis=tuple(range(len(grid))))
+        pairs = zip(reach[s.path], payoffs[s.path], strict=True)
+        met = [sum_over(part, range(len(grid))) for grid, part in pairs]
+        payoff = jnp.broadcast_to(added(met, zero), s.shape)
         finish = lambda totals, s=s, p=payoff: _baseline(s).finish(totals, p, context)
         totals, law = parts[s.path]
         for _ in layout.on_grid(s.parameters):
             finish = jax.vmap(finish)
-        value += jnp.sum(law * finish(totals))
+        summands.append(sum_over(finish(totals) if law is None else law * finish(totals)))
     outs: list[Any] = [None] * len(layout.others)
     for i, mean in zip(averaged, means, strict=True):
-        outs[i] = jnp.sum(mean, axis=tuple(range(len(averaged[i]))))
+        outs[i] = sum_over(mean, range(len(averaged[i])))
     if len(averaged) < len(outs):  # where elements meet that meet in no term
         drawn = quiet(args, key, {}, enumerate=False)[0][len(layout.terms) :]
         outs = [d if o is None else o for d, o in zip(drawn, outs, strict=True)]
-    return [value, *outs]
+    return [added(summands, zero).astype(zero.dtype), *outs]
 
 
 def _baseline(s: Elements) -> Any:

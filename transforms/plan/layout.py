@@ -25,6 +25,7 @@ from ..estimation.chosen import MAX_JOINT, Chosen, support_size
 from ..estimation.estimator import Enumerated
 from ..exact.grid import over_axes
 from ..program.interpret import Path, Record
+from ..program.sums import sum_over
 
 Grid = frozenset[int]
 """The axes of the enumeration that something depends on."""
@@ -183,7 +184,7 @@ class Layout:
         groups: dict[Any, tuple[jax.Array, Dependence]] = {}
         for t, d in zip(terms, self.terms, strict=True):
             used = sorted({a.axis for along in d.values() for a in along if a is not None})
-            t = jnp.sum(t, axis=tuple(a for a in range(t.ndim) if a not in used))
+            t = sum_over(t, [a for a in range(t.ndim) if a not in used])
             d = {p: tuple(a and Along(used.index(a.axis), a.lag) for a in e) for p, e in d.items()}
             name = t.shape, tuple(sorted(d.items()))
             groups[name] = (groups[name][0] + t, d) if name in groups else (t, d)
@@ -282,7 +283,7 @@ def onto(x: jax.Array, along: Sequence[Along | None], keep: Sequence[bool]) -> j
         if lag:
             x = jnp.flip(jnp.cumsum(jnp.flip(x, axis), axis), axis)
     axes = [a for a, _ in kept]
-    x = jnp.sum(x, axis=tuple(a for a in range(x.ndim) if a not in axes))
+    x = sum_over(x, [a for a in range(x.ndim) if a not in axes])
     ranks = sorted(axes)
     x = jnp.transpose(x, [ranks.index(a) for a in axes])
     sizes = iter(x.shape)

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from .. import _jax
@@ -27,6 +28,7 @@ from ..estimation.flows import base_of, is_one_way, push
 from ..program import marks
 from ..program.interpret import Path, Record, abstract_distribution, entering, interpret
 from ..program.site import Call, Densities, Factor, Site, own_density, per_element, sample_p
+from ..program.sums import sum_over
 from .addresses import Choices, Entry, entries, match, nest
 
 LOG_DENSITY = "ppl.log_density"  # marks densities, for the checks and for the checker
@@ -91,11 +93,11 @@ def log_density_of(
                 ] or [jnp.zeros(())]
         except NotImplementedError as error:
             raise UnsupportedError(_no_density(site, d)) from error
-        log_density = functools.reduce(jnp.add, map(jnp.sum, parts))
+        log_density = functools.reduce(jnp.add, map(sum_over, parts))
         return jnp.where(site.mask(operands), log_density, 0.0) if site.masked else log_density
 
     with marks.mark(marks.DENSITY):
-        return jnp.sum(per_element(site.axes, one, 1)(list(operands), value))
+        return sum_over(per_element(site.axes, one, 1)(list(operands), value))
 
 
 def _no_density(site: Site, d: Any) -> str:
@@ -132,7 +134,7 @@ def execute(
     ) -> Any:
         total, selected, *missing = acc
         if isinstance(choice, Factor):
-            weight = _add(jnp.zeros(()), jnp.sum(operands[0]))
+            weight = sum_over(operands[0])
             return [], (_add(total, weight), _add(selected, weight), *missing), {}
         entry = by_path[path]
         address = entry.address
@@ -155,11 +157,11 @@ def execute(
         made = (value, choice.taken(operands)) if entry.conditional else value
         return outs, (_add(total, lp), add, *missing), {path: made}
 
-    acc = (jnp.zeros(()),) * (3 if masked else 2)
+    acc = (np.zeros((), jnp.result_type(float)),) * (3 if masked else 2)
     retval, sums, made = interpret(closed, args, rule, given=fixed, acc=acc)
     values = nest((e.address, e.join(made)) for e in program)
     taken = {e.address: e.made(made) for e in program if e.conditional}
-    return Execution(values, retval, *sums, made=taken)
+    return Execution(values, retval, *map(jnp.asarray, sums), made=taken)
 
 
 def _taken_through(site: Site, operands: list[Any]) -> tuple[jax.Array, Callable[..., jax.Array]]:
@@ -198,7 +200,8 @@ def hidden_masks(program: Sequence[Entry]) -> set[Address]:
 
 
 def _add(acc: jax.Array, term: Any) -> jax.Array:
-    return acc + jnp.asarray(term).astype(acc.dtype)
+    term = jnp.asarray(term).astype(acc.dtype)
+    return term if isinstance(acc, np.ndarray) else acc + term  # the first of all
 
 
 def _call(call: Call, operands: Sequence[Any], given: Any) -> Any:
