@@ -14,7 +14,7 @@ from typing import Any, final
 
 from transforms.estimation.chosen import Choose, Rough, joint_size, support_size
 from transforms.estimation.estimator import Estimator
-from transforms.program.interpret import Choice, Path, abstract_distribution
+from transforms.program.choices import Choice, Path, abstract_distribution
 from transforms.program.site import FreshKey
 
 from .baselines import LeaveOneOut

@@ -23,14 +23,6 @@ from ppl.objectives.audit import FALSE_ALARMS, Row
 KEY = jax.random.key(0)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compile_quickly():
-    """These tests compile for longer than they run."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Score(ppl.InPlace):

@@ -30,7 +30,7 @@ from transforms.analyses import alike, dependence, primitives, terms
 from transforms.analyses.dependence import EVER, Along, Dependences
 from transforms.errors import UnsupportedError
 from transforms.plan import layout
-from transforms.program.interpret import choices
+from transforms.program.choices import choices
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -28,13 +28,6 @@ REPARAM, ENUM, MVD, SCORE, LOO = (
 module = importlib.import_module("ppl.objectives.tune")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compile_quickly():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture
 def costs(monkeypatch):
     """Seconds of a gradient by its estimators, in the order of the addresses; by default 1e-4."""

@@ -38,7 +38,7 @@ from estimators.reinforce import Reinforce
 from transforms.errors import Address, SoundnessWarning, show
 from transforms.estimation.chosen import joint_size
 from transforms.estimation.estimator import Estimator
-from transforms.program.interpret import Choice
+from transforms.program.choices import Choice
 
 from .derivatives import TOGETHER, Program, Table, means_and_errors, moved
 from .domain import steps_within

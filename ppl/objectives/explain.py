@@ -14,7 +14,7 @@ from transforms.checker.soundness import Soundness
 from transforms.estimation.chosen import Chosen
 from transforms.estimation.estimator import Continued, Enumerated
 from transforms.plan.report import Use, plan
-from transforms.program.interpret import abstract_distribution
+from transforms.program.choices import abstract_distribution
 from transforms.program.site import FreshKey
 
 COLUMNS = (

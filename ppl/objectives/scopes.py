@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from transforms import _jax
 from transforms.errors import Address
 from transforms.estimation.estimator import Estimator
-from transforms.program.interpret import Choice, abstract_distribution, choices
+from transforms.program.choices import Choice, abstract_distribution, choices
 from transforms.program.site import Expect, FreshKey, Site
 
 Sites = dict[Address, list[Choice]]

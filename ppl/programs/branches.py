@@ -9,7 +9,7 @@ import jax
 
 from transforms import _jax
 from transforms.errors import Address, UnsupportedError, show
-from transforms.program.interpret import is_random
+from transforms.program.choices import is_random
 
 from .generative import Generative
 from .given import Choices

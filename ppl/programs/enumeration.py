@@ -18,7 +18,7 @@ from transforms.errors import Address, UnsupportedError, show
 from transforms.estimation.elements import apart
 from transforms.exact.elimination import draw, log_sum
 from transforms.exact.tables import Variable
-from transforms.program.interpret import Choice, abstract_distribution
+from transforms.program.choices import Choice, abstract_distribution
 from transforms.program.site import Site
 from transforms.program.site import sample as _sample
 from transforms.runs.addresses import Entry, nest

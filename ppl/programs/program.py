@@ -11,8 +11,8 @@ import jax
 from transforms import _jax
 from transforms.errors import Address, AddressError, UnsupportedError, describe, nearest, show
 from transforms.estimation.estimator import Estimator
-from transforms.program.interpret import Choice
-from transforms.program.interpret import choices as _choices
+from transforms.program.choices import Choice
+from transforms.program.choices import choices as _choices
 from transforms.program.site import Body, Call, Densities, Factor, call_p
 from transforms.runs.addresses import Entry, entries, flatten, likeness, nest
 from transforms.runs.execute import (

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .. import _jax
-from ..program.interpret import Path
+from ..program.choices import Path
 from ..program.site import Site
 from .dependence import called
 from .primitives import axes_of, elementwise, named, of, reducing

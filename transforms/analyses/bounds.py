@@ -19,7 +19,7 @@ import numpy as np
 
 from .. import _jax
 from ..estimation.elements import apart
-from ..program.interpret import INLINED, remat_jaxpr
+from ..program.choices import INLINED, remat_jaxpr
 from ..program.site import Body, Call, Site
 
 COUNT = 2**24

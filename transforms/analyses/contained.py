@@ -18,7 +18,7 @@ import numpy as np
 from .. import _jax
 from ..errors import SupportError, show
 from ..estimation.inside import Check, base_of, inside_p, support_of
-from ..program.interpret import INLINED, random_of
+from ..program.choices import INLINED, random_of
 from ..program.site import Body, Call, Densities, Expect, Site
 
 INFINITE = float("inf")

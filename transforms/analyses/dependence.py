@@ -21,7 +21,7 @@ import jax
 
 from .. import _jax
 from ..estimation.elements import apart, element_shape, unmasked
-from ..program.interpret import INLINED, Path, remat_jaxpr
+from ..program.choices import INLINED, Path, remat_jaxpr
 from ..program.site import Body, Call, Densities, Expect, Site, per_element
 from .primitives import axes_of
 

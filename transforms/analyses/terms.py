@@ -26,7 +26,7 @@ import numpy as np
 from jax import lax
 
 from .. import _jax
-from ..program.interpret import INLINED, Path, is_random
+from ..program.choices import INLINED, Path, is_random
 from ..program.site import OWN_DENSITY, Site
 from .bounds import Bounds, program_of
 from .primitives import elementwise, of

@@ -15,8 +15,8 @@ from ..errors import Address, show
 from ..estimation.chosen import Choose, Chosen
 from ..estimation.rounding import cure
 from ..estimation.support import support_operands
+from ..program.choices import Choice, abstract_distribution
 from ..program.flat import Op
-from ..program.interpret import Choice, abstract_distribution
 
 BIASED, UNSUPPORTED, ALMOST = "biased", "unsupported", "almost everywhere"
 AMBIGUOUS = "ambiguous"

@@ -8,8 +8,8 @@ from .. import _jax
 from ..estimation.chosen import Choose, Chosen, Rough
 from ..plan.assignment import assign
 from ..plan.layouts import Layouts
+from ..program.choices import Path
 from ..program.flat import Flat
-from ..program.interpret import Path
 
 
 @dataclasses.dataclass(eq=False)

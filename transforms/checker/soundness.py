@@ -39,8 +39,8 @@ from ..plan.assignment import assign
 from ..plan.layout import Layout
 from ..plan.layouts import Layouts
 from ..program import marks
+from ..program.choices import abstract_distribution, random_of
 from ..program.flat import Flat, Op, flatten
-from ..program.interpret import abstract_distribution, random_of
 from ..program.messages import transformable
 from ..program.site import Expect, Site
 from ..smoothness import verdicts

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..program.interpret import Choice, Path, abstractly
+from ..program.choices import Choice, Path, abstractly
 from .elements import apart, element_shape
 from .estimator import Enumerated, Estimator
 

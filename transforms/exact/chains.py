@@ -25,7 +25,8 @@ from ..errors import UnsupportedError, show
 from ..estimation.chosen import Chosen, support_size
 from ..estimation.elements import element_shape, value_and_mass
 from ..estimation.estimator import Enumerated
-from ..program.interpret import Choice, Path, choices, entering, interpret
+from ..program.choices import Choice, Path, choices
+from ..program.interpret import entering, interpret
 from ..program.site import Call, Expect, Factor, Site, call_p, expect_p, factor_p, sample_p
 from .side_by_side import Stacked
 from .tables import Class, Digit, Plan, Table, Variable, class_size, evaluate, plan_of

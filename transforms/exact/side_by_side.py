@@ -20,7 +20,7 @@ from .. import _jax
 from ..analyses.alike import NO, Axes, Uniform
 from ..analyses.dependence import NONE, Dependence, Dependences
 from ..errors import UnsupportedError
-from ..program.interpret import is_random
+from ..program.choices import is_random
 from ..program.messages import silent, silent_equation
 
 

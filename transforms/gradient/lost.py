@@ -21,7 +21,8 @@ from ..analyses.contained import resolve
 from ..checker.findings import Finding, of_lost
 from ..estimation.draws import vectorised_draw
 from ..estimation.rounding import ends, is_lost, rounding_parts, sample, smallest_lost
-from ..program.interpret import Choice, Path, abstract_distribution, choices, entering, interpret
+from ..program.choices import Choice, Path, abstract_distribution, choices
+from ..program.interpret import entering, interpret
 from ..program.site import Call, Densities, Site
 from .seed import draw_rule
 

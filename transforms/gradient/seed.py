@@ -9,7 +9,8 @@ import jax
 
 from .. import _jax
 from ..estimation.draws import sampled, vectorised_draw
-from ..program.interpret import Path, Record, entering, interpret
+from ..program.choices import Path
+from ..program.interpret import Record, entering, interpret
 from ..program.site import Call, Densities, Expect, Factor, Site, refuse_factor
 from .surrogate import estimate
 

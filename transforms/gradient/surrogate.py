@@ -44,7 +44,8 @@ from ..estimation.estimator import Continued, Enumerated, InPlace, magic_box, re
 from ..estimation.rounding import as_finite, rounding_parts
 from ..plan.layout import Elements, Layout, Mass, laws, onto, times
 from ..program import marks
-from ..program.interpret import Path, Record, Steps, entering, interpret
+from ..program.choices import Path
+from ..program.interpret import Record, Steps, entering, interpret
 from ..program.messages import silent
 from ..program.site import (
     Call,

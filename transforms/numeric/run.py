@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import _jax
-from ..program.interpret import INLINED
+from ..program.choices import INLINED
 from .tables import ELEMENTWISE, RULES, over, spread
 
 STEPS = 300

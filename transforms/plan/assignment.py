@@ -11,7 +11,7 @@ from .. import _jax
 from ..errors import UnsupportedError, show
 from ..estimation.chosen import Choose, Chosen, Rough
 from ..estimation.estimator import Estimator
-from ..program.interpret import Choice, Path, abstract_distribution, choices
+from ..program.choices import Choice, Path, abstract_distribution, choices
 from ..program.site import Site
 from .layouts import Layouts
 

@@ -24,7 +24,8 @@ from ..analyses.dependence import Along, Dependence
 from ..estimation.chosen import MAX_JOINT, Chosen, support_size
 from ..estimation.estimator import Enumerated
 from ..exact.grid import over_axes
-from ..program.interpret import Path, Record
+from ..program.choices import Path
+from ..program.interpret import Record
 from ..program.sums import sum_over
 
 Grid = frozenset[int]

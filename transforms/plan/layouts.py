@@ -21,7 +21,7 @@ from ..estimation.chosen import MAX_JOINT, Chosen, support_size
 from ..estimation.elements import apart, element_shape
 from ..estimation.estimator import Enumerated, InPlace
 from ..exact.chains import SummedOut, sum_out
-from ..program.interpret import Path, choices
+from ..program.choices import Path, choices
 from ..program.site import Site, own_density
 from .layout import Elements, Layout
 

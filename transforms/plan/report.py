@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from ..errors import Address
 from ..estimation.chosen import Chosen, support_size
 from ..estimation.estimator import Enumerated
-from ..program.interpret import Path
+from ..program.choices import Path
 from .layout import Layout
 
 

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from .. import _jax
-from .interpret import Random, interpret, is_random
+from .choices import Random, is_random
+from .interpret import interpret
 from .site import (
     Arm,
     Body,

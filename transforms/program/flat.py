@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .. import _jax
-from .interpret import INLINED, Path, is_random, random_of
+from .choices import INLINED, Path, is_random, random_of
 from .site import Body, Call, Densities
 
 

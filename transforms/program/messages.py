@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import _jax
-from .interpret import random_of
+from .choices import random_of
 from .site import Body, Call
 
 Rewrite = Callable[[_jax.JaxprEqn], _jax.JaxprEqn]

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from .. import _jax
 from ..errors import Address, AddressError, ShapeError, UnsupportedError, describe, nearest, show
-from ..program.interpret import Choice, Path, choices
+from ..program.choices import Choice, Path, choices
 from ..program.site import Axis, Call, Densities, Expect, Factor, Site
 
 Choices = dict[str, Any]

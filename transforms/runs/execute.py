@@ -26,7 +26,8 @@ from ..estimation import inside
 from ..estimation.elements import absent, apart, is_masked
 from ..estimation.flows import base_of, is_one_way, push
 from ..program import marks
-from ..program.interpret import Path, Record, abstract_distribution, entering, interpret
+from ..program.choices import Path, abstract_distribution
+from ..program.interpret import Record, entering, interpret
 from ..program.site import Call, Densities, Factor, Site, own_density, per_element, sample_p
 from ..program.sums import sum_over
 from .addresses import Choices, Entry, entries, match, nest

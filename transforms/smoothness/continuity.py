@@ -27,8 +27,8 @@ import numpy as np
 
 from .. import _jax
 from ..numeric import run as numeric
+from ..program.choices import is_random
 from ..program.flat import Op
-from ..program.interpret import is_random
 from .border import is_at_border
 from .lines import (
     CLOSER,
