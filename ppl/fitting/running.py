@@ -1,0 +1,169 @@
+"""The steps of a fit, chunk by chunk, and what the host does between two chunks.
+
+It shows progress, keeps the history, writes the checkpoint, checks for convergence.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm.auto import tqdm
+
+from transforms import _jax
+from transforms.errors import UnsupportedError
+
+from .averaging import CHECK, FINAL, narrow
+from .checkpoint import Checkpoint
+from .plan import Plan
+from .restarts import best, one, pick, run_side_by_side
+from .resuming import kept, saved
+from .steps import State, run_chunk
+from .stopping import Judged, estimates, judge, next_check, verdict
+
+
+@dataclasses.dataclass
+class _Progress:
+    """Where a fit is."""
+
+    state: State
+    step: int
+    history: np.ndarray
+    judged: Judged | None
+    anchors: tuple[tuple[State, Judged | None], ...]
+
+    @property
+    def converged(self) -> bool:
+        return self.judged is not None and bool(self.judged.converged)
+
+
+def run(plan: Plan, progress: bool, callback: Any, checkpoint: Checkpoint | None) -> dict[str, Any]:
+    """Do the steps of a plan: the fields of a fit."""
+    loop, fixed, steps = plan.loop, plan.fixed, plan.ending.steps
+    at = _Progress(plan.start, plan.step, plan.history, plan.judged, plan.anchors)
+    plan.skip(at.step)
+    if at.step == 0:
+        _drop_anchor(plan, at)
+    with tqdm(total=steps, initial=at.step, disable=not progress) as bar:
+        while at.step < steps and not at.converged:
+            n, metrics = _chunk(plan, at)
+            bar.update(n)
+            recent = at.history[..., -n:].mean(-1)
+            shown = np.nanmax(loop.direction * recent) * loop.direction
+            bar.set_postfix_str(f"{shown:.4g}")
+            if plan.ending.tolerance is not None and next_check(at.step - 1) == at.step:
+                _check(plan, at, plan.ending.tolerance)
+            if next_check(at.step - 1) == at.step:
+                _drop_anchor(plan, at)
+            if checkpoint is not None:
+                checkpoint.save(saved(plan, at.state, at.step, at.judged), at.history)
+            seen = {"metrics": metrics} if loop.metrics else {}
+            params = None if callback is None else loop.params(at.state, fixed)
+            if callback is not None and callback(at.step, params, at.history, **seen):
+                break
+    return _finish(plan, at)
+
+
+def _chunk(plan: Plan, at: _Progress) -> tuple[int, Any]:
+    """Run some steps, up to the next visit to the host: how many, and their metrics."""
+    loop, several = plan.loop, plan.ending.restarts is not None
+    name, f = ("restarts", run_side_by_side) if several else ("fit", run_chunk)
+    run = loop.objective.compiled.setdefault(name, jax.jit(f, static_argnums=0))
+    n = min(loop.chunk - at.step % loop.chunk, plan.ending.steps - at.step)
+    rows, windows = plan.take(n, loop.chunk), plan.ending.windows(at.step)
+    after, found, done, metrics = run(loop, at.state, plan.fixed, plan.key, n, rows, windows)
+    if int(np.max(done)) < n:
+        failed = run(loop, at.state, plan.fixed, plan.key, np.max(done), rows, windows)[0]
+        i = int(np.argmax(done))
+        batch = jax.tree.map(lambda a: a[int(np.max(done))], rows)
+        failed = pick(failed, i) if several else failed
+        loop.explain_failure(failed, plan.fixed, plan.key, batch)
+    at.step += n
+    at.state = after if several else dataclasses.replace(after, step=at.step)
+    at.history = np.concatenate([at.history, np.asarray(found)[..., :n]], axis=-1)
+    return n, metrics
+
+
+def _drop_anchor(plan: Plan, at: _Progress) -> None:
+    """Keep a state from which the mean of a longer fit can be found; two will always do."""
+    if plan.ending.average is not None:
+        at.anchors = (*at.anchors, (at.state, at.judged))[-2:]
+
+
+def _check(plan: Plan, at: _Progress, tolerance: float) -> None:
+    """See whether the fit has converged; lower the rate where the objective fell."""
+    assert at.judged is not None
+    values = _estimates(plan, at.state, CHECK)
+    at.judged, factor = judge(at.judged, values, at.step, tolerance, plan.loop.direction)
+    at.state = dataclasses.replace(at.state, rate=at.state.rate * factor.astype(np.float32))
+
+
+def _estimates(plan: Plan, state: State, name: str) -> np.ndarray:
+    """Estimates of the objective at the end of a window, or where nothing is averaged."""
+    loop = plan.loop
+    like = loop.settled(state)
+    values = narrow(state.means[name], like) if state.means else like
+    several = plan.ending.restarts is not None
+    name, f = ("judge all", _estimates_of_all) if several else ("judge", estimates)
+    estimate = loop.objective.compiled.setdefault(name, jax.jit(f, static_argnums=0))
+    return np.asarray(estimate(loop, values, state.averages, plan.fixed, plan.key, plan.held))
+
+
+def _estimates_of_all(loop: Any, values: Any, averages: Any, fixed: Any, key: Any, rows: Any):
+    return jax.vmap(lambda v, a: estimates(loop, v, a, fixed, key, rows))(values, averages)
+
+
+def _finish(plan: Plan, at: _Progress) -> dict[str, Any]:
+    """The fields of a fit."""
+    loop, ending = plan.loop, plan.ending
+    state, history, name = at.state, at.history, CHECK if at.converged else FINAL
+    found: dict[str, Any] = {}
+    if ending.restarts is not None:
+        i, found["restarts"] = best(state, _estimates(plan, state, name), loop.direction)
+        at.anchors = tuple((one(s, i), j and _pick_judged(j, i)) for s, j in at.anchors)
+        at.judged = at.judged and _pick_judged(at.judged, i)
+        state, history = one(state, i), history[i]
+    if ending.average is not None:
+        found["averaged"] = loop.averaged(state, plan.fixed, name)
+    if ending.tolerance is not None:
+        found["converged"] = at.converged
+    return {
+        "params": loop.params(state, plan.fixed),
+        "history": history,
+        "state": kept(plan, state, history, at.judged, at.anchors),
+        "verdict": verdict(at.judged, ending.tolerance, at.step, state.rate),
+        **found,
+    }
+
+
+def _pick_judged(judged: Judged, i: int) -> Judged:
+    return dataclasses.replace(judged, values=judged.values[i])
+
+
+def run_traced(plan: Plan, asked: dict[str, Any]) -> dict[str, Any]:
+    """The whole fit as a part of what is traced around it."""
+    for name, given in asked.items():
+        if given is not None:
+            raise UnsupportedError(
+                f"the fit at {_jax.user_line()} runs inside jax.jit, jax.vmap or a relative, where "
+                f"the host has no part in it, so {name} cannot be used. Leave it out, or call the "
+                "fit outside, for several of them in a loop."
+            )
+    done, ending = len(plan.history), plan.ending
+    left = max(ending.steps - done, 0)
+    loop = dataclasses.replace(plan.loop, chunk=max(left, 1))
+    plan.skip(done)
+    rows = plan.take(left, left) if left else None
+    windows = ending.windows(done)
+    state, found, _, _ = run_chunk(loop, plan.start, plan.fixed, plan.key, left, rows, windows)
+    history = jnp.concatenate([plan.history, found[:left]])
+    averaged = None if ending.average is None else loop.averaged(state, plan.fixed, FINAL)
+    return {
+        "params": loop.params(state, plan.fixed),
+        "history": history,
+        "state": kept(plan, state, history, None, ()),
+        "averaged": averaged,
+    }
