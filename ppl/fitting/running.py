@@ -52,7 +52,7 @@ def run(plan: Plan, progress: bool, callback: Any, checkpoint: Checkpoint | None
             n, metrics = _chunk(plan, at)
             bar.update(n)
             recent = at.history[..., -n:].mean(-1)
-            shown = np.nanmax(loop.direction * recent) * loop.direction
+            shown = loop.direction * np.fmax.reduce(np.ravel(loop.direction * recent))
             bar.set_postfix_str(f"{shown:.4g}")
             if plan.ending.tolerance is not None and next_check(at.step - 1) == at.step:
                 _check(plan, at, plan.ending.tolerance)

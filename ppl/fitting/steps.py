@@ -280,7 +280,8 @@ def _nothing(loop: Loop, state: State, fixed: list[Any], key: jax.Array, rows: A
     batch = jax.tree.map(lambda a: a[0], rows)
     silent = {"report": lambda check, inputs: None}
     aux = jax.eval_shape(lambda: loop.cost(loop.seen(state), state, fixed, key, batch, **silent)[1])
-    return jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.promote_types(a.dtype, float)), aux)
+    dtype = jnp.zeros(()).dtype
+    return jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.promote_types(a.dtype, dtype)), aux)
 
 
 def _step(
