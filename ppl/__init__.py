@@ -40,6 +40,11 @@ from transforms.estimation.estimator import (
 
 from .fitting.batches import minibatches
 from .fitting.fit import Fit, maximize, minimize
+from .inference import plots
+from .inference.infer import infer
+from .inference.posterior import Posterior
+from .inference.psis import ess, k_hat
+from .inference.summary import Summary
 from .objectives.audit import Audit
 from .objectives.expectation import Expectation, expectation
 from .objectives.explain import Explanation
@@ -85,10 +90,12 @@ __all__ = [
     "LocalSite",
     "NonFiniteError",
     "PPLError",
+    "Posterior",
     "RandomnessWarning",
     "ShapeError",
     "SoundnessError",
     "SoundnessWarning",
+    "Summary",
     "SupportError",
     "Target",
     "Trace",
@@ -102,12 +109,15 @@ __all__ = [
     "elbo",
     "enum",
     "enumeration",
+    "ess",
     "expectation",
     "factor",
     "forward_kl",
     "gen",
     "importance",
+    "infer",
     "iwelbo",
+    "k_hat",
     "learned",
     "magic_box",
     "marginal",
@@ -119,6 +129,7 @@ __all__ = [
     "mvd",
     "normalize",
     "observe",
+    "plots",
     "reinforce",
     "renyi",
     "reparam",
