@@ -38,6 +38,7 @@ from transforms.estimation.estimator import (
     magic_box,
 )
 
+from . import guides
 from .fitting.batches import minibatches
 from .fitting.fit import Fit, maximize, minimize
 from .objectives.audit import Audit
@@ -107,6 +108,7 @@ __all__ = [
     "factor",
     "forward_kl",
     "gen",
+    "guides",
     "importance",
     "iwelbo",
     "learned",
