@@ -38,6 +38,7 @@ from transforms.estimation.estimator import (
     magic_box,
 )
 
+from . import guides
 from .fitting.batches import minibatches
 from .fitting.fit import Fit, maximize, minimize
 from .inference import plots
@@ -69,6 +70,7 @@ from .programs.given import merge, seed
 from .programs.importance import importance
 from .programs.marginal import marginal, normalize
 from .programs.program import gen, with_estimators
+from .programs.space import unconstrained
 from .programs.statements import continuous
 from .programs.target import Algorithm, Target
 
@@ -114,6 +116,7 @@ __all__ = [
     "factor",
     "forward_kl",
     "gen",
+    "guides",
     "importance",
     "infer",
     "iwelbo",
@@ -138,6 +141,7 @@ __all__ = [
     "stl",
     "strict",
     "tune",
+    "unconstrained",
     "wake_phi",
     "wake_theta",
     "with_estimators",
