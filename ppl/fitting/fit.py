@@ -22,7 +22,7 @@ from ..programs.given import as_count, as_key
 from .arguments import check_arguments, check_ending, check_objective, takes_metrics
 from .checkpoint import Checkpoint
 from .content import ByContent
-from .plan import CHUNK, Ending, make
+from .plan import CHUNK, LONGEST, Ending, make
 from .restarts import starts
 from .resuming import continued, identity, resumed
 from .running import run, run_traced
@@ -178,13 +178,14 @@ def _fit(
     check_ending(objective, average, tolerance, restarts, state, callback)
     given = [params] if restarts is None else starts(params, restarts, key)
     check_arguments(given[0], optimizer, args, batches, callback, checkpoint)
+    host = batches is not None and not callable(batches)
     average = 0.5 if average is None and tolerance is not None else average
     how = {
         "objective": objective,
         "optimizer": ByContent(optimizer),
         "direction": direction,
         "samples": samples,
-        "chunk": min(CHUNK, max(steps, 1)),
+        "chunk": max(steps, 1) if steps < CHUNK else CHUNK if host else LONGEST,
         "strict": objective.strict or is_strict(),
         "metrics": callback is not None and takes_metrics(callback),
     }

@@ -20,8 +20,8 @@ from .restarts import stack as stack_trees
 from .steps import Loop, State, begin, is_traced, separate, strong
 from .stopping import Judged, next_check, unjudged
 
-CHUNK = 100
-"""Steps between two visits to the host."""
+CHUNK, LONGEST = 100, 500
+"""Steps between two visits to the host: where it has something to do, and where it has not."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ from transforms.errors import UnsupportedError
 
 from .averaging import CHECK, FINAL, narrow
 from .checkpoint import Checkpoint
-from .plan import Plan
+from .plan import CHUNK, Plan
 from .restarts import best, one, pick, run_side_by_side
 from .resuming import kept, saved
 from .steps import State, run_chunk
@@ -45,11 +45,12 @@ def run(plan: Plan, progress: bool, callback: Any, checkpoint: Checkpoint | None
     loop, fixed, steps = plan.loop, plan.fixed, plan.ending.steps
     at = _Progress(plan.start, plan.step, plan.history, plan.judged, plan.anchors)
     plan.skip(at.step)
+    visit = CHUNK if callback or checkpoint or progress else loop.chunk
     if at.step == 0:
         _drop_anchor(plan, at)
     with tqdm(total=steps, initial=at.step, disable=not progress) as bar:
         while at.step < steps and not at.converged:
-            n, metrics = _chunk(plan, at)
+            n, metrics = _chunk(plan, at, visit)
             bar.update(n)
             recent = at.history[..., -n:].mean(-1)
             shown = loop.direction * np.fmax.reduce(np.ravel(loop.direction * recent))
@@ -67,18 +68,27 @@ def run(plan: Plan, progress: bool, callback: Any, checkpoint: Checkpoint | None
     return _finish(plan, at)
 
 
-def _chunk(plan: Plan, at: _Progress) -> tuple[int, Any]:
+def _compiled(plan: Plan, one: Any, all_of_them: Any) -> Any:
+    """A function of one fit, or of all restarts, as compiled code that the objective keeps."""
+    f = one if plan.ending.restarts is None else all_of_them
+    known = plan.loop.objective.compiled
+    if f not in known:
+        known[f] = jax.jit(f, static_argnums=0)
+    return known[f]
+
+
+def _chunk(plan: Plan, at: _Progress, visit: int) -> tuple[int, Any]:
     """Run some steps, up to the next visit to the host: how many, and their metrics."""
     loop, several = plan.loop, plan.ending.restarts is not None
-    name, f = ("restarts", run_side_by_side) if several else ("fit", run_chunk)
-    run = loop.objective.compiled.setdefault(name, jax.jit(f, static_argnums=0))
-    n = min(loop.chunk - at.step % loop.chunk, plan.ending.steps - at.step)
+    run = _compiled(plan, run_chunk, run_side_by_side)
+    n = min(visit - at.step % visit, plan.ending.steps - at.step)
     rows, windows = plan.take(n, loop.chunk), plan.ending.windows(at.step)
     after, found, done, metrics = run(loop, at.state, plan.fixed, plan.key, n, rows, windows)
-    if int(np.max(done)) < n:
-        failed = run(loop, at.state, plan.fixed, plan.key, np.max(done), rows, windows)[0]
-        i = int(np.argmax(done))
-        batch = jax.tree.map(lambda a: a[int(np.max(done))], rows)
+    done = np.asarray(done)
+    if done.max() < n:
+        i, most = int(done.argmax()), int(done.max())
+        failed = run(loop, at.state, plan.fixed, plan.key, most, rows, windows)[0]
+        batch = jax.tree.map(lambda a: a[most], rows)
         failed = pick(failed, i) if several else failed
         loop.explain_failure(failed, plan.fixed, plan.key, batch)
     at.step += n
@@ -106,9 +116,7 @@ def _estimates(plan: Plan, state: State, name: str) -> np.ndarray:
     loop = plan.loop
     like = loop.settled(state)
     values = narrow(state.means[name], like) if state.means else like
-    several = plan.ending.restarts is not None
-    name, f = ("judge all", _estimates_of_all) if several else ("judge", estimates)
-    estimate = loop.objective.compiled.setdefault(name, jax.jit(f, static_argnums=0))
+    estimate = _compiled(plan, estimates, _estimates_of_all)
     return np.asarray(estimate(loop, values, state.averages, plan.fixed, plan.key, plan.held))
 
 
@@ -154,7 +162,7 @@ def run_traced(plan: Plan, asked: dict[str, Any]) -> dict[str, Any]:
             )
     done, ending = len(plan.history), plan.ending
     left = max(ending.steps - done, 0)
-    loop = dataclasses.replace(plan.loop, chunk=max(left, 1))
+    loop = dataclasses.replace(plan.loop, chunk=max(left, 1), guarded=True)
     plan.skip(done)
     rows = plan.take(left, left) if left else None
     windows = ending.windows(done)

@@ -51,6 +51,8 @@ class State:
 class Loop:
     """What a fit depends on besides arrays; equal loops share their compiled code.
 
+    ``metrics``: whether auxiliary data of the objective are returned; ``guarded``: whether a step
+    that is not finite leaves the state as it was, which costs a selection of every array.
     ``tree`` and ``static`` are those of ``(params, args, batch function)``, whose arrays are
     separated into those that are ``trained`` and the rest.
     """
@@ -65,6 +67,7 @@ class Loop:
     chunk: int
     strict: bool
     metrics: bool = False
+    guarded: bool = False
 
     def seen(self, state: State) -> Any:
         """The values that the objective sees; ``optax.lookahead`` keeps two of each."""
@@ -202,13 +205,19 @@ def _keeps_two(state: Any) -> bool:
 def _tolerates(state: Any) -> bool:
     """Whether an optimizer is made for gradients that are not finite."""
     made = optax.ApplyIfFiniteState | optax.ZeroNansState
-    return _holds(
-        state,
-        lambda s: (
-            isinstance(s, made)
-            or (isinstance(s, optax.MultiStepsState) and bool(jax.tree.leaves(s.skip_state)))
-        ),
-    )
+    return _holds(state, lambda s: isinstance(s, made) or _collecting(s) is True)
+
+
+def _collects(state: Any) -> bool:
+    """Whether an optimizer takes gradients that show in the parameters at a later step only."""
+    return _holds(state, lambda s: _collecting(s) is False)
+
+
+def _collecting(state: Any) -> bool | None:
+    """Of ``optax.MultiSteps``, whether it skips gradients that are not finite; None of others."""
+    if not isinstance(state, optax.MultiStepsState):
+        return None
+    return bool(jax.tree.leaves(state.skip_state))
 
 
 def update(
@@ -252,11 +261,12 @@ def run_chunk(
     rows: Any,
     starts: dict[str, Any],
 ) -> tuple[State, jax.Array, jax.Array, Any]:
-    """Up to ``n`` steps; stops before the first whose value or gradient is not finite.
+    """Up to ``n`` steps; stops at the first whose value or gradient is not finite.
 
-    ``starts`` are the numbers of steps before the windows of ``state.means``. Returns the state,
-    f32[chunk] estimates (NaN after the last), how many steps were done, and the mean over these of
-    the auxiliary data of the objective (None without ``loop.metrics``).
+    That step is not counted; the state is the one before it if ``loop.guarded``. ``starts`` are the
+    numbers of steps before the windows of ``state.means``. Returns the state, f32[chunk] estimates
+    (NaN after the last), how many steps were done, and the mean over these of the auxiliary data of
+    the objective (None without ``loop.metrics``).
     """
 
     def step(carry: Any) -> Any:
@@ -287,14 +297,11 @@ def _nothing(loop: Loop, state: State, fixed: list[Any], key: jax.Array, rows: A
 def _step(
     loop: Loop, state: State, fixed: list[Any], key: jax.Array, batch: Any, starts: dict[str, Any]
 ) -> tuple[State, jax.Array, jax.Array, Any]:
-    """One step: the state after it, or as it was if something is not finite; the estimate."""
+    """One step: the state after it, the estimate, and whether all of it is finite."""
     given = (state, fixed, key, batch)
     seen = loop.seen(state)
     (cost, aux), grads = jax.value_and_grad(loop.cost, has_aux=True)(seen, *given)
     value = -loop.direction * cost
-    finite = jnp.isfinite(value)
-    for g in jax.tree.leaves(grads):
-        finite &= jnp.all(jnp.isfinite(g))
     if isinstance(grads, optax.LookaheadParams):
         grads = grads.fast
 
@@ -305,10 +312,10 @@ def _step(
     values, opt = update(
         optimizer, grads, state.optimizer, state.values, cost, function, state.rate
     )
-    if _tolerates(state.optimizer):
-        finite = jnp.asarray(True)
-        for v in jax.tree.leaves(values):
-            finite &= jnp.all(jnp.isfinite(v))
+    # a gradient that is not finite shows in the parameters, where fewer arrays are read again
+    finite = jnp.asarray(True) if _tolerates(state.optimizer) else jnp.isfinite(value)
+    for v in jax.tree.leaves((values, grads if _collects(state.optimizer) else None)):
+        finite &= jnp.all(jnp.isfinite(v))
     averages = {d: d * a + (1 - d) * value for d, a in state.averages.items()}
     averages = {
         d: jnp.where(jnp.isfinite(value), a, state.averages[d]) for d, a in averages.items()
@@ -317,14 +324,16 @@ def _step(
     _check_same(new, state)
     means = include(state.means, starts, new.step, loop.settled(new))
     new = dataclasses.replace(new, means=means)
-    new = jax.tree.map(lambda a, old: _kept(finite, a, old), new, state)
+    keep = finite if loop.guarded else None
+    new = jax.tree.map(lambda a, old: _kept(keep, a, old), new, state)
     return new, value, finite, aux
 
 
 def _kept(finite: Any, new: Any, old: Any) -> Any:
-    if jnp.issubdtype(jnp.result_type(old), jax.dtypes.prng_key):
-        return jnp.where(finite, new, old)
-    return jnp.where(finite, jnp.asarray(new).astype(jnp.result_type(old)), old)
+    """A value with its type of before, or that one where something is not finite."""
+    if not jnp.issubdtype(jnp.result_type(old), jax.dtypes.prng_key):
+        new = jnp.asarray(new).astype(jnp.result_type(old))
+    return new if finite is None else jnp.where(finite, new, old)
 
 
 def _check_same(new: State, old: State) -> None:
