@@ -1,8 +1,9 @@
 """What a guide draws in the place of a choice, and the choice as the image of it.
 
-A continuous choice is the image of unconstrained numbers under ``biject_to(support)``. A discrete
-one is the image of an integer: a Categorical one for a finite support, a Binomial one below an end
-that is not known beforehand, a negative binomial one where there is no end. So supports that depend on earlier choices are followed too.
+A continuous choice is the image of unconstrained numbers under ``biject_to(support)``, a discrete
+one that of an integer: a Categorical one for a finite support, a Binomial one below an end that is
+not known beforehand, a negative binomial one where there is no end. So supports that depend on
+earlier choices are followed too.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ class Two(Discrete):
     """A Bernoulli one."""
 
     def law(self, d: Any, params: Params) -> dist.Distribution:
-        return dist.Bernoulli(logits=params["logits"])
+        return dist.BernoulliLogits(params["logits"])
 
     def start(self, point: jax.Array, scale: float) -> Params:
         return {"logits": jnp.zeros(point.shape)}
@@ -122,7 +123,7 @@ class Finite(Discrete):
     k: int
 
     def law(self, d: Any, params: Params) -> dist.Distribution:
-        return dist.Categorical(logits=params["logits"])
+        return dist.CategoricalLogits(params["logits"])
 
     def start(self, point: jax.Array, scale: float) -> Params:
         return {"logits": jnp.zeros((*point.shape, self.k))}
@@ -201,8 +202,8 @@ def _kind(d: Any) -> tuple[Any, int]:
     if constraint is constraints.boolean:
         return Two, 2
     interval = isinstance(constraint, constraints.integer_interval)
-    if interval and enum().unsuitable(_leaf(d)) is None:
-        k = jax.eval_shape(lambda: support(_leaf(d))).shape[0]
+    if interval and enum().unsuitable(leaf(d)) is None:
+        k = jax.eval_shape(lambda: support(leaf(d))).shape[0]
         return Finite, k
     if interval:
         return UpTo, 0
@@ -213,7 +214,7 @@ def _kind(d: Any) -> tuple[Any, int]:
     return None, 0
 
 
-def _leaf(d: Any) -> Any:
+def leaf(d: Any) -> Any:
     """A distribution without what is wrapped around it."""
     while type(d).__name__ in ("Independent", "ExpandedDistribution", "MaskedDistribution"):
         d = d.base_dist
