@@ -23,6 +23,7 @@ from numpyro.distributions.transforms import biject_to
 from estimators.enumeration import enum, support
 from transforms import _jax
 from transforms.errors import Address, UnsupportedError, show
+from transforms.estimation import inside
 from transforms.estimation.elements import is_masked
 from transforms.program.interpret import abstract_distribution
 from transforms.program.site import Site, per_element
@@ -179,9 +180,9 @@ def coordinate(entry: Entry, continuous: type[Continuous] = Continuous) -> Coord
         UnsupportedError: its support is a discrete set of another kind.
     """
     d = abstract_distribution(entry.choice)
-    inside = entry.conditional or is_masked(d)
+    absent = entry.conditional or is_masked(d)
     if not walk.is_discrete(d):
-        return continuous(entry, inside or continuous.dependent)
+        return continuous(entry, absent or continuous.dependent)
     kinds = {_kind(abstract_distribution(c)) for c in entry.parts}
     kind, k = kinds.pop()
     if kind is None or kinds:
@@ -192,9 +193,9 @@ def coordinate(entry: Entry, continuous: type[Continuous] = Continuous) -> Coord
             "guide by hand, or give it in the data."
         )
     if issubclass(kind, Finite):
-        return kind(entry, inside, k)
+        return kind(entry, absent, k)
     moves = kind in (UpTo, Counts) or not _is_static(entry)
-    return kind(entry, inside or moves)
+    return kind(entry, absent or moves)
 
 
 def _kind(d: Any) -> tuple[Any, int]:
@@ -282,14 +283,18 @@ def forward(c: Coordinate, site: Site, operands: Any, x: Any) -> tuple[jax.Array
     return value, jnp.sum(log_jacobian)
 
 
-def backward(c: Coordinate, site: Site, operands: Any, value: Any) -> jax.Array:
-    """The coordinates of the value of a site."""
+def backward(c: Coordinate, site: Site, operands: Any, value: Any) -> tuple[jax.Array, jax.Array]:
+    """The coordinates of the value of a site, and 0, or minus infinity outside its support."""
 
-    def one(operands: list[Any], value: Any) -> Any:
-        x = c.preimage(site.rebuild(site.live(operands)), value, site)
-        return _taken(site, operands, x)
+    def one(operands: list[Any], value: Any) -> tuple[Any, Any]:
+        d, outside = site.rebuild(site.live(operands)), jnp.zeros(())
+        if inside.has_ends(d) and not walk.is_discrete(d):
+            value, at = inside.guarded(d, value, site.address, site.source, site.masked)
+            outside = jnp.sum(inside.where_inside(at, jnp.zeros(at.shape)))
+        return _taken(site, operands, c.preimage(d, value, site)), _taken(site, operands, outside)
 
-    return per_element(site.axes, one, 1)(list(operands), value)
+    x, outside = per_element(site.axes, one, 1)(list(operands), value)
+    return x, jnp.sum(outside)
 
 
 def _taken(site: Site, operands: Any, x: jax.Array) -> jax.Array:

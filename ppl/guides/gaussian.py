@@ -38,8 +38,8 @@ def full_rank(g: Generative, data: Choices, *, key: jax.Array, scale: float = 0.
         scale: the standard deviations that it begins with.
 
     Returns:
-        ``guide, params``; ``params["continuous"]`` has ``loc`` and ``log_scale`` f[n], and ``lower``
-        f[n, n], of which the strict lower triangle counts: the Cholesky factor is
+        ``guide, params``; ``params["continuous"]`` has ``loc`` and ``log_scale`` f[n], and
+        ``lower`` f[n, n], of which the strict lower triangle counts: the Cholesky factor is
         ``exp(log_scale)[:, None] * (lower + 1)``, in the order of ``guide.space``.
 
     Raises:
@@ -140,7 +140,7 @@ def _mode(log_density: Any, u: jax.Array) -> jax.Array:
         u, state, i, _ = carry
         value, grad = value_and_grad(u, state=state)
         updates, state = optimizer.update(grad, state, u, value=value, grad=grad, value_fn=loss)
-        new = optax.apply_updates(u, updates)
+        new: Any = optax.apply_updates(u, updates)
         moved = jnp.max(jnp.abs(updates), initial=0.0) > 1e-6 * (1.0 + jnp.max(jnp.abs(u)))
         return jnp.where(jnp.all(jnp.isfinite(new)), new, u), state, i + 1, moved
 

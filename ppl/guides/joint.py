@@ -9,7 +9,7 @@ from typing import Any, final
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from numpyro.distributions.transforms import LowerCholeskyAffine
+from jax.scipy.linalg import solve_triangular
 
 
 class Joint(abc.ABC):
@@ -43,19 +43,16 @@ class FullRank(Joint):
         return standard(self.size)
 
     def push(self, params: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return _affine(params)(x), jnp.sum(params["log_scale"])
+        u = params["loc"] + scale_tril(params) @ x
+        return u, jnp.sum(params["log_scale"])
 
     def pull(self, params: Any, u: jax.Array) -> jax.Array:
-        return _affine(params).inv(u)
+        return solve_triangular(scale_tril(params), u - params["loc"], lower=True)
 
     def start(self, point: jax.Array, scale: float) -> Any:
         n = self.size
         log_scale = jnp.full((n,), jnp.log(scale), point.dtype)
         return {"loc": point, "log_scale": log_scale, "lower": jnp.zeros((n, n), point.dtype)}
-
-
-def _affine(params: Any) -> LowerCholeskyAffine:
-    return LowerCholeskyAffine(params["loc"], scale_tril(params))
 
 
 def scale_tril(params: Any) -> jax.Array:
