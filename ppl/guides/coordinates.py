@@ -1,8 +1,9 @@
 """What a guide draws in the place of a choice, and the choice as the image of it.
 
-A continuous choice is the image of unconstrained numbers under ``biject_to(support)``. A discrete
-one is the image of an integer: a Categorical one for a finite support, a Binomial one below an end
-that is not known beforehand, a negative binomial one where there is no end. So supports that depend on earlier choices are followed too.
+A continuous choice is the image of unconstrained numbers under ``biject_to(support)``, a discrete
+one that of an integer: a Categorical one for a finite support, a Binomial one below an end that is
+not known beforehand, a negative binomial one where there is no end. So supports that depend on
+earlier choices are followed too.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from numpyro.distributions.transforms import biject_to
 from estimators.enumeration import enum, support
 from transforms import _jax
 from transforms.errors import Address, UnsupportedError, show
+from transforms.estimation import inside
 from transforms.estimation.elements import is_masked
 from transforms.program.interpret import abstract_distribution
 from transforms.program.site import Site, per_element
@@ -109,7 +111,7 @@ class Two(Discrete):
     """A Bernoulli one."""
 
     def law(self, d: Any, params: Params) -> dist.Distribution:
-        return dist.Bernoulli(logits=params["logits"])
+        return dist.BernoulliLogits(params["logits"])
 
     def start(self, point: jax.Array, scale: float) -> Params:
         return {"logits": jnp.zeros(point.shape)}
@@ -122,7 +124,7 @@ class Finite(Discrete):
     k: int
 
     def law(self, d: Any, params: Params) -> dist.Distribution:
-        return dist.Categorical(logits=params["logits"])
+        return dist.CategoricalLogits(params["logits"])
 
     def start(self, point: jax.Array, scale: float) -> Params:
         return {"logits": jnp.zeros((*point.shape, self.k))}
@@ -178,9 +180,9 @@ def coordinate(entry: Entry, continuous: type[Continuous] = Continuous) -> Coord
         UnsupportedError: its support is a discrete set of another kind.
     """
     d = abstract_distribution(entry.choice)
-    inside = entry.conditional or is_masked(d)
+    absent = entry.conditional or is_masked(d)
     if not walk.is_discrete(d):
-        return continuous(entry, inside or continuous.dependent)
+        return continuous(entry, absent or continuous.dependent)
     kinds = {_kind(abstract_distribution(c)) for c in entry.parts}
     kind, k = kinds.pop()
     if kind is None or kinds:
@@ -191,9 +193,9 @@ def coordinate(entry: Entry, continuous: type[Continuous] = Continuous) -> Coord
             "guide by hand, or give it in the data."
         )
     if issubclass(kind, Finite):
-        return kind(entry, inside, k)
+        return kind(entry, absent, k)
     moves = kind in (UpTo, Counts) or not _is_static(entry)
-    return kind(entry, inside or moves)
+    return kind(entry, absent or moves)
 
 
 def _kind(d: Any) -> tuple[Any, int]:
@@ -201,8 +203,8 @@ def _kind(d: Any) -> tuple[Any, int]:
     if constraint is constraints.boolean:
         return Two, 2
     interval = isinstance(constraint, constraints.integer_interval)
-    if interval and enum().unsuitable(_leaf(d)) is None:
-        k = jax.eval_shape(lambda: support(_leaf(d))).shape[0]
+    if interval and enum().unsuitable(leaf(d)) is None:
+        k = jax.eval_shape(lambda: support(leaf(d))).shape[0]
         return Finite, k
     if interval:
         return UpTo, 0
@@ -213,7 +215,7 @@ def _kind(d: Any) -> tuple[Any, int]:
     return None, 0
 
 
-def _leaf(d: Any) -> Any:
+def leaf(d: Any) -> Any:
     """A distribution without what is wrapped around it."""
     while type(d).__name__ in ("Independent", "ExpandedDistribution", "MaskedDistribution"):
         d = d.base_dist
@@ -281,14 +283,18 @@ def forward(c: Coordinate, site: Site, operands: Any, x: Any) -> tuple[jax.Array
     return value, jnp.sum(log_jacobian)
 
 
-def backward(c: Coordinate, site: Site, operands: Any, value: Any) -> jax.Array:
-    """The coordinates of the value of a site."""
+def backward(c: Coordinate, site: Site, operands: Any, value: Any) -> tuple[jax.Array, jax.Array]:
+    """The coordinates of the value of a site, and 0, or minus infinity outside its support."""
 
-    def one(operands: list[Any], value: Any) -> Any:
-        x = c.preimage(site.rebuild(site.live(operands)), value, site)
-        return _taken(site, operands, x)
+    def one(operands: list[Any], value: Any) -> tuple[Any, Any]:
+        d, outside = site.rebuild(site.live(operands)), jnp.zeros(())
+        if inside.has_ends(d) and not walk.is_discrete(d):
+            value, at = inside.guarded(d, value, site.address, site.source, site.masked)
+            outside = jnp.sum(inside.where_inside(at, jnp.zeros(at.shape)))
+        return _taken(site, operands, c.preimage(d, value, site)), _taken(site, operands, outside)
 
-    return per_element(site.axes, one, 1)(list(operands), value)
+    x, outside = per_element(site.axes, one, 1)(list(operands), value)
+    return x, jnp.sum(outside)
 
 
 def _taken(site: Site, operands: Any, x: jax.Array) -> jax.Array:

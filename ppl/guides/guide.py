@@ -99,8 +99,9 @@ class Guide(Generative):
     ) -> Execution:
         if given or exact:
             z = match_shapes(given, self._space.like, self.name)
-            run = self._base.execute(nest(self._preimage(z).items()), exact=True)
-            log_q = run.log_density - run.retval[1]
+            x, outside = self._preimage(z)
+            run = self._base.execute(nest(x.items()), exact=True)
+            log_q = run.log_density - run.retval[1] + outside
             return Execution(z, z, log_q, log_q, made=run.made)
         run = self._base.execute({})
         z, log_jacobian = run.retval
@@ -147,22 +148,25 @@ class Guide(Generative):
         made, _, total = space.walk(visit, {}, {**parts, **inside}, acc=total)
         return nest((a, made[a]) for a in space.like), total
 
-    def _preimage(self, choices: Choices) -> dict[Address, Any]:
-        """The choices of the program of the coordinates."""
+    def _preimage(self, choices: Choices) -> tuple[dict[Address, Any], jax.Array]:
+        """The choices of the program of the coordinates; and 0, or minus infinity where a value is
+        outside its support."""
         family, space = self._family, self._space
 
         def visit(entry: Entry, site: Site, operands: Any, given: Any, key: Any, acc: Any) -> Any:
             c = family.coordinates.get(entry.address)
-            x = given if c is None else backward(c, site, operands, given)
-            return given, x, acc
+            if c is None:
+                return given, given, acc
+            x, outside = backward(c, site, operands, given)
+            return given, x, acc + outside
 
-        made, _, _ = space.walk(visit, flatten(choices), {})
+        made, _, outside = space.walk(visit, flatten(choices), {}, acc=jnp.zeros(()))
         out = {a: made[a] for a in family.coordinates}
         if family.joint is not None:
             parts: Parts = {a: out.pop(a) for a in space.slices}
             x = family.joint.pull(self._params["continuous"], space.join(parts))
             out[family.label] = x
-        return out
+        return out, outside
 
 
 def start(
