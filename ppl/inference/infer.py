@@ -13,6 +13,7 @@ from transforms import _jax
 from transforms.errors import UnsupportedError, describe
 
 from ..fitting.fit import maximize
+from ..guides.mean_field import mean_field
 from ..objectives.expectation import expectation
 from ..objectives.variational import elbo
 from ..programs.generative import Generative
@@ -28,7 +29,7 @@ def infer(
     data: Choices,
     *,
     key: jax.Array,
-    guide: Any,
+    guide: Any = mean_field,
     optimizer: optax.GradientTransformation | None = None,
     steps: int = 16_000,
     tolerance: float | None = 0.02,
@@ -45,8 +46,8 @@ def infer(
         g: the model, called with its arguments.
         data: its observed choices.
         key: random key.
-        guide: makes the family, ``guide(g, data, key=key) -> (guide, params)``, like those of
-            ``ppl.guides``; or such a pair.
+        guide: makes the family, ``guide(g, data, key=key) -> (guide, params)``: one of
+            ``ppl.guides``, mean-field by default, or your own; or such a pair.
         optimizer: any optax optimizer; Adam at a rate of .01 by default.
         steps: the most steps that the fit may take.
         tolerance: the gain of the ELBO at a doubling of the steps, in nats, under which it stops;

@@ -164,15 +164,13 @@ class Posterior:
         """What the Pareto shape says, in words."""
         k = self.k_hat
         if k <= 0.5:
-            return (
-                f"k_hat {k:.2f}: the guide covers the posterior; corrected draws are exact to it."
-            )
+            return f"k_hat {k:.2f}, good: the guide covers the posterior."
         if k <= BAD:
-            return f"k_hat {k:.2f}: fair; use sample(..., corrected=True)."
+            return f"k_hat {k:.2f}, fair: sample(..., corrected=True) is closer to the posterior."
         return (
             f"k_hat {k:.2f}, above {BAD}: the guide misses a part of the posterior, and neither "
-            "its draws nor corrected ones can be trusted. Try a richer one, "
-            "guide=ppl.guides.full_rank, or write the model without funnels."
+            "its draws nor corrected ones can be trusted. Try a richer one (ppl.guides.full_rank, "
+            "ppl.guides.flow), or a model without funnels (a standard normal, scaled)."
         )
 
     def summary(self) -> Summary:
