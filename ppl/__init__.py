@@ -49,6 +49,7 @@ from .inference.summary import Summary
 from .objectives.audit import Audit
 from .objectives.expectation import Expectation, expectation
 from .objectives.explain import Explanation
+from .objectives.signal import signal_to_noise
 from .objectives.tune import Tuned, tune
 from .objectives.variational import (
     chi2,
@@ -138,6 +139,7 @@ __all__ = [
     "reparam",
     "sample",
     "seed",
+    "signal_to_noise",
     "stl",
     "strict",
     "tune",

@@ -79,3 +79,22 @@ def test_resampling_takes_each_draw_as_often_as_it_weighs():
     assert np.all(np.abs(counts - 30 * weights) < 1)
     assert counts[1] == 0
     assert np.any(np.diff(found) < 0)
+
+
+def test_signal_to_noise():
+    """The gradient of E[-(x - 2)^2] in m is -2 (x - 2) = 2 (2 - m) + 2 noise.
+
+    The standard error of the ratio r by n gradients is sqrt((1 + r²/2) / n); z bound 4.5.
+    """
+
+    @ppl.expectation
+    def f(p):
+        x = ppl.sample("x", ppl.dist.Normal(p["m"], 1.0))
+        return -((x - 2.0) ** 2) - 3.0 * p["flat"]
+
+    params, n = {"m": 0.5, "flat": 1.0}, 2_000
+    for samples in (1, 4):
+        got = ppl.signal_to_noise(f, jax.random.key(0), params, samples=samples, n=n)
+        exact = 1.5 * samples**0.5
+        assert abs(got["m"] - exact) < 4.5 * ((1 + exact**2 / 2) / n) ** 0.5
+        assert got["flat"] == np.inf

@@ -6,6 +6,7 @@ It shows progress, keeps the history, writes the checkpoint, checks for converge
 from __future__ import annotations
 
 import dataclasses
+import time
 from typing import Any
 
 import jax
@@ -24,6 +25,9 @@ from .resuming import kept, saved
 from .steps import State, run_chunk
 from .stopping import Judged, estimates, judge, next_check, verdict
 
+LONGEST_WAIT = 0.5
+"""Seconds between two sights of the progress."""
+
 
 @dataclasses.dataclass
 class _Progress:
@@ -31,30 +35,42 @@ class _Progress:
 
     state: State
     step: int
-    history: np.ndarray
+    estimates: np.ndarray
     judged: Judged | None
     anchors: tuple[tuple[State, Judged | None], ...]
 
     @property
+    def history(self) -> np.ndarray:
+        """The estimates so far."""
+        return self.estimates[..., : self.step]
+
+    @property
     def converged(self) -> bool:
+        """Whether the last check said so."""
         return self.judged is not None and bool(self.judged.converged)
 
 
 def run(plan: Plan, progress: bool, callback: Any, checkpoint: Checkpoint | None) -> dict[str, Any]:
     """Do the steps of a plan: the fields of a fit."""
     loop, fixed, steps = plan.loop, plan.fixed, plan.ending.steps
-    at = _Progress(plan.start, plan.step, plan.history, plan.judged, plan.anchors)
+    shape = (*plan.history.shape[:-1], max(steps, plan.step))
+    known = np.full(shape, np.nan, plan.history.dtype)
+    known[..., : plan.step] = plan.history
+    at = _Progress(plan.start, plan.step, known, plan.judged, plan.anchors)
     plan.skip(at.step)
-    visit = CHUNK if callback or checkpoint or progress else loop.chunk
+    often = slow = bool(callback or checkpoint or progress)
     if at.step == 0:
         _drop_anchor(plan, at)
     with tqdm(total=steps, initial=at.step, disable=not progress) as bar:
         while at.step < steps and not at.converged:
-            n, metrics = _chunk(plan, at, visit)
+            began = time.perf_counter()
+            n, metrics = _chunk(plan, at, CHUNK if slow else loop.chunk)
+            if not (callback or checkpoint):  # else every chunk is asked for
+                slow = often and (time.perf_counter() - began) / n * loop.chunk > LONGEST_WAIT
             bar.update(n)
             recent = at.history[..., -n:].mean(-1)
             shown = loop.direction * np.fmax.reduce(np.ravel(loop.direction * recent))
-            bar.set_postfix_str(f"{shown:.4g}")
+            bar.set_postfix_str(f"{shown:.4g}", refresh=False)
             if plan.ending.tolerance is not None and next_check(at.step - 1) == at.step:
                 _check(plan, at, plan.ending.tolerance)
             if next_check(at.step - 1) == at.step:
@@ -91,9 +107,9 @@ def _chunk(plan: Plan, at: _Progress, visit: int) -> tuple[int, Any]:
         batch = jax.tree.map(lambda a: a[most], rows)
         failed = pick(failed, i) if several else failed
         loop.explain_failure(failed, plan.fixed, plan.key, batch)
+    at.estimates[..., at.step : at.step + n] = np.asarray(found)[..., :n]
     at.step += n
     at.state = after if several else dataclasses.replace(after, step=at.step)
-    at.history = np.concatenate([at.history, np.asarray(found)[..., :n]], axis=-1)
     return n, metrics
 
 
@@ -127,7 +143,8 @@ def _estimates_of_all(loop: Any, values: Any, averages: Any, fixed: Any, key: An
 def _finish(plan: Plan, at: _Progress) -> dict[str, Any]:
     """The fields of a fit."""
     loop, ending = plan.loop, plan.ending
-    state, history, name = at.state, at.history, CHECK if at.converged else FINAL
+    state, name = at.state, CHECK if at.converged else FINAL
+    history = np.array(at.history)
     found: dict[str, Any] = {}
     if ending.restarts is not None:
         i, found["restarts"] = best(state, _estimates(plan, state, name), loop.direction)

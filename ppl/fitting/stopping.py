@@ -113,7 +113,8 @@ def verdict(judged: Judged | None, tolerance: float | None, steps: int, rate: An
         )
     now, change = int(judged.step), f"{abs(gain):.2g} ± {error:.1g}"
     span = f"from step {now // 2:,} to step {now:,} the objective at the averaged parameters"
-    unsure = " The error is larger than the tolerance: more samples." if error > tolerance else ""
+    noisy = error > tolerance and abs(gain) < 2 * error
+    unsure = " The error is larger than the tolerance: more samples would tell." if noisy else ""
     if judged.converged:
         moved = f"{'gained' if gain >= 0 else 'lost'} {change}"
         return f"converged: {span} {moved}, and the tolerance is {tolerance:g}.{unsure}"
