@@ -183,12 +183,10 @@ def test_the_best_of_several_starts():
     np.testing.assert_allclose(longer.history[:400], got.history)
     by_key = fit(lambda key: {"m": jax.random.normal(key)}, two_tops, steps=400, restarts=4)
     np.testing.assert_allclose(by_key.restarts.max(), 0.0, atol=0.02)
-    stopped = fit(starts, two_tops, steps=9000, restarts=4, tolerance=0.02)
-    assert stopped.converged
     with pytest.raises(ppl.UnsupportedError, match=r"\[3, \.\.\.\]"):
         fit(starts, two_tops, restarts=3)
     with pytest.raises(ppl.NonFiniteError, match="the objective two_tops"):
-        fit({"m": jnp.array([60.0, 70.0])}, two_tops, restarts=2)
+        fit({"m": jnp.full(4, 60.0)}, two_tops, steps=400, restarts=4)
 
 
 def test_restarts_go_on_from_a_file(tmp_path):

@@ -97,4 +97,4 @@ def test_signal_to_noise():
         got = ppl.signal_to_noise(f, jax.random.key(0), params, samples=samples, n=n)
         exact = 1.5 * samples**0.5
         assert abs(got["m"] - exact) < 4.5 * ((1 + exact**2 / 2) / n) ** 0.5
-        assert got["flat"] == np.inf
+        assert got["flat"] > 1e6  # rounding alone
