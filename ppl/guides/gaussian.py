@@ -138,6 +138,7 @@ def _mode(log_density: Any, u: jax.Array) -> jax.Array:
 
     def step(carry: Any) -> Any:
         u, state, i, _ = carry
+        updates: Any
         value, grad = value_and_grad(u, state=state)
         updates, state = optimizer.update(grad, state, u, value=value, grad=grad, value_fn=loss)
         new: Any = optax.apply_updates(u, updates)
