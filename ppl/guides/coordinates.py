@@ -284,17 +284,15 @@ def forward(c: Coordinate, site: Site, operands: Any, x: Any) -> tuple[jax.Array
 
 
 def backward(c: Coordinate, site: Site, operands: Any, value: Any) -> tuple[jax.Array, jax.Array]:
-    """The coordinates of the value of a site, and 0, or minus infinity outside its support."""
+    """The coordinates of the value of a site, and whether all of it is in the support, bool[]."""
 
     def one(operands: list[Any], value: Any) -> tuple[Any, Any]:
-        d, outside = site.rebuild(site.live(operands)), jnp.zeros(())
-        if inside.has_ends(d) and not walk.is_discrete(d):
-            value, at = inside.guarded(d, value, site.address, site.source, site.masked)
-            outside = jnp.sum(inside.where_inside(at, jnp.zeros(at.shape)))
-        return _taken(site, operands, c.preimage(d, value, site)), _taken(site, operands, outside)
+        d = site.rebuild(site.live(operands))
+        allowed = jnp.all(inside.allows(d.support, value)) | ~jnp.asarray(site.mask(operands))
+        return _taken(site, operands, c.preimage(d, value, site)), allowed
 
-    x, outside = per_element(site.axes, one, 1)(list(operands), value)
-    return x, jnp.sum(outside)
+    x, allowed = per_element(site.axes, one, 1)(list(operands), value)
+    return x, jnp.all(allowed)
 
 
 def _taken(site: Site, operands: Any, x: jax.Array) -> jax.Array:

@@ -95,7 +95,8 @@ def flow(
     widths = list(hidden) if hidden is not None else [max(n, 8)] * 2
     keys = jax.random.split(jax.random.fold_in(as_key(key), 1), as_count(layers, "layers"))
     pairs = [AutoregressiveNN(n, widths, nonlinearity=stax.Elu) for _ in keys] if n else []
-    init = [_nearly_zero(f(k, (n,))[1]) for (f, _), k in zip(pairs, keys, strict=False)]
+    both = list(zip(pairs, keys, strict=False))
+    init = jax.jit(lambda: [_nearly_zero(f(k, (n,))[1]) for (f, _), k in both])()
     joint = Autoregressive(n, tuple(f for _, f in pairs), init)
     return made("flow", space, joint, space.join(point), discrete, scale)
 

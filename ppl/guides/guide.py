@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from transforms import _jax
 from transforms.errors import Address, UnsupportedError
+from transforms.program import marks
 from transforms.program.site import Site, sample_p
 from transforms.program.site import sample as _sample
 from transforms.runs.addresses import Entry, flatten, match_shapes, nest
@@ -99,9 +100,11 @@ class Guide(Generative):
     ) -> Execution:
         if given or exact:
             z = match_shapes(given, self._space.like, self.name)
-            x, outside = self._preimage(z)
-            run = self._base.execute(nest(x.items()), exact=True)
-            log_q = run.log_density - run.retval[1] + outside
+            with marks.mark(marks.DENSITY):
+                x, allowed = self._preimage(z)
+                run = self._base.execute(nest(x.items()), exact=True)
+                log_q = run.log_density - run.retval[1]
+                log_q = jnp.where(allowed & ~jnp.isnan(log_q), log_q, -jnp.inf)
             return Execution(z, z, log_q, log_q, made=run.made)
         run = self._base.execute({})
         z, log_jacobian = run.retval
@@ -149,24 +152,23 @@ class Guide(Generative):
         return nest((a, made[a]) for a in space.like), total
 
     def _preimage(self, choices: Choices) -> tuple[dict[Address, Any], jax.Array]:
-        """The choices of the program of the coordinates; and 0, or minus infinity where a value is
-        outside its support."""
+        """The choices of the program of the coordinates; and whether all are in their supports."""
         family, space = self._family, self._space
 
         def visit(entry: Entry, site: Site, operands: Any, given: Any, key: Any, acc: Any) -> Any:
             c = family.coordinates.get(entry.address)
             if c is None:
                 return given, given, acc
-            x, outside = backward(c, site, operands, given)
-            return given, x, acc + outside
+            x, allowed = backward(c, site, operands, given)
+            return given, x, acc & allowed
 
-        made, _, outside = space.walk(visit, flatten(choices), {}, acc=jnp.zeros(()))
+        made, _, allowed = space.walk(visit, flatten(choices), {}, acc=jnp.array(True))
         out = {a: made[a] for a in family.coordinates}
         if family.joint is not None:
             parts: Parts = {a: out.pop(a) for a in space.slices}
             x = family.joint.pull(self._params["continuous"], space.join(parts))
             out[family.label] = x
-        return out, outside
+        return out, allowed
 
 
 def start(

@@ -75,26 +75,13 @@ def log_prob(d: Any, value: Any, address: Address, source: str, partial: bool = 
         inner = log_prob(d.base_dist, value, address, source, partial)
         shape = jnp.shape(value)[: jnp.ndim(value) - len(d.event_shape)]
         return jnp.broadcast_to(inner, jnp.broadcast_shapes(d.batch_shape, shape))
-    safe, inside = guarded(d, value, address, source, partial)
+    leaves, tree = opened.flatten(d)
+    static, kept = opened.set_apart(leaves)
+    check = Check(address, source, kind, Opaque(tree), static, partial)
+    safe, inside = inside_p.bind(*map(jnp.asarray, [value, *kept]), check=check)
     log_density = d.log_prob(safe)
     if inside.shape != log_density.shape:
         inside = jnp.broadcast_to(inside, log_density.shape)
-    return where_inside(inside, log_density)
-
-
-def guarded(
-    d: Any, value: Any, address: Address, source: str, partial: bool = False
-) -> tuple[jax.Array, jax.Array]:
-    """The value, replaced where it is outside the support of ``d``, and whether it is inside."""
-    leaves, tree = opened.flatten(d)
-    static, kept = opened.set_apart(leaves)
-    check = Check(address, source, type(d).__name__, Opaque(tree), static, partial)
-    safe, inside = inside_p.bind(*map(jnp.asarray, [value, *kept]), check=check)
-    return safe, inside
-
-
-def where_inside(inside: jax.Array, log_density: jax.Array) -> jax.Array:
-    """The log density, minus infinity outside."""
     with marks.mark(marks.OUTSIDE):
         return lax.select_n(inside, jnp.full_like(log_density, -jnp.inf), log_density)
 
