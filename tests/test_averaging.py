@@ -113,6 +113,18 @@ def test_a_fit_stops_by_itself():
     same(never, fit(steps=600))
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_descent_and_what_cannot_be_compared():
+    f = ppl.expectation(lambda m: m**2)
+    how = {"key": KEY, "steps": 4000, "tolerance": 0.02, "progress": False}
+    down = ppl.minimize(f, 3.0, optax.sgd(0.01), **how)
+    assert down.converged and "step 1,000 the objective" in down.verdict
+    np.testing.assert_allclose(down.averaged, 0.0, atol=1e-3)
+    never = fit(1.0, ppl.expectation(lambda m: -jnp.inf + 0.0 * m), ZEROED, steps=1000, tolerance=1.0)
+    assert not never.converged and "is not finite at some of its draws" in never.verdict
+
+
+ZEROED = optax.apply_if_finite(optax.sgd(0.1), 10_000)  # takes values that are not finite
 FALLING = ppl.expectation(lambda m: -jnp.abs(m))
 WRONG = optax.chain(optax.sgd(0.001), optax.scale(-1.0))  # ascends where it should descend
 

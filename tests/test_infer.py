@@ -124,6 +124,23 @@ def test_a_guide_that_misses_says_so():
         ppl.infer(heavy(), {}, key=KEY, guide=guide(0.0))
 
 
+def test_a_point_is_no_posterior():
+    got = ppl.infer(model(1.0), Y, key=KEY, guide=ppl.guides.map, steps=1_000, tolerance=None)
+    np.testing.assert_allclose(got.sample(KEY, 2)["x"], np.stack([MEAN, MEAN]), atol=1e-3)
+    assert (got.k_hat, got.ess) == (math.inf, 1.0)
+    assert got.verdict.startswith("the guide is a point")
+
+
+def test_what_is_not_finite_is_of_the_model():
+    @ppl.gen
+    def root():
+        x = ppl.sample("x", dist.Normal(0.0, 1.0))
+        ppl.factor("y", jnp.sqrt(x - 50.0))
+
+    with pytest.raises(ppl.NonFiniteError, match=r"the ELBO of .*root at .*test_infer.* step 0"):
+        ppl.infer(root(), {}, key=KEY)
+
+
 def test_what_is_printed(mean_field):
     summary = mean_field.summary()
     row = summary["x[1]"]

@@ -150,9 +150,10 @@ class Loop:
         where = first_nonfinite(
             closed, consts, k, choose, self.samples, state.averages, self.direction
         )
+        objective = self.objective
+        what = objective.title or f"the objective {_jax.definition(inspect.unwrap(objective))}"
         raise NonFiniteError(
-            f"the objective {_jax.definition(inspect.unwrap(self.objective))} or its gradient is "
-            f"not finite at step {step}. "
+            f"{what} or its gradient is not finite at step {step}. "
             f"{where} Parameters before that step: {_summary(args[0])}. A smaller learning rate, "
             "parameters transformed to their support (jnp.exp, jax.nn.softplus), or log-space "
             "arithmetic are the usual cures."

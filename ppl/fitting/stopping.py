@@ -106,6 +106,11 @@ def verdict(judged: Judged | None, tolerance: float | None, steps: int, rate: An
     if judged is None or tolerance is None:
         return f"{steps:,} steps; tolerance=0.02 would tell whether these are enough."
     gain, error = float(judged.gain), float(judged.error)
+    if not math.isfinite(gain) and int(judged.step) >= 2 * FIRST:
+        return (
+            f"not converged after {steps:,} steps: the objective at the averaged parameters is not "
+            "finite at some of its draws, so it cannot be compared."
+        )
     if math.isnan(gain):
         return (
             f"not known to have converged: {steps:,} steps are fewer than {2 * FIRST:,}, where the "

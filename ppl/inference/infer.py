@@ -73,6 +73,8 @@ def infer(
     def evidence_bound(params: Any, data: Any) -> jax.Array:
         return elbo(g, family(params), data)
 
+    evidence_bound.name = f"the ELBO of {g.name}"
+    evidence_bound.title = f"{evidence_bound.name} at {_jax.user_line()}"
     fit = maximize(
         evidence_bound,
         params,

@@ -137,7 +137,15 @@ class Posterior:
 
     @functools.cached_property
     def _smoothed(self) -> Smoothed:
-        return _weights(*self.diagnosed[1:])
+        found = _weights(*self.diagnosed[1:])
+        return Smoothed(found.log_weights, math.inf) if self._is_point else found
+
+    @functools.cached_property
+    def _is_point(self) -> bool:
+        """Whether the guide has no width: all of its draws are the same."""
+        drawn = [np.asarray(v) for v in jax.tree.leaves(self.diagnosed[0])]
+        wide = [v for v in drawn if np.issubdtype(v.dtype, np.floating)]
+        return bool(wide) and all(np.all(v == v[0]) for v in wide)
 
     @property
     def elbo(self) -> float:
@@ -151,18 +159,25 @@ class Posterior:
 
     @property
     def k_hat(self) -> float:
-        """The Pareto shape of the importance ratios; see :func:`ppl.k_hat`."""
+        """The Pareto shape of the importance ratios; see :func:`ppl.k_hat`. Infinite for a point."""
         return self._smoothed.k_hat
 
     @property
     def ess(self) -> float:
         """The effective number of 4,000 draws under importance weights; see :func:`ppl.ess`."""
+        if self._is_point:
+            return 1.0
         return float(1.0 / np.sum(np.exp(2.0 * self._smoothed.log_weights)))
 
     @property
     def verdict(self) -> str:
         """What the Pareto shape says, in words."""
         k = self.k_hat
+        if self._is_point:
+            return (
+                "the guide is a point: its draws are all the same and say nothing of what is "
+                "uncertain, and the elbo is the log density there, no bound of the evidence."
+            )
         if k <= 0.5:
             return f"k_hat {k:.2f}, good: the guide covers the posterior."
         if k <= BAD:

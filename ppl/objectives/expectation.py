@@ -43,6 +43,7 @@ class Expectation:
         self._f, self.has_aux, self.strict = f, has_aux, strict
         functools.update_wrapper(self, f)
         self.name: str = getattr(f, "__name__", "expectation")
+        self.title = ""
         static = ("tree", "static", "samples")
         self._value = jax.jit(self._value_flat, static_argnames=static)
         self._value_and_grad = jax.jit(
