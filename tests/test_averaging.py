@@ -120,7 +120,8 @@ def test_descent_and_what_cannot_be_compared():
     down = ppl.minimize(f, 3.0, optax.sgd(0.01), **how)
     assert down.converged and "step 1,000 the objective" in down.verdict
     np.testing.assert_allclose(down.averaged, 0.0, atol=1e-3)
-    never = fit(1.0, ppl.expectation(lambda m: -jnp.inf + 0.0 * m), ZEROED, steps=1000, tolerance=1.0)
+    infinite = ppl.expectation(lambda m: -jnp.inf + 0.0 * m)
+    never = fit(1.0, infinite, ZEROED, steps=1000, tolerance=1.0)
     assert not never.converged and "is not finite at some of its draws" in never.verdict
 
 
@@ -166,6 +167,24 @@ def test_checkpoints_of_averages_and_checks(tmp_path):
     fit(steps=300, checkpoint=other)
     with pytest.warns(UserWarning, match="begin after step 200 now that steps is 400"):
         same(fit(steps=400, checkpoint=other), fit(steps=400))
+
+
+def test_a_second_fit_traces_once():
+    """To look for baselines; so neither steps nor checks are compiled again."""
+    traces = []
+
+    @ppl.expectation
+    def f(m):
+        traces.append(1)
+        return -((m - ppl.sample("x", dist.Normal(0.0, 1.0))) ** 2)
+
+    for how in ({"tolerance": 1e-9}, {"tolerance": 1e-9, "restarts": 2}):
+        start = jnp.arange(2.0) if "restarts" in how else 0.0
+        fit(start, f, optax.sgd(0.01), steps=1100, **how)
+        traces.clear()
+        got = fit(start + 1.0, f, optax.sgd(0.01), steps=900, key=jax.random.key(1), **how)
+        assert len(traces) == 1
+    assert repr(got).startswith("Fit(params=") and repr(got).endswith(got.verdict)
 
 
 # --- restarts -------------------------------------------------------------------------------------

@@ -34,7 +34,8 @@ def include(means: dict[str, Any], starts: dict[str, Any], step: Any, values: An
     def one(mean: Any, a: Any, start: Any) -> Any:
         a = jnp.asarray(a, mean.dtype)
         count = step - start
-        return jnp.where(count <= 1, a, mean + (a - mean) / jnp.maximum(count, 1).astype(a.dtype))
+        share = 1.0 / jnp.maximum(count, 1).astype(a.dtype)
+        return jnp.where(count <= 1, a, mean + (a - mean) * share)
 
     return {
         name: jax.tree.map(lambda m, a, start=starts[name]: one(m, a, start), mean, values)

@@ -159,7 +159,7 @@ class Posterior:
 
     @property
     def k_hat(self) -> float:
-        """The Pareto shape of the importance ratios; see :func:`ppl.k_hat`. Infinite for a point."""
+        """Pareto shape of the importance ratios, see :func:`ppl.k_hat`; infinite for a point."""
         return self._smoothed.k_hat
 
     @property
