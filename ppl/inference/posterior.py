@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from transforms import _jax
-from transforms.errors import SoundnessWarning
+from transforms.errors import ShapeError, SoundnessWarning
 from transforms.runs.addresses import flatten
 from transforms.runs.execute import Execution
 
@@ -120,7 +120,14 @@ class Posterior:
         """
         draw, predict = jax.random.split(as_key(key))
         fixed = self.sample(draw, n, corrected)
-        return in_turn(predicting(program), predict, as_count(n, "n"), fixed)
+        try:
+            return in_turn(predicting(program), predict, as_count(n, "n"), fixed)
+        except ShapeError as error:
+            raise ShapeError(
+                f"{error} The values are draws of the posterior ({_jax.user_line()}): a choice for "
+                "each row of the data says nothing of new ones. Predict with as many rows, or "
+                "write the model so that what is shared has choices of its own."
+            ) from None
 
     # --- whether to trust it ---
 
