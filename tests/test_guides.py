@@ -219,6 +219,32 @@ def of_integers():
     ppl.sample("u", dist.DiscreteUniform(2, 4))
     ppl.sample("e", dist.Bernoulli(0.3 * jnp.ones(2)).to_event(1))
     ppl.sample("m", dist.Multinomial(2, jnp.ones(3) / 3))
+    ppl.sample("o", Order(2))
+
+
+class Order(dist.Distribution):
+    """A permutation: no guide has a family for it."""
+
+    support = dist.constraints.dependent(is_discrete=True, event_dim=1)
+
+    def __init__(self, n):
+        self.n = n
+        super().__init__((), (n,))
+
+    def tree_flatten(self):
+        return (), self.n
+
+    @classmethod
+    def tree_unflatten(cls, n, _):
+        return cls(n)
+
+    def sample(self, key, sample_shape=()):
+        return jax.vmap(lambda k: jax.random.permutation(k, self.n))(
+            jax.random.split(key, sample_shape).reshape(-1)
+        ).reshape(*sample_shape, self.n)
+
+    def log_prob(self, value):
+        return -jnp.sum(jnp.log(jnp.arange(1.0, self.n + 1)))
 
 
 def test_discrete_families_sum_to_one(x64):
@@ -228,6 +254,7 @@ def test_discrete_families_sum_to_one(x64):
     q = guide(params)
     like = {a: s.dtype for (a,), s in flatten(q.choices_like).items()}
     at = {"n": 3, "b": 1, "u": 2, "e": jnp.array([0, 1]), "m": jnp.array([2, 0, 0])}
+    at["o"] = jnp.array([1, 0])
     at = {a: jnp.asarray(v, like[a]) for a, v in at.items()}
     counts = np.array([[i, j, 2 - i - j] for i in range(3) for j in range(3 - i)])
     bits = np.array([[i, j] for i in range(2) for j in range(2)])
@@ -240,10 +267,15 @@ def test_discrete_families_sum_to_one(x64):
     )
     ends = {a: wide[a][np.isfinite(of[a])].tolist() for a in ("b", "u")}
     assert ends == {"b": [0, 1, 2, 3], "u": [2, 3, 4]}
-    probability = {"u": np.exp(0.2) / np.exp([0.2, -1.0, 0.5]).sum(), "e": 0.25, "m": 1 / 9}
+    probability = {
+        "o": 0.5,
+        "u": np.exp(0.2) / np.exp([0.2, -1.0, 0.5]).sum(),
+        "e": 0.25,
+        "m": 1 / 9,
+    }
     p = 1 / (1 + np.exp(-0.7))
     probability["b"] = 3 * p * (1 - p) ** 2
-    for a in probability:
+    for a in of:
         share = np.exp(there) / np.exp(of[a]).sum()
         np.testing.assert_allclose(share, probability[a], rtol=1e-9)
     mean, c = np.exp(params["n"]["log_mean"]), np.exp(params["n"]["log_concentration"])
