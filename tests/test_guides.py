@@ -179,8 +179,20 @@ def test_exact_guides(name, x64):
 # --- densities ------------------------------------------------------------------------------------
 
 
-def test_a_flow_has_the_density_of_its_draws(x64):
-    guide, params = guides.flow(bounded(), {}, key=KEY, layers=2, hidden=[4])
+@ppl.gen
+def plated():
+    def one(scale):
+        a = ppl.sample("a", dist.LogNormal(0.0, scale))
+        ppl.sample("b", dist.Uniform(0.0, a))
+
+    s = ppl.sample("s", dist.HalfNormal(1.0))
+    jax.vmap(one)(jnp.array([0.5, 1.0]) * s)
+
+
+@pytest.mark.parametrize("name", ["flow", "blocks"])
+def test_the_density_of_what_is_pushed_forward(name, x64):
+    more = {"layers": 2, "hidden": [6]} if name == "flow" else {}
+    guide, params = getattr(guides, name)(plated(), {}, key=KEY, **more)
     wave = lambda v: 0.1 * np.cos(np.arange(v.size)).reshape(v.shape)
     params = jax.tree.map(lambda v: v + wave(v), params)
 
@@ -188,13 +200,22 @@ def test_a_flow_has_the_density_of_its_draws(x64):
     def of(x):
         def choices(x):
             z = guide.space.constrain(guide.joint.push(params["continuous"], x)[0])
-            return jnp.stack([z["hi"], z["p"]])
+            return jnp.array([z["s"], *z["a"], *z["b"]])
 
-        z, volume = choices(x), jnp.linalg.slogdet(jax.jacobian(choices)(x))[1]
-        density = guide(params).log_density({"hi": z[0], "p": z[1]})
-        return density, jnp.sum(jax.scipy.stats.norm.logpdf(x)) - volume
+        z, jacobian = choices(x), jax.jacobian(choices)(x)
+        density = guide(params).log_density({"s": z[0], "a": z[1:3], "b": z[3:]})
+        volume = jnp.linalg.slogdet(jacobian)[1]
+        return density, jnp.sum(jax.scipy.stats.norm.logpdf(x)) - volume, jacobian
 
-    np.testing.assert_allclose(*of(jnp.array([0.3, -1.2])), atol=1e-9)
+    density, exact, jacobian = of(jnp.array([0.3, -1.2, 0.1, 0.7, -0.4]))
+    np.testing.assert_allclose(density, exact, atol=1e-9)
+    if name == "blocks":  # a_i goes with b_i, and with nothing of another element
+        reached = [np.flatnonzero(row).tolist() for row in jacobian[:3]]
+        assert reached == [[0], [1], [2]] and [p.shape for p in guide.joint.places] == [
+            (2, 2),
+            (1, 1),
+        ]
+        assert jacobian[3, 1] != 0 and jacobian[3, 2] == 0 and jacobian[3, 0] == 0
 
 
 FAMILIES = ["mean_field", "full_rank", "low_rank", "structured", "map"]
@@ -219,6 +240,32 @@ def of_integers():
     ppl.sample("u", dist.DiscreteUniform(2, 4))
     ppl.sample("e", dist.Bernoulli(0.3 * jnp.ones(2)).to_event(1))
     ppl.sample("m", dist.Multinomial(2, jnp.ones(3) / 3))
+    ppl.sample("o", Order(2))
+
+
+class Order(dist.Distribution):
+    """A permutation: no guide has a family for it."""
+
+    support = dist.constraints.dependent(is_discrete=True, event_dim=1)
+
+    def __init__(self, n):
+        self.n = n
+        super().__init__((), (n,))
+
+    def tree_flatten(self):
+        return (), self.n
+
+    @classmethod
+    def tree_unflatten(cls, n, _):
+        return cls(n)
+
+    def sample(self, key, sample_shape=()):
+        return jax.vmap(lambda k: jax.random.permutation(k, self.n))(
+            jax.random.split(key, sample_shape).reshape(-1)
+        ).reshape(*sample_shape, self.n)
+
+    def log_prob(self, value):
+        return -jnp.sum(jnp.log(jnp.arange(1.0, self.n + 1)))
 
 
 def test_discrete_families_sum_to_one(x64):
@@ -228,6 +275,7 @@ def test_discrete_families_sum_to_one(x64):
     q = guide(params)
     like = {a: s.dtype for (a,), s in flatten(q.choices_like).items()}
     at = {"n": 3, "b": 1, "u": 2, "e": jnp.array([0, 1]), "m": jnp.array([2, 0, 0])}
+    at["o"] = jnp.array([1, 0])
     at = {a: jnp.asarray(v, like[a]) for a, v in at.items()}
     counts = np.array([[i, j, 2 - i - j] for i in range(3) for j in range(3 - i)])
     bits = np.array([[i, j] for i in range(2) for j in range(2)])
@@ -240,10 +288,15 @@ def test_discrete_families_sum_to_one(x64):
     )
     ends = {a: wide[a][np.isfinite(of[a])].tolist() for a in ("b", "u")}
     assert ends == {"b": [0, 1, 2, 3], "u": [2, 3, 4]}
-    probability = {"u": np.exp(0.2) / np.exp([0.2, -1.0, 0.5]).sum(), "e": 0.25, "m": 1 / 9}
+    probability = {
+        "o": 0.5,
+        "u": np.exp(0.2) / np.exp([0.2, -1.0, 0.5]).sum(),
+        "e": 0.25,
+        "m": 1 / 9,
+    }
     p = 1 / (1 + np.exp(-0.7))
     probability["b"] = 3 * p * (1 - p) ** 2
-    for a in probability:
+    for a in of:
         share = np.exp(there) / np.exp(of[a]).sum()
         np.testing.assert_allclose(share, probability[a], rtol=1e-9)
     mean, c = np.exp(params["n"]["log_mean"]), np.exp(params["n"]["log_concentration"])
@@ -321,6 +374,30 @@ def test_the_mode_is_that_of_the_sum_over_discrete_choices(x64):
     assert params["discrete"]["k"]["logits"].shape == (3, 2)
 
 
+def test_a_network_amortises_a_guide(x64):
+    """The posterior of z_i ~ N(0, 1), x_i ~ N(z_i, 1) is N(x_i / 2, 1/2), for every batch."""
+
+    @ppl.gen
+    def model(n):
+        z = ppl.sample("z", dist.Normal(jnp.zeros(n), 1.0))
+        ppl.sample("x", dist.Normal(z, 1.0))
+
+    guide, _ = guides.mean_field(model(3), {"x": jnp.zeros(3)}, key=KEY)
+
+    def network(w, x):
+        return {"z": {"loc": w * x, "log_scale": jnp.full(x.shape, 0.5 * jnp.log(0.5))}}
+
+    def elbo(w, x):
+        data = {"x": x}
+        return ppl.elbo(model(3), guide.on(model(3), data)(network(w, x)), data)
+
+    x = jnp.array([0.3, -2.0, 1.0])
+    evidence = dist.Normal(0.0, jnp.sqrt(2.0)).log_prob(x).sum()
+    np.testing.assert_allclose(ppl.expectation(elbo).value(KEY, 0.5, x), evidence, atol=1e-12)
+    with pytest.raises(ppl.ShapeError, match=r"latent choices 'z' \[3\], and those of .*'z' \[4\]"):
+        guide.on(model(4), {"x": jnp.zeros(4)})
+
+
 # --- what is refused ------------------------------------------------------------------------------
 
 
@@ -340,6 +417,18 @@ REFUSED = {
         r"'m' at .*test_guides.py.* may be absent",
     ),
     "no mode": (lambda: guides.laplace(funnel(), {}, key=KEY), "has no maximum"),
+    "no plate": (
+        lambda: guides.blocks(plated(), {}, key=KEY, plates=[["a", "s"]]),
+        "'a', 's' of one plate at .* have no common first axis",
+    ),
+    "narrow": (
+        lambda: guides.flow(plated(), {}, key=KEY, hidden=[4]),
+        r"have sizes \[4\], and plated has 5 unconstrained numbers",
+    ),
+    "unknown in a plate": (
+        lambda: guides.blocks(plated(), {}, key=KEY, plates=[["aa"]]),
+        "Did you mean 'a'",
+    ),
     "not called": (lambda: guides.mean_field(bounded, {}, key=KEY), "Call it with its arguments"),
 }
 
@@ -353,5 +442,5 @@ def test_refused(what):
 
 def test_every_family_is_documented():
     names = [n for n in guides.__all__ if n not in ("Family", "Guide")]
-    assert set(names) == {*FAMILIES, "flow", "laplace"}
+    assert set(names) == {*FAMILIES, "blocks", "flow", "laplace"}
     assert all(getattr(guides, n).__doc__ for n in names)

@@ -1,6 +1,7 @@
 """Guides made from a model: each returns ``(guide, params)``, and ``guide(params)`` is a Generative
 over the choices of the model that are not in the data."""
 
+from .blocks import blocks
 from .flow import flow
 from .gaussian import full_rank, laplace, low_rank
 from .guide import Family, Guide
@@ -11,6 +12,7 @@ from .structured import structured
 __all__ = [
     "Family",
     "Guide",
+    "blocks",
     "flow",
     "full_rank",
     "laplace",

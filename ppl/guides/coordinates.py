@@ -2,7 +2,8 @@
 
 A continuous choice is the image of unconstrained numbers under ``biject_to(support)``, a discrete
 one that of an integer: a Categorical one for a finite support, a Binomial one below an end that is
-not known beforehand, a negative binomial one where there is no end. So supports that depend on
+not known beforehand, a negative binomial one where there is no end; what has another support is
+drawn as the program draws it. So supports that depend on
 earlier choices are followed too.
 """
 
@@ -21,8 +22,7 @@ from numpyro.distributions import constraints
 from numpyro.distributions.transforms import biject_to
 
 from estimators.enumeration import enum, support
-from transforms import _jax
-from transforms.errors import Address, UnsupportedError, show
+from transforms.errors import Address
 from transforms.estimation import inside
 from transforms.estimation.elements import is_masked
 from transforms.program.interpret import abstract_distribution
@@ -170,31 +170,39 @@ class Counts(Discrete):
         return {"logits": jnp.zeros(point.shape)}
 
 
+class Own(Discrete):
+    """As the program draws it: there is no family for its support."""
+
+    def law(self, d: Any, params: Params) -> dist.Distribution:
+        return d
+
+    def placed(self, d: Any, params: Params) -> dist.Distribution:
+        return d
+
+    def image(self, d: Any, x: Any, site: Site) -> tuple[jax.Array, Any]:
+        return x, 0.0
+
+    def preimage(self, d: Any, value: Any, site: Site) -> jax.Array:
+        return value
+
+    def start(self, point: jax.Array, scale: float) -> Params:
+        return {}
+
+
 # --- which one ------------------------------------------------------------------------------------
 
 
 def coordinate(entry: Entry, continuous: type[Continuous] = Continuous) -> Coordinate:
-    """What stands for an address; ``continuous`` says by what for a continuous choice.
-
-    Raises:
-        UnsupportedError: its support is a discrete set of another kind.
-    """
+    """What stands for an address; ``continuous`` says by what for a continuous choice."""
     d = abstract_distribution(entry.choice)
     absent = entry.conditional or is_masked(d)
-    if not walk.is_discrete(d):
+    if not walk.is_discrete(entry.choice):
         return continuous(entry, absent or continuous.dependent)
     kinds = {_kind(abstract_distribution(c)) for c in entry.parts}
-    kind, k = kinds.pop()
-    if kind is None or kinds:
-        why = "several branches give it supports of different sizes" if kinds else str(d.support)
-        raise UnsupportedError(
-            f"the discrete choice {show(entry.address)} ~ {type(d).__name__} at {entry.source} has "
-            f"a support for which no guide has a family ({_jax.user_line()}): {why}. Write its "
-            "guide by hand, or give it in the data."
-        )
+    kind, k = kinds.pop() if len(kinds) == 1 else (Own, 0)
     if issubclass(kind, Finite):
         return kind(entry, absent, k)
-    moves = kind in (UpTo, Counts) or not _is_static(entry)
+    moves = kind in (UpTo, Counts, Own) or not _is_static(entry)
     return kind(entry, absent or moves)
 
 
@@ -212,7 +220,7 @@ def _kind(d: Any) -> tuple[Any, int]:
         return Unbounded, 0
     if isinstance(constraint, constraints.multinomial):
         return Counts, 0
-    return None, 0
+    return Own, 0
 
 
 def leaf(d: Any) -> Any:
@@ -223,7 +231,7 @@ def leaf(d: Any) -> Any:
 
 
 def _constraint(d: Any) -> Any:
-    constraint = d.support
+    constraint = getattr(d, "support", None)
     while isinstance(constraint, constraints.independent):
         constraint = constraint.base_constraint
     return constraint
@@ -288,7 +296,8 @@ def backward(c: Coordinate, site: Site, operands: Any, value: Any) -> tuple[jax.
 
     def one(operands: list[Any], value: Any) -> tuple[Any, Any]:
         d = site.rebuild(site.live(operands))
-        allowed = jnp.all(inside.allows(d.support, value)) | ~jnp.asarray(site.mask(operands))
+        allowed = inside.allows(d.support, value) if inside.has_ends(d) else True
+        allowed = jnp.all(allowed) | ~jnp.asarray(site.mask(operands))
         return _taken(site, operands, c.preimage(d, value, site)), allowed
 
     x, allowed = per_element(site.axes, one, 1)(list(operands), value)

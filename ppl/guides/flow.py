@@ -14,6 +14,9 @@ from jax.example_libraries import stax
 from numpyro.distributions.flows import InverseAutoregressiveTransform
 from numpyro.nn import AutoregressiveNN
 
+from transforms import _jax
+from transforms.errors import UnsupportedError
+
 from ..programs.generative import Generative
 from ..programs.given import Choices, as_count, as_key
 from .gaussian import Made, made
@@ -76,8 +79,8 @@ def flow(
         data: nested dict of observed choices.
         key: for the draws of the prior, at whose median the guide begins, and for the networks.
         layers: how many.
-        hidden: the sizes of the hidden layers of each network; by default two of size n (8 at
-            least).
+        hidden: the sizes of the hidden layers of each network, n at least; by default two of
+            size n, or 8.
         scale: the standard deviations that it begins with, nearly independent ones.
 
     Returns:
@@ -85,7 +88,7 @@ def flow(
         ``networks``, a list of the parameters of NumPyro's ``AutoregressiveNN``.
 
     Raises:
-        UnsupportedError: as :func:`full_rank`.
+        UnsupportedError: as :func:`full_rank`; or a hidden layer is too small.
 
     Source: Kingma et al., "Improving variational inference with inverse autoregressive flow",
     NeurIPS 2016.
@@ -93,6 +96,12 @@ def flow(
     space, point, discrete = start(g, data, key, "ppl.guides.flow")
     n = space.size
     widths = list(hidden) if hidden is not None else [max(n, 8)] * 2
+    if any(w < n for w in widths):
+        raise UnsupportedError(
+            f"the hidden layers of ppl.guides.flow at {_jax.user_line()} have sizes {widths}, and "
+            f"{g.name} has {n} unconstrained numbers: an autoregressive network needs as many at "
+            "least. Leave hidden out for two layers of that size."
+        )
     keys = jax.random.split(jax.random.fold_in(as_key(key), 1), as_count(layers, "layers"))
     pairs = [AutoregressiveNN(n, widths, nonlinearity=stax.Elu) for _ in keys] if n else []
     both = list(zip(pairs, keys, strict=False))

@@ -8,6 +8,7 @@ a :class:`Generative` like any other, whose choices are those of the model.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, final
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from transforms import _jax
-from transforms.errors import Address, UnsupportedError
+from transforms.errors import Address, ShapeError, UnsupportedError, show
 from transforms.program import marks
 from transforms.program.site import Site, sample_p
 from transforms.program.site import sample as _sample
@@ -56,6 +57,29 @@ class Family:
 
     def __call__(self, params: Any) -> Guide:
         return Guide(self, params)
+
+    def on(self, g: Generative, data: Choices) -> Family:
+        """The same family for a program of the same latent choices: with other arguments, another
+        batch of data, or parameters of the model on which supports depend.
+
+        So a network amortises a guide: ``guide.on(model(batch), data)(network(weights, batch))``,
+        where the network returns a tree like ``params``.
+
+        Raises:
+            ShapeError: its latent choices are others, or have other shapes.
+        """
+        space = Space(g, data)
+        mine, others = ({a: s.shape for a, s in s.like.items()} for s in (self.space, space))
+        if mine != others or space.slices != self.space.slices:
+            raise ShapeError(
+                f"the guide {self.name} is for the latent choices {_in_words(mine)}, and those of "
+                f"{g.name} at {_jax.user_line()} are {_in_words(others)}. Make a guide for them."
+            )
+        found = [
+            dataclasses.replace(c, entry=space.entries[a]) for a, c in self.coordinates.items()
+        ]
+        name = self.name.partition("(")[0]
+        return Family(name, space, found, self.joint)
 
     def own(self, params: Any) -> dict[Address, Any]:
         """The parameters of each coordinate."""
@@ -169,6 +193,10 @@ class Guide(Generative):
             x = family.joint.pull(self._params["continuous"], space.join(parts))
             out[family.label] = x
         return out, allowed
+
+
+def _in_words(shapes: Mapping[Address, tuple[int, ...]]) -> str:
+    return ", ".join(f"{show(a)} {list(s)}" for a, s in shapes.items()) or "none"
 
 
 def start(

@@ -31,7 +31,7 @@ def mean_field(
         ``{"log_mean", "log_concentration"}`` at discrete ones.
 
     Raises:
-        UnsupportedError: a support has no bijection, or is a discrete set without a family.
+        UnsupportedError: the support of a continuous choice has no bijection.
 
     Example:
         >>> guide, params = ppl.guides.mean_field(model(), data, key=key)

@@ -51,7 +51,7 @@ def map(g: Generative, data: Choices, *, key: jax.Array) -> tuple[Family, dict[s
         ``{"loc"}`` at continuous ones. It begins at the median of prior draws.
 
     Raises:
-        UnsupportedError: a support has no bijection, or is a discrete set without a family.
+        UnsupportedError: the support of a continuous choice has no bijection.
     """
     space, parts, discrete = start(g, data, key, "ppl.guides.map")
     found = coordinates(space, Point)

@@ -79,7 +79,7 @@ def structured(
         f[*axes, *unconstrained, parameters] too at continuous choices.
 
     Raises:
-        UnsupportedError: a support has no bijection, or is a discrete set without a family.
+        UnsupportedError: the support of a continuous choice has no bijection.
 
     Source: after Ambrogioni et al., "Automatic structured variational inference", AISTATS 2021,
     where a parameter is a convex combination of the model's and a free one.
