@@ -38,11 +38,18 @@ from transforms.estimation.estimator import (
     magic_box,
 )
 
+from . import guides
 from .fitting.batches import minibatches
 from .fitting.fit import Fit, maximize, minimize
+from .inference import plots
+from .inference.infer import infer
+from .inference.posterior import Posterior
+from .inference.psis import ess, k_hat
+from .inference.summary import Summary
 from .objectives.audit import Audit
 from .objectives.expectation import Expectation, expectation
 from .objectives.explain import Explanation
+from .objectives.signal import signal_to_noise
 from .objectives.tune import Tuned, tune
 from .objectives.variational import (
     chi2,
@@ -64,6 +71,7 @@ from .programs.given import merge, seed
 from .programs.importance import importance
 from .programs.marginal import marginal, normalize
 from .programs.program import gen, with_estimators
+from .programs.space import unconstrained
 from .programs.statements import continuous
 from .programs.target import Algorithm, Target
 
@@ -85,10 +93,12 @@ __all__ = [
     "LocalSite",
     "NonFiniteError",
     "PPLError",
+    "Posterior",
     "RandomnessWarning",
     "ShapeError",
     "SoundnessError",
     "SoundnessWarning",
+    "Summary",
     "SupportError",
     "Target",
     "Trace",
@@ -102,12 +112,16 @@ __all__ = [
     "elbo",
     "enum",
     "enumeration",
+    "ess",
     "expectation",
     "factor",
     "forward_kl",
     "gen",
+    "guides",
     "importance",
+    "infer",
     "iwelbo",
+    "k_hat",
     "learned",
     "magic_box",
     "marginal",
@@ -119,14 +133,17 @@ __all__ = [
     "mvd",
     "normalize",
     "observe",
+    "plots",
     "reinforce",
     "renyi",
     "reparam",
     "sample",
     "seed",
+    "signal_to_noise",
     "stl",
     "strict",
     "tune",
+    "unconstrained",
     "wake_phi",
     "wake_theta",
     "with_estimators",

@@ -303,3 +303,11 @@ def test_an_optimizer_that_skips_what_is_not_finite_sees_it():
     assert np.isnan(got.history).tolist() == batches
     with pytest.raises(ppl.NonFiniteError, match="step 1"):
         ppl.maximize(f, 1.0, optax.sgd(0.1), **kwargs)
+
+
+def test_a_gradient_that_is_collected_is_seen_at_its_step():
+    """MultiSteps(2) moves the parameters at the second step, and the first is to blame."""
+    f = ppl.expectation(lambda p, bad: -jnp.sqrt(jnp.where(bad, 0.0 * p, p)))
+    kwargs = {"key": KEY, "steps": 4, "progress": False, "batches": [True, False]}
+    with pytest.raises(ppl.NonFiniteError, match="step 0"):
+        ppl.maximize(f, 1.0, optax.MultiSteps(optax.sgd(0.1), 2), **kwargs)

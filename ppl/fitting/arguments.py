@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from typing import Any
 
@@ -21,6 +22,51 @@ def check_objective(objective: Any) -> None:
             f"the objective at {_jax.user_line()} is {describe(objective)}. Put @ppl.expectation "
             "above the function that returns it, and give that function, uncalled."
         )
+
+
+def check_ending(
+    objective: Expectation,
+    average: Any,
+    tolerance: Any,
+    restarts: Any,
+    state: Any,
+    callback: Any,
+) -> None:
+    """Refuse what says no end of a fit, or contradicts itself."""
+    line = _jax.user_line()
+    if average is not None and not (isinstance(average, float | int) and 0 < average <= 1):
+        raise UnsupportedError(
+            f"average at {line} is {describe(average)}, and is the part of the steps, from the "
+            "last one backwards, over which the parameters are averaged. Type average=0.5."
+        )
+    if tolerance is not None and not (isinstance(tolerance, float | int) and tolerance >= 0):
+        raise UnsupportedError(
+            f"tolerance at {line} is {describe(tolerance)}, and is the gain of the objective under "
+            "which a fit stops. Type tolerance=0.02."
+        )
+    if tolerance is not None and average is not None and average > 0.5:
+        raise UnsupportedError(
+            f"average={average} at {line} reaches back beyond the last doubling of the steps, at "
+            "which tolerance= compares. Type average=0.5, or leave it out."
+        )
+    if restarts is not None and state is not None:
+        raise UnsupportedError(
+            f"the fit at {line} has both restarts= and state=, which goes on with one fit, the "
+            "best of its restarts. Leave out restarts=."
+        )
+    if callable(callback) and not objective.has_aux and takes_metrics(callback):
+        raise UnsupportedError(
+            f"the callback at {line} takes metrics, the auxiliary data of the objective, which has "
+            "none. Return (value, metrics) from it, with @ppl.expectation(has_aux=True)."
+        )
+
+
+def takes_metrics(callback: Any) -> bool:
+    """Whether a callback has an argument ``metrics``."""
+    try:
+        return "metrics" in inspect.signature(callback).parameters
+    except (TypeError, ValueError):  # of a function that is not written in Python
+        return False
 
 
 def check_arguments(

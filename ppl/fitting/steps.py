@@ -26,24 +26,33 @@ from transforms.gradient.nonfinite import first_nonfinite
 from transforms.plan.assignment import assign
 
 from ..objectives.expectation import Expectation, is_array, join, split
+from .averaging import include, narrow
 from .content import ByContent, arguments_of, reachable
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class State:
-    """What changes from step to step; ``values`` are the parameters that are fitted."""
+    """What changes from step to step; ``values`` are the parameters that are fitted.
+
+    ``means`` are those of the iterates in windows, by name; ``rate`` multiplies the updates of the
+    optimizer, where it is not None.
+    """
 
     values: Any
     optimizer: Any
     averages: dict[float, jax.Array]
     step: Any
+    means: dict[str, Any] = dataclasses.field(default_factory=dict)
+    rate: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Loop:
     """What a fit depends on besides arrays; equal loops share their compiled code.
 
+    ``metrics``: whether auxiliary data of the objective are returned; ``guarded``: whether a step
+    that is not finite leaves the state as it was, which costs a selection of every array.
     ``tree`` and ``static`` are those of ``(params, args, batch function)``, whose arrays are
     separated into those that are ``trained`` and the rest.
     """
@@ -57,6 +66,8 @@ class Loop:
     trained: tuple[bool, ...]
     chunk: int
     strict: bool
+    metrics: bool = False
+    guarded: bool = False
 
     def seen(self, state: State) -> Any:
         """The values that the objective sees; ``optax.lookahead`` keeps two of each."""
@@ -82,6 +93,10 @@ class Loop:
 
     def params(self, state: State, fixed: list[Any]) -> Any:
         return self.join(self.settled(state), fixed)[0]
+
+    def averaged(self, state: State, fixed: list[Any], name: str) -> Any:
+        """The mean of the parameters over a window."""
+        return self.join(narrow(state.means[name], self.settled(state)), fixed)[0]
 
     def arguments(
         self, values: Any, fixed: list[Any], key: Any, batch: Any
@@ -111,7 +126,7 @@ class Loop:
         return {b.decay: strong(0.0) for b in baselines if isinstance(b, MovingAverage)}
 
     def cost(self, values: Any, state: State, fixed: Any, key: Any, batch: Any, **rest: Any) -> Any:
-        """What is descended, at the step of ``state``."""
+        """What is descended, at the step of ``state``, and the auxiliary data of the objective."""
         step_key = jax.random.fold_in(key, state.step)
         k, args = self.arguments(values, fixed, step_key, batch)
         out = self.objective.surrogate(
@@ -122,7 +137,8 @@ class Loop:
             direction=self.direction,
             **rest,
         )
-        return -self.direction * (out[0] if isinstance(out, tuple) else out)
+        value, aux = out if isinstance(out, tuple) else (out, None)
+        return -self.direction * value, aux if self.metrics else None
 
     def explain_failure(self, state: State, fixed: list[Any], key: Any, batch: Any) -> None:
         """Raise, naming the choice at which a value that is not finite shows first."""
@@ -134,9 +150,10 @@ class Loop:
         where = first_nonfinite(
             closed, consts, k, choose, self.samples, state.averages, self.direction
         )
+        objective = self.objective
+        what = objective.title or f"the objective {_jax.definition(inspect.unwrap(objective))}"
         raise NonFiniteError(
-            f"the objective {_jax.definition(inspect.unwrap(self.objective))} or its gradient is "
-            f"not finite at step {step}. "
+            f"{what} or its gradient is not finite at step {step}. "
             f"{where} Parameters before that step: {_summary(args[0])}. A smaller learning rate, "
             "parameters transformed to their support (jnp.exp, jax.nn.softplus), or log-space "
             "arithmetic are the usual cures."
@@ -189,16 +206,30 @@ def _keeps_two(state: Any) -> bool:
 def _tolerates(state: Any) -> bool:
     """Whether an optimizer is made for gradients that are not finite."""
     made = optax.ApplyIfFiniteState | optax.ZeroNansState
-    return _holds(
-        state,
-        lambda s: (
-            isinstance(s, made)
-            or (isinstance(s, optax.MultiStepsState) and bool(jax.tree.leaves(s.skip_state)))
-        ),
-    )
+    return _holds(state, lambda s: isinstance(s, made) or _collecting(s) is True)
 
 
-def update(optimizer: Any, grads: Any, state: Any, values: Any, value: Any, function: Any) -> Any:
+def _collects(state: Any) -> bool:
+    """Whether an optimizer takes gradients that show in the parameters at a later step only."""
+    return _holds(state, lambda s: _collecting(s) is False)
+
+
+def _collecting(state: Any) -> bool | None:
+    """Of ``optax.MultiSteps``, whether it skips gradients that are not finite; None of others."""
+    if not isinstance(state, optax.MultiStepsState):
+        return None
+    return bool(jax.tree.leaves(state.skip_state))
+
+
+def update(
+    optimizer: Any,
+    grads: Any,
+    state: Any,
+    values: Any,
+    value: Any,
+    function: Any,
+    rate: Any = None,
+) -> Any:
     """New values and state; ``value`` and ``grads`` are those of ``function`` at ``values``."""
     parameters = inspect.signature(optimizer.update).parameters.values()
     asked = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD}
@@ -214,6 +245,8 @@ def update(optimizer: Any, grads: Any, state: Any, values: Any, value: Any, func
     }
     extra = {name: v for name, v in given.items() if name in asked}
     updates, state = optimizer.update(grads, state, values, **extra)
+    if rate is not None:
+        updates = jax.tree.map(lambda u: u * rate.astype(u.dtype), updates)
     return optax.apply_updates(values, updates), state
 
 
@@ -221,62 +254,87 @@ def update(optimizer: Any, grads: Any, state: Any, values: Any, value: Any, func
 
 
 def run_chunk(
-    loop: Loop, state: State, fixed: list[Any], key: jax.Array, n: Any, rows: Any
-) -> tuple[State, jax.Array, jax.Array]:
-    """Up to ``n`` steps; stops before the first whose value or gradient is not finite.
+    loop: Loop,
+    state: State,
+    fixed: list[Any],
+    key: jax.Array,
+    n: Any,
+    rows: Any,
+    starts: dict[str, Any],
+) -> tuple[State, jax.Array, jax.Array, Any]:
+    """Up to ``n`` steps; stops at the first whose value or gradient is not finite.
 
-    Returns the state, f32[chunk] estimates (NaN after the last), and how many steps were done.
+    That step is not counted; the state is the one before it if ``loop.guarded``. ``starts`` are the
+    numbers of steps before the windows of ``state.means``. Returns the state, f32[chunk] estimates
+    (NaN after the last), how many steps were done, and the mean over these of the auxiliary data of
+    the objective (None without ``loop.metrics``).
     """
 
     def step(carry: Any) -> Any:
-        i, state, estimates, _ = carry
+        i, state, estimates, _, total = carry
         batch = jax.tree.map(lambda a: a[i], rows)
-        new, value, finite = _step(loop, state, fixed, key, batch)
-        return i + finite, new, estimates.at[i].set(value), finite
+        new, value, finite, aux = _step(loop, state, fixed, key, batch, starts)
+        total = jax.tree.map(lambda t, a: t + jnp.where(finite, a, 0), total, aux)
+        return i + finite, new, estimates.at[i].set(value), finite, total
 
     estimates = jnp.full((loop.chunk,), jnp.nan)
-    start = (jnp.zeros((), int), jax.tree.map(jnp.asarray, state), estimates, jnp.asarray(True))
-    done, state, estimates, _ = lax.while_loop(lambda c: (c[0] < n) & c[-1], step, start)
-    return state, estimates, done
+    state = jax.tree.map(jnp.asarray, state)
+    start = (jnp.zeros((), int), state, estimates, jnp.asarray(True))
+    total = _nothing(loop, state, fixed, key, rows) if loop.metrics else None
+    running = lambda c: (c[0] < n) & c[3]
+    done, state, estimates, _, total = lax.while_loop(running, step, (*start, total))
+    return state, estimates, done, jax.tree.map(lambda t: t / done, total)
+
+
+def _nothing(loop: Loop, state: State, fixed: list[Any], key: jax.Array, rows: Any) -> Any:
+    """A sum of no auxiliary data."""
+    batch = jax.tree.map(lambda a: a[0], rows)
+    silent = {"report": lambda check, inputs: None}
+    aux = jax.eval_shape(lambda: loop.cost(loop.seen(state), state, fixed, key, batch, **silent)[1])
+    dtype = jnp.zeros(()).dtype
+    return jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.promote_types(a.dtype, dtype)), aux)
 
 
 def _step(
-    loop: Loop, state: State, fixed: list[Any], key: jax.Array, batch: Any
-) -> tuple[State, jax.Array, jax.Array]:
-    """One step: the state after it, or as it was if something is not finite; the estimate."""
+    loop: Loop, state: State, fixed: list[Any], key: jax.Array, batch: Any, starts: dict[str, Any]
+) -> tuple[State, jax.Array, jax.Array, Any]:
+    """One step: the state after it, the estimate, and whether all of it is finite."""
     given = (state, fixed, key, batch)
     seen = loop.seen(state)
-    cost, grads = jax.value_and_grad(loop.cost)(seen, *given)
+    (cost, aux), grads = jax.value_and_grad(loop.cost, has_aux=True)(seen, *given)
     value = -loop.direction * cost
-    finite = jnp.isfinite(value)
-    for g in jax.tree.leaves(grads):
-        finite &= jnp.all(jnp.isfinite(g))
     if isinstance(grads, optax.LookaheadParams):
         grads = grads.fast
 
     def function(values: Any) -> jax.Array:  # what it finds was reported by the gradient
-        return loop.cost(values, *given, report=lambda check, inputs: None)
+        return loop.cost(values, *given, report=lambda check, inputs: None)[0]
 
     optimizer = loop.optimizer.value
-    values, opt = update(optimizer, grads, state.optimizer, state.values, cost, function)
-    if _tolerates(state.optimizer):
-        finite = jnp.asarray(True)
-        for v in jax.tree.leaves(values):
-            finite &= jnp.all(jnp.isfinite(v))
+    values, opt = update(
+        optimizer, grads, state.optimizer, state.values, cost, function, state.rate
+    )
+    # a gradient that is not finite shows in the parameters, where fewer arrays are read again
+    finite = jnp.asarray(True) if _tolerates(state.optimizer) else jnp.isfinite(value)
+    for v in jax.tree.leaves((values, grads if _collects(state.optimizer) else None)):
+        finite &= jnp.all(jnp.isfinite(v))
     averages = {d: d * a + (1 - d) * value for d, a in state.averages.items()}
     averages = {
         d: jnp.where(jnp.isfinite(value), a, state.averages[d]) for d, a in averages.items()
     }
-    new = State(values, opt, averages, state.step + 1)
+    new = State(values, opt, averages, state.step + 1, state.means, state.rate)
     _check_same(new, state)
-    new = jax.tree.map(lambda a, old: _kept(finite, a, old), new, state)
-    return new, value, finite
+    means = include(state.means, starts, new.step, loop.settled(new))
+    new = dataclasses.replace(new, means=means)
+    keep = finite if loop.guarded else None
+    new = jax.tree.map(lambda a, old: _kept(keep, a, old), new, state)
+    return new, value, finite, aux
 
 
 def _kept(finite: Any, new: Any, old: Any) -> Any:
-    if jnp.issubdtype(jnp.result_type(old), jax.dtypes.prng_key):
-        return jnp.where(finite, new, old)
-    return jnp.where(finite, jnp.asarray(new).astype(jnp.result_type(old)), old)
+    """A value with its type of before, or that one where something is not finite."""
+    if not jnp.issubdtype(jnp.result_type(old), jax.dtypes.prng_key):
+        new = jnp.asarray(new).astype(jnp.result_type(old))
+    return new if finite is None else jnp.where(finite, new, old)
 
 
 def _check_same(new: State, old: State) -> None:

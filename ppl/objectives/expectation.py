@@ -40,9 +40,10 @@ class Expectation:
 
     def __init__(self, f: Callable[..., Any], has_aux: bool = False, strict: bool = False):
         check_function(f, "@ppl.expectation")
-        self._f, self._has_aux, self.strict = f, has_aux, strict
+        self._f, self.has_aux, self.strict = f, has_aux, strict
         functools.update_wrapper(self, f)
         self.name: str = getattr(f, "__name__", "expectation")
+        self.title = ""
         static = ("tree", "static", "samples")
         self._value = jax.jit(self._value_flat, static_argnames=static)
         self._value_and_grad = jax.jit(
@@ -53,7 +54,7 @@ class Expectation:
     def __get__(self, instance: Any, owner: type | None = None) -> Expectation:
         if instance is None:
             return self
-        return Expectation(self._f.__get__(instance, owner), self._has_aux, self.strict)
+        return Expectation(self._f.__get__(instance, owner), self.has_aux, self.strict)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """One unbiased draw, inside another expectation."""
@@ -73,8 +74,8 @@ class Expectation:
 
         where = _jax.definition(self._f)
         closed, consts, out = _jax.trace(run)
-        value = out[0] if self._has_aux and isinstance(out, tuple) and len(out) == 2 else out
-        if self._has_aux and value is out:
+        value = out[0] if self.has_aux and isinstance(out, tuple) and len(out) == 2 else out
+        if self.has_aux and value is out:
             raise UnsupportedError(
                 f"the objective {where} was made with has_aux=True, so it must return a pair "
                 "(value, aux)."
@@ -290,7 +291,7 @@ class Expectation:
         def f(*args: Any) -> Any:
             return self._f(*args, **kwargs)
 
-        return Expectation(f, self._has_aux, self.strict), args
+        return Expectation(f, self.has_aux, self.strict), args
 
     def _bind(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -344,7 +345,7 @@ class Expectation:
 
         chosen = [a for a, w in zip(arrays, which, strict=True) if w]
         with inside_shard_map(self.name):
-            value, grads = jax.value_and_grad(f, has_aux=self._has_aux, allow_int=True)(chosen)
+            value, grads = jax.value_and_grad(f, has_aux=self.has_aux, allow_int=True)(chosen)
         left = iter(grads)
         return value, [next(left) if w else None for w in which]
 

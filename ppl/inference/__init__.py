@@ -1,0 +1,1 @@
+"""Inference in one line: posteriors, and whether to trust them."""
