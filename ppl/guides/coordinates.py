@@ -25,7 +25,7 @@ from estimators.enumeration import enum, support
 from transforms.errors import Address
 from transforms.estimation import inside
 from transforms.estimation.elements import is_masked
-from transforms.program.interpret import abstract_distribution
+from transforms.program.choices import abstract_distribution
 from transforms.program.site import Site, per_element
 from transforms.runs import walk
 from transforms.runs.addresses import Entry

@@ -10,7 +10,7 @@ import numpyro.distributions as dist
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import biject_to
 
-from transforms.program.interpret import abstractly
+from transforms.program.choices import abstractly
 from transforms.runs.addresses import nest
 
 from ..programs.generative import Generative

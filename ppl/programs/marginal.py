@@ -124,10 +124,6 @@ class Normalized(Generative):
     def _made(self, run: Execution) -> dict[Address, jax.Array]:
         return {a: made for a, made in run.made.items() if not self._target.covers(a)}
 
-    @property
-    def choices_like(self) -> Choices:
-        return nest(self._like.items())
-
     @functools.cached_property
     def _like(self) -> dict[Address, Any]:
         like = flatten(self._target.program.choices_like)

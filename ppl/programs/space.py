@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from transforms import _jax
 from transforms.errors import Address, ShapeError, UnsupportedError, describe, show
 from transforms.estimation.draws import sampled
-from transforms.program.interpret import abstract_distribution
+from transforms.program.choices import abstract_distribution
 from transforms.program.site import Site, element_keys, per_element
 from transforms.runs import walk
 from transforms.runs.addresses import Entry, flatten, likeness, match_shapes, nest

@@ -19,15 +19,8 @@ from .. import _jax
 from ..errors import Address, UnsupportedError, show
 from ..estimation.elements import unmasked
 from ..program import opened
-from ..program.interpret import (
-    Choice,
-    Path,
-    Record,
-    abstract_distribution,
-    abstractly,
-    entering,
-    interpret,
-)
+from ..program.choices import Choice, Path, abstract_distribution, abstractly
+from ..program.interpret import Record, entering, interpret
 from ..program.site import Densities, Factor, Opaque, Site, per_element
 from .addresses import Entry
 
