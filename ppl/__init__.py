@@ -40,6 +40,7 @@ from transforms.estimation.estimator import (
 
 from .fitting.batches import minibatches
 from .fitting.fit import Fit, maximize, minimize
+from .imports.imported import Imported, from_numpyro
 from .objectives.audit import Audit
 from .objectives.expectation import Expectation, expectation
 from .objectives.explain import Explanation
@@ -80,6 +81,7 @@ __all__ = [
     "Finding",
     "Fit",
     "Generative",
+    "Imported",
     "InPlace",
     "KeyRequiredError",
     "LocalSite",
@@ -105,6 +107,7 @@ __all__ = [
     "expectation",
     "factor",
     "forward_kl",
+    "from_numpyro",
     "gen",
     "importance",
     "iwelbo",

@@ -134,6 +134,9 @@ def execute(
         if isinstance(choice, Factor):
             weight = _add(jnp.zeros(()), jnp.sum(operands[0]))
             return [], (_add(total, weight), _add(selected, weight), *missing), {}
+        if isinstance(choice, Site) and choice.role == "hidden":
+            site = dataclasses.replace(choice, drawn=True)
+            return sample_p.bind(*operands, site=site), acc, {}
         entry = by_path[path]
         address = entry.address
         if isinstance(choice, Site):
@@ -141,6 +144,8 @@ def execute(
             if path in one_way:
                 value, score = _taken_through(site, operands)
             else:
+                if site.role == "carried" and path in given:
+                    _refuse_carried(site)
                 value = given[path] if path in given else sample_p.bind(*operands, site=site)[0]
                 score = functools.partial(
                     log_density_of, site, operands, value, other=entry.branches
@@ -225,6 +230,14 @@ def _refuse_weighted(call: Call, program: Densities) -> NoReturn:
         "has weights (ppl.factor, ppl.observe): its draws come from the program without them, its "
         "density has them, and what is missing would be lost here. Give its value as data; or type "
         "the data as a choice, ppl.sample, and use ppl.normalize(g, data), whose draws have it."
+    )
+
+
+def _refuse_carried(site: Site) -> NoReturn:
+    raise UnsupportedError(
+        f"{show(site.address)} at {site.source} is a function of noise, whose log density is known "
+        "at its own draws alone, and a value is given for it. Draw it (simulate); for densities at "
+        "given values take a guide that has them."
     )
 
 

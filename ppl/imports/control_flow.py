@@ -1,0 +1,177 @@
+"""``numpyro.contrib.control_flow``: its loops and branches are those of JAX.
+
+The body of a ``scan`` runs by itself: handlers around the loop see its statements afterwards, each
+with an axis of steps in front, as NumPyro has it. The branches of a ``cond`` run inside of them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from numpyro import handlers
+from numpyro.contrib.control_flow.cond import cond_wrapper
+from numpyro.contrib.control_flow.scan import scan_wrapper
+from numpyro.ops.pytree import PytreeTrace
+
+from transforms import _jax
+from transforms.errors import ShapeError, UnsupportedError
+
+from .bridge import Bridge, Known, Message, Seen
+
+
+def flow(bridge: Bridge, msg: Message) -> Any:
+    """The value of a ``control_flow`` message."""
+    if msg["fn"] is scan_wrapper:
+        return _scan(bridge, msg)
+    if msg["fn"] is cond_wrapper:
+        return _cond(bridge, msg)
+    raise UnsupportedError(
+        f"control flow of an unknown kind at {_jax.called_at()}. Use scan and cond of "
+        "numpyro.contrib.control_flow, or jax.lax without choices in it."
+    )
+
+
+# --- scan ----------------------------------------------------------------------------------------
+
+
+def _scan(bridge: Bridge, msg: Message) -> Any:
+    f, init, xs, length, reverse = msg["args"]
+    if length is None:
+        length = jnp.shape(jax.tree.leaves(xs)[0])[0]
+    around = bridge.around()
+    rename = [h for h in around if isinstance(h, handlers.scope)]
+    told = any(not isinstance(h, _SILENT) for h in around)
+    given = msg["kwargs"]["substitute_stack"]
+    static: dict[str, Any] = {}
+
+    def body(carry: Any, step: Any) -> Any:
+        t, x = step
+        with bridge.alone() as inner:
+            run = _given_step(f, given, t, length)
+            for scope in rename:
+                run = handlers.scope(
+                    run, scope.prefix, scope.divider, hide_types=list(scope.hide_types)
+                )
+            carry, y = run(carry, x)
+        static.update({n: (s.scale is None, s.infer) for n, s in inner.seen.items()})
+        seen = {n: (s.log_prob, s.scale, s.value) for n, s in inner.seen.items()}
+        return carry, (y, seen if told else {})
+
+    steps = (jnp.arange(length), xs)
+    init = _promoted(body, init, steps)
+    carry, (ys, seen) = jax.lax.scan(body, init, steps, length=length, reverse=reverse)
+    trace = {
+        n: _message(n, Seen(log_prob, scale, value, static[n][1]))
+        for n, (log_prob, scale, value) in seen.items()
+        if log_prob is not None
+    }
+    return (length, None, carry), (PytreeTrace(trace), ys)
+
+
+_SILENT = (
+    handlers.seed,
+    handlers.substitute,
+    handlers.condition,
+    handlers.replay,
+    handlers.infer_config,
+    handlers.scope,
+)
+"""These change nothing of a loop afterwards."""
+
+
+def _message(name: str, seen: Seen) -> Message:
+    """What a choice of a loop is to the handlers around it."""
+    event = jnp.shape(seen.value)[jnp.ndim(seen.log_prob) :]
+    scale = seen.scale
+    if scale is not None:  # a number for each step
+        scale = jnp.reshape(scale, (*scale.shape, *[1] * (seen.log_prob.ndim - scale.ndim)))
+    return {
+        "type": "sample",
+        "name": name,
+        "fn": Known(seen.log_prob, event),
+        "args": (),
+        "kwargs": {"rng_key": None, "sample_shape": ()},
+        "value": seen.value,
+        "scale": scale,
+        "is_observed": True,
+        "intermediates": [],
+        "cond_indep_stack": [],
+        "infer": seen.infer,
+        "_control_flow_done": True,
+        "counted": (seen.log_prob, scale),
+    }
+
+
+def _promoted(body: Callable[..., Any], init: Any, steps: Any) -> Any:
+    """The carry that a loop begins with, of the types that a step returns where they are wider."""
+    one = jax.tree.map(lambda x: x[0], steps)
+    init = jax.tree.map(jnp.asarray, init)
+    after = jax.eval_shape(lambda c, x: body(c, x)[0], init, one)
+    if jax.tree.structure(after) != jax.tree.structure(init):
+        return init  # an error of lax.scan, which says more
+    return jax.tree.map(lambda i, o: i.astype(jnp.promote_types(i.dtype, o.dtype)), init, after)
+
+
+# --- values that are given to a loop ----------------------------------------------------------------
+
+
+def _given_step(f: Callable[..., Any], given: Sequence[Any], t: Any, length: int) -> Any:
+    """The body of a loop with what ``substitute``, ``condition`` and ``replay`` give it."""
+    for kind, values in given:
+        if kind == "replay":
+            values = {
+                n: site["value"]
+                for n, site in values.items()
+                if site["type"] == "sample" and not site["is_observed"]
+            }
+        pick = functools.partial(_step_of, values, t, length)
+        if kind == "condition":
+            f = handlers.condition(f, condition_fn=pick)
+        else:
+            f = handlers.substitute(f, substitute_fn=pick)
+    return f
+
+
+def _step_of(values: Any, t: Any, length: int, msg: Message) -> Any:
+    """The value for one step, of those for all."""
+    if msg["type"] != "sample":
+        return None
+    value = values(msg) if callable(values) else values.get(msg["name"])
+    if value is None:
+        return None
+    own = (*msg["kwargs"].get("sample_shape", ()), *msg["fn"].shape())
+    value = jnp.asarray(value)
+    if value.ndim == len(own):
+        return value
+    if value.shape[:1] != (length,):
+        raise ShapeError(
+            f"the value given for {msg['name']!r} at {_jax.called_at()} has shape {value.shape}, "
+            f"and stands in a scan of {length} steps, in each of which it has shape {own}. Give "
+            f"one for each step: shape {(length, *own)}."
+        )
+    return value[t]
+
+
+# --- cond ----------------------------------------------------------------------------------------
+
+
+def _cond(bridge: Bridge, msg: Message) -> Any:
+    pred, true_fun, false_fun, operand = msg["args"]
+    seeds = [h for h in bridge.around() if isinstance(h, handlers.seed)]
+
+    def branch(f: Callable[..., Any]) -> Callable[..., Any]:
+        def run(operand: Any) -> Any:
+            before = [s.rng_key for s in seeds]
+            out = f(operand)
+            for s, key in zip(seeds, before, strict=True):  # keys made in a branch stay there
+                s.rng_key = key
+            return out
+
+        return run
+
+    value = jax.lax.cond(pred, branch(true_fun), branch(false_fun), operand)
+    return value, PytreeTrace({})
