@@ -177,8 +177,7 @@ class Bridge(Messenger):
         (log_prob, scale), d = msg["counted"], msg["fn"]
         if msg["scale"] is scale and isinstance(d, Known):
             return
-        masked = d.log_prob(msg["value"])
-        change = scaled(masked, msg["scale"]) - scaled(log_prob, scale)
+        change = scaled(_masked(d), msg["scale"]) - scaled(log_prob, scale)
         self.factor(f"{msg['name']} (after the loop)", change)
 
     @contextlib.contextmanager
@@ -217,6 +216,13 @@ class Known(dist.Distribution):
         return self.log_density
 
 
+def _masked(d: Any) -> Any:
+    """The log densities that the masks around a loop leave."""
+    if isinstance(d, dist.MaskedDistribution):
+        return jnp.where(d._mask, _masked(d.base_dist), 0.0)
+    return d.log_prob(None)
+
+
 def scaled(log_prob: Any, scale: Any) -> jax.Array:
     """The sum of log densities times a scale."""
     return jnp.sum(log_prob if scale is None else scale * log_prob)
@@ -230,7 +236,7 @@ def constraint_of(msg: Message) -> Any:
 def refuse_mutable(name: str) -> UnsupportedError:
     """The error of a statement that keeps state."""
     return UnsupportedError(
-        f"numpyro.mutable {name!r} at {_jax.called_at()} keeps state between runs, and a program "
+        f"the mutable statement {name!r} at {_jax.called_at()} keeps state between runs, and a program "
         "has none. Make the state an argument of the model, return its new value (it is "
         "trace.retval), and let the fit carry it: ppl.expectation(f, has_aux=True)."
     )

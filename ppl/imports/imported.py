@@ -14,6 +14,7 @@ from numpyro.infer import autoguide
 
 from transforms import _jax
 from transforms.errors import AddressError, UnsupportedError, describe, show
+from transforms.program.site import is_improper
 from transforms.runs.addresses import flatten
 from transforms.runs.execute import Execution
 
@@ -80,7 +81,7 @@ class Imported:
         are not constrained, so that any step of an optimizer is a step to a value.
         """
         with user_code(self.__name__, self._fn):
-            seeded = handlers.seed(self._fn, key)
+            seeded = handlers.substitute(handlers.seed(self._fn, key), substitute_fn=_start)
             trace = handlers.trace(seeded).get_trace(*args, **kwargs)
         for site in trace.values():
             if site["type"] == "mutable":
@@ -129,6 +130,13 @@ def from_numpyro(fn: Callable[..., Any], *, unconstrained: bool = False) -> Impo
                 "autoguide, like AutoMultivariateNormal or AutoIAFNormal."
             )
     return Imported(fn, unconstrained)
+
+
+def _start(site: Any) -> Any:
+    """A value for a choice that has no draws."""
+    if site["type"] == "sample" and site["value"] is None and is_improper(site["fn"]):
+        return site["fn"].support.feasible_like(jnp.zeros(site["fn"].shape()))
+    return None
 
 
 def _layers(fn: Any) -> Iterator[Any]:
