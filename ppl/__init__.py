@@ -65,6 +65,7 @@ from .programs.given import merge, seed
 from .programs.importance import importance
 from .programs.marginal import marginal, normalize
 from .programs.program import gen, with_estimators
+from .programs.space import unconstrained
 from .programs.statements import continuous
 from .programs.target import Algorithm, Target
 
@@ -130,6 +131,7 @@ __all__ = [
     "stl",
     "strict",
     "tune",
+    "unconstrained",
     "wake_phi",
     "wake_theta",
     "with_estimators",

@@ -18,7 +18,7 @@ FLOORS = {
         *("smoothness", "checker", "gradient"),
     ),
     "estimators": (),
-    "ppl": ("_beside", "programs", "objectives", "fitting"),
+    "ppl": ("_beside", "programs", "guides", "objectives", "fitting"),
 }
 """So does a folder of a package; what is in none stands on top."""
 

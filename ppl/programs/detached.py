@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, final
 
@@ -14,6 +15,7 @@ from transforms.runs.execute import Execution
 
 from .generative import Generative, Select
 from .given import Choices
+from .sites import Written
 
 
 def detach(x: Any) -> Any:
@@ -34,6 +36,10 @@ def detach(x: Any) -> Any:
 class _Detached(Generative):
     def __init__(self, inner: Generative):
         self.name, self._inner = inner.name, inner
+
+    def written(self) -> Written:
+        written = super().written()
+        return dataclasses.replace(written, args=hold(list(written.args)))
 
     def execute(
         self, given: Choices, *, exact: bool = False, select: Select = lambda address: False

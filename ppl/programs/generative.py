@@ -11,7 +11,7 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 
 from transforms import _jax
-from transforms.errors import Address, AddressError, nearest, show
+from transforms.errors import Address, AddressError, UnsupportedError, nearest, show
 from transforms.program.site import Call, Densities, call_p, with_operands_of
 from transforms.runs.addresses import flatten
 from transforms.runs.execute import (
@@ -20,6 +20,7 @@ from transforms.runs.execute import (
 )
 
 from .given import Choices, seed
+from .sites import ProgramSite, Written, sites
 
 Select = Callable[[Address], bool]
 
@@ -175,6 +176,39 @@ class Generative(abc.ABC):
     def choices_like(self) -> dict[str, Any]:
         """The choices with shapes in place of values (``jax.ShapeDtypeStruct``)."""
         return _jax.trace(lambda: self.drawn().choices)[2]
+
+    def written(self) -> Written:
+        """The ``@ppl.gen`` program whose choices these are.
+
+        Raises:
+            UnsupportedError: there is none.
+        """
+        if self._inner is None:
+            raise UnsupportedError(
+                f"{self.name} is no @ppl.gen program and made of none ({_jax.user_line()}), so "
+                "the distributions and supports of its choices are not known. Give such a program."
+            )
+        return self._inner.written()
+
+    def sites(self, choices: Choices | None = None) -> dict[str | Address, ProgramSite]:
+        """What the program chooses: by address, each site's ``.distribution``, ``.support``,
+        ``.shape`` (of the whole value), ``.address`` and ``.observed``.
+
+        Args:
+            choices: values of some of them, which are then observed. Distributions that depend on
+                others are those of one draw, by a fixed key.
+
+        Returns:
+            A dict from addresses, ``"x"`` or ``("inner", "x")``, in the order of the program.
+
+        Raises:
+            AddressError: an address is unknown. ShapeError: a value has the wrong shape.
+
+        Example:
+            >>> model().sites()["scale"].support
+            Positive(lower_bound=0.0)
+        """
+        return sites(self.written(), choices or {}, list(flatten(self.choices_like)))
 
     def drawn(self) -> Execution:
         """A run that is only looked at: it may break the contract of a density."""

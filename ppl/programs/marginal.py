@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any, final
@@ -17,9 +18,10 @@ from transforms.runs.execute import Execution
 from .branches import made_of
 from .enumeration import Enumeration
 from .generative import Generative, Select
-from .given import Choices
+from .given import Choices, merge
 from .importance import Importance
 from .program import check_generative
+from .sites import Written
 from .target import Algorithm, Target
 
 
@@ -42,6 +44,9 @@ class Marginal(Generative):
     @property
     def weighted(self) -> bool:
         return self._g.weighted
+
+    def written(self) -> Written:
+        return self._g.written()
 
     def _kept(self, address: Address) -> bool:
         return any(address[: len(k)] == k for k in self._keep)
@@ -103,6 +108,14 @@ class Normalized(Generative):
     def in_a_branch(self) -> frozenset[Address]:
         inside = self._target.program.in_a_branch
         return frozenset(a for a in inside if not self._target.covers(a))
+
+    def written(self) -> Written:
+        written = self._target.program.written()
+        return dataclasses.replace(written, fixed=merge(written.fixed, self._target.fixed))
+
+    @property
+    def choices_like(self) -> dict[str, Any]:
+        return nest(self._like.items())
 
     def _made(self, run: Execution) -> dict[Address, jax.Array]:
         return {a: made for a, made in run.made.items() if not self._target.covers(a)}

@@ -27,6 +27,7 @@ from transforms.runs.retarget import retarget
 from .advice import bad_return, user_code
 from .generative import Generative, Select
 from .given import Choices
+from .sites import Written
 
 
 @final
@@ -58,6 +59,10 @@ class Program(Generative):
     def entries(self) -> list[Entry]:
         """The addresses of the program, in its order."""
         return entries(self._traced[0])
+
+    def written(self) -> Written:
+        closed, consts, _ = self._traced
+        return Written(self.name, closed, consts, self.entries, {})
 
     @property
     def choices_like(self) -> dict[str, Any]:
