@@ -40,6 +40,7 @@ from transforms.estimation.estimator import (
 
 from .fitting.batches import minibatches
 from .fitting.fit import Fit, maximize, minimize
+from .imports.exported import to_numpyro
 from .imports.imported import Imported, from_numpyro
 from .objectives.audit import Audit
 from .objectives.expectation import Expectation, expectation
@@ -130,6 +131,7 @@ __all__ = [
     "seed",
     "stl",
     "strict",
+    "to_numpyro",
     "tune",
     "unconstrained",
     "wake_phi",

@@ -34,6 +34,7 @@ class Space:
     Attributes:
         size: the number n of unconstrained numbers.
         slices: where the numbers of each address stand in the vector, ``(slice, shape)``.
+        like: shape and dtype of every latent choice, by address.
         discrete: the latent addresses that have none; :func:`unconstrained` refuses them.
     """
 
@@ -41,9 +42,10 @@ class Space:
         self.g, self.data = g, dict(data)
         self._written = g.written()
         known = flatten(g.choices_like)
-        self._like = {a: s for a, s in known.items() if a not in flatten(data)}
+        drawn = {*flatten(data), *(e.address for e in self._written.entries if e.optional)}
+        self.like = {a: s for a, s in known.items() if a not in drawn}
         match_shapes(data, known, g.name, exact=False)
-        entries = {e.address: e for e in self._written.entries if e.address in self._like}
+        entries = {e.address: e for e in self._written.entries if e.address in self.like}
         laws = {a: abstract_distribution(e.choice) for a, e in entries.items() if _has_law(e)}
         self.entries: dict[Address, Entry] = entries
         several = [a for a, d in laws.items() if not walk.is_fixed(d)]
@@ -126,38 +128,42 @@ class Space:
         dropped = [jnp.zeros(s.shape, s.dtype) for s in like]
         given = [*(parts[a] for a in self.slices), *(discrete[a] for a in self.discrete)]
         outs = _jax.evaluate(closed, *consts, *given, *dropped)
-        return nest(zip(self._like, outs[:-1], strict=True)), outs[-1]
+        return nest(zip(self.like, outs[:-1], strict=True)), outs[-1]
 
     def _placing(self) -> Any:
         """What :meth:`place` evaluates: the walk without what it does not need."""
         known = likeness(self._written.entries)
-        seen = {*self._like, *flatten(self.data), *flatten(self._written.fixed)}
+        seen = {*self.like, *flatten(self.data), *flatten(self._written.fixed)}
         dropped = {a: s for a, s in known.items() if a not in seen}
 
         def visit(entry: Entry, site: Site, operands: Any, given: Any, key: Any, acc: Any) -> Any:
             if entry.address in self.slices:
                 value, log_jacobian = walk.constrain(site, operands, given)
                 return value, value, acc + log_jacobian
-            value = draw(site, operands, jax.random.key(0)) if given is None else given
+            value = self.known(site, operands, given)
             return value, value, acc
 
         def run(parts: list[Any], discrete: list[Any], rest: list[Any]) -> Any:
             values = dict(zip([*self.discrete, *dropped], [*discrete, *rest], strict=True))
             free = dict(zip(self.slices, parts, strict=True))
             made, _, total = self.walk(visit, values, free, acc=jnp.zeros(()))
-            return [made[a] for a in self._like], total
+            return [made[a] for a in self.like], total
 
         real = jnp.zeros(()).dtype
         parts = [jax.ShapeDtypeStruct(shape, real) for _, shape in self.slices.values()]
-        discrete = [self._like[a] for a in self.discrete]
+        discrete = [self.like[a] for a in self.discrete]
         closed, consts, _ = _jax.trace(run, parts, discrete, list(dropped.values()))
         n = len(closed.in_avals) - len(dropped)
         walk.refuse_unread(list(dropped), closed, n)
         return _jax.live(closed), consts, list(dropped.values())
 
+    def known(self, site: Site, operands: Any, given: Any) -> Any:
+        """The value of a choice that has no numbers: it is given, or has one value alone."""
+        return draw(site, operands, jax.random.key(0)) if given is None else given
+
     def lift(self, choices: Choices) -> tuple[Parts, jax.Array]:
         """The unconstrained numbers of choices, and the log Jacobian f[] of :meth:`place`."""
-        match_shapes(choices, self._like, self.g.name)
+        match_shapes(choices, self.like, self.g.name)
 
         def visit(entry: Entry, site: Site, operands: Any, given: Any, key: Any, acc: Any) -> Any:
             if entry.address not in self.slices:

@@ -7,6 +7,7 @@ depend on the choices before it.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,9 +17,11 @@ from numpyro.distributions.transforms import biject_to
 
 from .. import _jax
 from ..errors import Address, UnsupportedError, show
+from ..estimation.draws import sampled, vectorised_draw
 from ..estimation.elements import unmasked
+from ..program import opened
 from ..program.interpret import Choice, Path, Record, abstractly, entering, interpret
-from ..program.site import Densities, Factor, Site, per_element
+from ..program.site import Densities, Factor, Opaque, Site, per_element
 from .addresses import Entry
 
 Visit = Callable[..., tuple[Any, Any, Any]]
@@ -48,6 +51,9 @@ def walk(
     ) -> Any:
         if isinstance(choice, Factor):
             return [], acc, {}
+        if isinstance(choice, Site) and choice.role == "hidden":  # noise
+            noise = jax.random.key(0) if key is None else key
+            return [vectorised_draw(choice, operands, noise, sampled)], acc, {}
         entry = by_path[path]
         if isinstance(choice, Site):
             value, made, acc = visit(entry, choice, operands, given.get(path), key, acc)
@@ -125,6 +131,35 @@ def _log_jacobian(bijector: Any, site: Site, operands: Any, u: Any, value: Any) 
     return jnp.where(site.mask(operands), total, 0.0) if site.masked else total
 
 
+def instead(
+    site: Site, operands: Sequence[Any], law: Callable[[Any, Any], Any], extra: Any
+) -> tuple[Site, list[Any]]:
+    """A choice in the place of a site, from ``law(its distribution, extra)``, and its operands.
+
+    ``extra`` is a tree of arrays with the axes of the site in front.
+    """
+    found: dict[str, Any] = {}
+
+    def leaves_of(operands: list[Any], extra: Any) -> list[Any]:
+        d = law(site.rebuild(site.live(operands)), extra)
+        leaves, tree = opened.flatten(d)
+        static, kept = opened.set_apart(leaves)
+        draw = jax.eval_shape(d.sample, jax.random.key(0))
+        found.update(distribution=Opaque(tree), static=static, shape=draw.shape, dtype=draw.dtype)
+        return list(map(jnp.asarray, kept))
+
+    made = per_element(site.axes, leaves_of, 1)(list(operands), extra)
+    masks = operands[len(operands) - site.masked :]
+    axes = tuple(
+        dataclasses.replace(
+            a, mapped=(*[True] * len(made), *a.mapped[len(operands) - len(masks) :])
+        )
+        for a in site.axes
+    )
+    new = dataclasses.replace(site, axes=axes, estimator=None, n_estimator=0, **found)
+    return new, [*made, *masks]
+
+
 def is_discrete(d: Any) -> bool:
     """Whether a distribution gives separate values probabilities."""
     return bool(d.support.is_discrete or getattr(d, "has_enumerate_support", False))
@@ -185,6 +220,7 @@ __all__ = [
     "Visit",
     "bijection",
     "constrain",
+    "instead",
     "is_discrete",
     "is_fixed",
     "refuse_unread",
