@@ -29,7 +29,7 @@ from transforms.program.site import sample as _sample
 
 from ..programs.choices import check_address
 from ..programs.corrected import corrected
-from .noise import Placed, Subsample
+from .noise import Placed, Subsample, is_delta, somewhere
 
 Message = dict[str, Any]
 
@@ -82,7 +82,7 @@ class Bridge(Messenger):
             msg["value"], log_density = self._auxiliary(msg, d)
             self._carried.append(log_density)
             return
-        elif self._carried and type(_innermost(d)) is dist.Delta:
+        elif self._carried and is_delta(_innermost(d)):
             msg["value"], log_prob = self._place(msg, d), None
         else:
             msg["value"], log_prob = self._draw(msg, d)
@@ -99,7 +99,8 @@ class Bridge(Messenger):
         """A choice. What a scale adds to its density is a factor: it is drawn without."""
         name = _latent(msg)
         estimator = enum() if msg["infer"].get("enumerate") == "parallel" else None
-        value = _sample((name,), d, estimator)
+        point = is_delta(_innermost(d))
+        value = _sample((name,), somewhere(d) if point else d, estimator)
         if msg["scale"] is None and not self.closed:
             return value, None
         log_prob = _log_prob(d, value, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import jax
@@ -32,6 +33,28 @@ class Subsample(Noise, dist.Distribution):
 
     def log_prob(self, value: Any) -> jax.Array:
         return jnp.zeros(jnp.shape(value)[:-1])
+
+
+class Delta(dist.Delta):
+    """A point, of which nobody knows where it may be: numpyro says that it may be anywhere."""
+
+    support = constraints.dependent(is_discrete=False, event_dim=0)  # type: ignore[assignment]
+
+
+def is_delta(d: Any) -> bool:
+    return type(d) is dist.Delta
+
+
+def somewhere(d: Any) -> Any:
+    """``d`` with its points as :class:`Delta`."""
+
+    def replace(part: Any) -> Any:
+        if is_delta(part):
+            part = copy.copy(part)
+            part.__class__ = Delta
+        return part
+
+    return jax.tree.map(replace, d, is_leaf=is_delta)
 
 
 class Placed(dist.Distribution):
