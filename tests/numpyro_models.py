@@ -2,10 +2,13 @@
 
 Each is the model of an example or tutorial of numpyro.readthedocs.io, shortened: the statements
 and constructs are those of the original. ``MODELS`` has them by name with their arguments.
+``python tests/numpyro_models.py`` renews ``numpyro_models.json``.
 """
 
 from __future__ import annotations
 
+import json
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +22,10 @@ from jax.experimental.ode import odeint
 from numpyro import handlers
 from numpyro.contrib.control_flow import cond, scan
 from numpyro.distributions import constraints, transforms
+from numpyro.infer.util import log_density
 from numpyro.infer.reparam import LocScaleReparam, TransformReparam
+
+import ppl
 
 MODELS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {}
 RNG = np.random.RandomState(0)
@@ -403,3 +409,33 @@ def probabilistic_pca(y):
     with numpyro.plate("N", 6):
         z = numpyro.sample("z", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
         numpyro.sample("y", dist.Normal(z @ w, 0.5).to_event(1), obs=y)
+
+
+# --- draws of their priors, and what NumPyro says of their densities, kept in a file ---------------
+
+KEPT = pathlib.Path(__file__).parent / "numpyro_models.json"
+KEY = jax.random.key(0)
+PARAMS = {"decoder$params": [(jnp.arange(18.0).reshape(3, 6) / 9 - 1, jnp.zeros(6)), ()]}
+
+
+def kept() -> dict[str, tuple[dict[str, Any], float]]:
+    """The choices of every model, from its prior, and ``numpyro.infer.util.log_density``."""
+    found = json.loads(KEPT.read_text())
+    return {n: ({a: jnp.asarray(v) for a, v in c.items()}, e) for n, (c, e) in found.items()}
+
+
+def _made(name: str) -> tuple[dict[str, Any], float]:
+    f, args = MODELS[name]
+    if name == "student_regression":  # an improper prior
+        c: Any = {"w": jnp.array([0.5, -1.0, 2.0]), "nu": 3.0, "sigma": 2.0}
+    else:
+        c = jax.jit(ppl.from_numpyro(f)(*args, params=PARAMS).simulate)(KEY).choices
+    c = {a: v for a, v in c.items() if a != "N"}
+    args = (*args[:-1], None) if name == "covtype" else args
+    exact = jax.jit(lambda c: log_density(f, args, {}, PARAMS | c)[0])(c)
+    return {a: np.asarray(v).tolist() for a, v in c.items()}, float(exact)
+
+
+if __name__ == "__main__":
+    lines = [f'"{name}": {json.dumps(_made(name))}' for name in MODELS]
+    KEPT.write_text("{" + ",\n".join(lines) + "}\n")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -51,13 +52,15 @@ class Shared:
 class Bridge(Messenger):
     """Turns the statements that reach it into choices and factors.
 
-    One that is ``closed`` hides them from the handlers below it. ``seen`` keeps what a loop hands
-    on to the handlers around it: by name, the log densities that were counted, and the value.
+    One that is ``closed`` is for the body of a loop, and hides them from the handlers around it.
+    Where these would change something, it is ``told``, and keeps what it has ``seen`` for them.
     """
 
-    def __init__(self, shared: Shared, flow: Callable[..., Any], *, closed: bool = False) -> None:
+    def __init__(
+        self, shared: Shared, flow: Callable[..., Any], *, closed: bool = False, told: bool = False
+    ) -> None:
         super().__init__(None)
-        self.shared, self.flow, self.closed = shared, flow, closed
+        self.shared, self.flow, self.closed, self.told = shared, flow, closed, told
         self.seen: dict[str, Seen] = {}
         self._indices: dict[str, tuple[tuple[int, int], Any]] = {}
         self._carried: list[jax.Array] = []  # log densities of auxiliary draws so far
@@ -76,8 +79,11 @@ class Bridge(Messenger):
             self._after_a_loop(msg)
             return
         d = corrected(_expanded(msg))
-        if msg["value"] is not None:
-            log_prob = self._weigh(msg, d, msg["value"])
+        given = msg["value"] is not None
+        if given:
+            log_prob = _log_prob(d, msg["value"], msg["name"])
+            if not self.told:
+                self.factor(msg["name"], scaled(log_prob, msg["scale"]))
         elif msg["infer"].get("is_auxiliary"):
             msg["value"], log_density = self._auxiliary(msg, d)
             self._carried.append(log_density)
@@ -86,14 +92,12 @@ class Bridge(Messenger):
             msg["value"], log_prob = self._place(msg, d), None
         else:
             msg["value"], log_prob = self._draw(msg, d)
-        if self.closed:
-            self.seen[msg["name"]] = Seen(log_prob, msg["scale"], msg["value"], msg["infer"])
+        self._see(msg, log_prob, counted=not given)
 
-    def _weigh(self, msg: Message, d: Any, value: Any) -> jax.Array:
-        """A factor of the density of a value that is given, which may be wider than ``d``."""
-        log_prob = _log_prob(d, value, msg["name"])
-        self.factor(msg["name"], scaled(log_prob, msg["scale"]))
-        return log_prob
+    def _see(self, msg: Message, log_prob: Any, *, counted: bool) -> None:
+        if self.told and log_prob is not None:
+            static = {"counted": counted, "infer": msg["infer"]}
+            self.seen[msg["name"]] = Seen(log_prob, msg["scale"], msg["value"], static)
 
     def _draw(self, msg: Message, d: Any) -> tuple[Any, jax.Array | None]:
         """A choice. What a scale adds to its density is a factor: it is drawn without."""
@@ -101,7 +105,7 @@ class Bridge(Messenger):
         estimator = enum() if msg["infer"].get("enumerate") == "parallel" else None
         point = is_delta(_innermost(d))
         value = _sample((name,), somewhere(d) if point else d, estimator)
-        if msg["scale"] is None and not self.closed:
+        if msg["scale"] is None and not self.told:
             return value, None
         log_prob = _log_prob(d, value, name)
         if msg["scale"] is not None:
@@ -174,17 +178,20 @@ class Bridge(Messenger):
         _factor((name if n == 1 else f"{name} ({n})",), weight)
 
     def _after_a_loop(self, msg: Message) -> None:
-        """What handlers around a loop change in the density of a choice inside of it."""
-        (log_prob, scale), d = msg["counted"], msg["fn"]
-        if msg["scale"] is scale and isinstance(d, Known):
-            return
-        change = scaled(_masked(d), msg["scale"]) - scaled(log_prob, scale)
-        self.factor(f"{msg['name']} (after the loop)", change)
+        """What handlers around a loop make of the density of a choice inside of it, or a factor."""
+        seen, log_prob = msg["seen"], _masked(msg["fn"])
+        counted = seen.static["counted"]
+        if not counted and not self.told:
+            self.factor(msg["name"], scaled(log_prob, msg["scale"]))
+        elif counted and not (msg["scale"] is seen.scale and isinstance(msg["fn"], Known)):
+            change = scaled(log_prob, msg["scale"]) - scaled(seen.log_prob, seen.scale)
+            self.factor(f"{msg['name']} (after the loop)", change)
+        self._see(msg, log_prob, counted=counted)
 
     @contextlib.contextmanager
-    def alone(self) -> Iterator[Bridge]:
-        """A closed bridge, for the body of a loop: what is around it is not seen."""
-        inner = Bridge(self.shared, self.flow, closed=True)
+    def alone(self, told: bool) -> Iterator[Bridge]:
+        """A closed bridge, for the body of a loop."""
+        inner = Bridge(self.shared, self.flow, closed=True, told=told)
         with inner:
             yield inner
 
@@ -193,14 +200,22 @@ class Bridge(Messenger):
         return _PYRO_STACK[:_PYRO_STACK.index(self) : -1]
 
 
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["log_prob", "scale", "value"],
+    meta_fields=["static"],
+)
 @dataclasses.dataclass
 class Seen:
-    """A choice or factor of a loop's body: the log density that is counted (times a scale)."""
+    """A choice or factor of a loop's body: its log density (times a scale), and its value.
+
+    ``static`` says whether it is ``counted`` where it stands, and has NumPyro's ``infer``.
+    """
 
     log_prob: Any
     scale: Any
     value: Any
-    infer: Any
+    static: dict[str, Any]
 
 
 class Known(dist.Distribution):

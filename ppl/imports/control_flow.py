@@ -44,31 +44,24 @@ def _scan(bridge: Bridge, msg: Message) -> Any:
         length = jnp.shape(jax.tree.leaves(xs)[0])[0]
     around = bridge.around()
     rename = [h for h in around if isinstance(h, handlers.scope)]
-    told = any(not isinstance(h, _SILENT) for h in around)
+    told = bridge.told or any(not isinstance(h, _SILENT) for h in around)
     given = msg["kwargs"]["substitute_stack"]
-    static: dict[str, Any] = {}
 
     def body(carry: Any, step: Any) -> Any:
         t, x = step
-        with bridge.alone() as inner:
+        with bridge.alone(told) as inner:
             run = _given_step(f, given, t, length)
             for scope in rename:
                 run = handlers.scope(
                     run, scope.prefix, scope.divider, hide_types=list(scope.hide_types)
                 )
             carry, y = run(carry, x)
-        static.update({n: (s.scale is None, s.infer) for n, s in inner.seen.items()})
-        seen = {n: (s.log_prob, s.scale, s.value) for n, s in inner.seen.items()}
-        return carry, (y, seen if told else {})
+        return carry, (y, inner.seen)
 
     steps = (jnp.arange(length), xs)
     init = _promoted(body, init, steps)
     carry, (ys, seen) = jax.lax.scan(body, init, steps, length=length, reverse=reverse)
-    trace = {
-        n: _message(n, Seen(log_prob, scale, value, static[n][1]))
-        for n, (log_prob, scale, value) in seen.items()
-        if log_prob is not None
-    }
+    trace = {n: _message(n, s) for n, s in seen.items()}
     return (length, None, carry), (PytreeTrace(trace), ys)
 
 
@@ -86,9 +79,9 @@ _SILENT = (
 def _message(name: str, seen: Seen) -> Message:
     """What a choice of a loop is to the handlers around it."""
     event = jnp.shape(seen.value)[jnp.ndim(seen.log_prob) :]
-    scale = seen.scale
-    if scale is not None:  # a number for each step
-        scale = jnp.reshape(scale, (*scale.shape, *[1] * (seen.log_prob.ndim - scale.ndim)))
+    if seen.scale is not None:  # a number for each step
+        more = [1] * (seen.log_prob.ndim - seen.scale.ndim)
+        seen.scale = jnp.reshape(seen.scale, (*seen.scale.shape, *more))
     return {
         "type": "sample",
         "name": name,
@@ -96,13 +89,13 @@ def _message(name: str, seen: Seen) -> Message:
         "args": (),
         "kwargs": {"rng_key": None, "sample_shape": ()},
         "value": seen.value,
-        "scale": scale,
+        "scale": seen.scale,
         "is_observed": True,
         "intermediates": [],
         "cond_indep_stack": [],
-        "infer": seen.infer,
+        "infer": seen.static["infer"],
         "_control_flow_done": True,
-        "counted": (seen.log_prob, scale),
+        "seen": seen,
     }
 
 

@@ -56,7 +56,8 @@ class Imported:
             )
         shared = Shared(params or {}, self._unconstrained)
         program = self._program(shared, args, kwargs)
-        if isinstance(self._fn, autoguide.AutoContinuous):
+        point = isinstance(self._fn, autoguide.AutoLaplaceApproximation)
+        if isinstance(self._fn, autoguide.AutoContinuous) and not point:
             again = functools.partial(self._program, args=args, kwargs=kwargs)
             return _Continuous(program, self._fn, shared, again)
         return program
@@ -180,6 +181,6 @@ class _Continuous(Generative):
     def _latent(self, given: Choices) -> jax.Array:
         """The latent vector ``f32[latent_dim]`` of given values."""
         sites = self._guide.prototype_trace
-        shapes = jax.eval_shape(self._guide._unpack_latent, jnp.zeros(self._guide.latent_dim))
-        parts = [biject_to(sites[n]["fn"].support).inv(jnp.asarray(given[n])) for n in shapes]
+        names = self._guide._unpack_latent(jnp.zeros(self._guide.latent_dim))  # in its order
+        parts = [biject_to(sites[n]["fn"].support).inv(jnp.asarray(given[n])) for n in names]
         return jnp.concatenate([jnp.reshape(p, -1) for p in parts])

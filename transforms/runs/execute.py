@@ -25,7 +25,7 @@ from ..estimation import inside
 from ..estimation.elements import absent, apart, is_masked
 from ..estimation.flows import base_of, is_one_way, push
 from ..program import marks
-from ..program.interpret import Path, Record, abstract_distribution, entering, interpret
+from ..program.interpret import Choice, Path, Record, abstract_distribution, entering, interpret
 from ..program.site import Call, Densities, Factor, Site, own_density, per_element, sample_p
 from .addresses import Choices, Entry, entries, match, nest
 
@@ -122,6 +122,9 @@ def execute(
     fixed = match(program, given, name, exact=exact)
     masked = masked_choices(program)
     sites = [c for e in program for c in e.parts if isinstance(c.random, Site)]
+    for c in sites:
+        if c.site.role == "carried" and c.path in fixed:
+            _refuse_carried(c)
     one_way = {
         c.path for c in sites if c.path not in fixed and is_one_way(abstract_distribution(c))
     }
@@ -144,8 +147,6 @@ def execute(
             if path in one_way:
                 value, score = _taken_through(site, operands)
             else:
-                if site.role == "carried" and path in given:
-                    _refuse_carried(site)
                 value = given[path] if path in given else sample_p.bind(*operands, site=site)[0]
                 score = functools.partial(
                     log_density_of, site, operands, value, other=entry.branches
@@ -233,9 +234,9 @@ def _refuse_weighted(call: Call, program: Densities) -> NoReturn:
     )
 
 
-def _refuse_carried(site: Site) -> NoReturn:
+def _refuse_carried(c: Choice) -> NoReturn:
     raise UnsupportedError(
-        f"{show(site.address)} at {site.source} is a function of noise, whose log density is known "
+        f"{show(c.address)} at {c.source} is a function of noise, whose log density is known "
         "at its own draws alone, and a value is given for it. Draw it (simulate); for densities at "
         "given values take a guide that has them."
     )
