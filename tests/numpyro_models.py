@@ -22,8 +22,8 @@ from jax.experimental.ode import odeint
 from numpyro import handlers
 from numpyro.contrib.control_flow import cond, scan
 from numpyro.distributions import constraints, transforms
-from numpyro.infer.util import log_density
 from numpyro.infer.reparam import LocScaleReparam, TransformReparam
+from numpyro.infer.util import log_density
 
 import ppl
 
@@ -47,7 +47,7 @@ def integers(high: int, *shape: int) -> Any:
     return jnp.asarray(RNG.randint(0, high, size=shape), jnp.int32)
 
 
-# --- hierarchies ---------------------------------------------------------------------------------
+# --- hierarchies ---
 
 Y = jnp.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
 SIGMA = jnp.array([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
@@ -68,9 +68,7 @@ def eight_schools_noncentered(J, sigma, y=None):
     tau = numpyro.sample("tau", dist.HalfCauchy(5))
     with numpyro.plate("J", J), handlers.reparam(config={"theta": TransformReparam()}):
         affine = transforms.AffineTransform(mu, tau)
-        theta = numpyro.sample(
-            "theta", dist.TransformedDistribution(dist.Normal(0.0, 1.0), affine)
-        )
+        theta = numpyro.sample("theta", dist.TransformedDistribution(dist.Normal(0.0, 1.0), affine))
         numpyro.sample("obs", dist.Normal(theta, sigma), obs=y)
 
 
@@ -114,14 +112,12 @@ def ucbadmit(dept, male, applications, admit=None):
     corr = numpyro.sample("L_Rho", dist.LKJCholesky(2, concentration=2.0))
     with numpyro.plate("dept", 3):
         tril = sigma[:, None] * corr
-        ab = numpyro.sample(
-            "ab", dist.MultivariateNormal(jnp.stack([a, b]), scale_tril=tril)
-        )
+        ab = numpyro.sample("ab", dist.MultivariateNormal(jnp.stack([a, b]), scale_tril=tril))
     logits = ab[dept, 0] + ab[dept, 1] * male
     numpyro.sample("admit", dist.Binomial(applications, logits=logits), obs=admit)
 
 
-# --- regressions ---------------------------------------------------------------------------------
+# --- regressions ---
 
 
 @model(normal(10, 3), normal(10))
@@ -201,7 +197,7 @@ def student_regression(X, y):
     numpyro.sample("y", dist.StudentT(nu, X @ w, sigma), obs=y)
 
 
-# --- mixtures, topics, annotators ---------------------------------------------------------------
+# --- mixtures, topics, annotators ---
 
 
 @model(normal(12))
@@ -233,7 +229,11 @@ def prodlda(docs):
     with numpyro.plate("documents", 5):
         logtheta = numpyro.sample("logtheta", dist.MultivariateNormal(jnp.zeros(3), jnp.eye(3)))
         logits = decoder(jax.nn.softmax(logtheta))
-        numpyro.sample("obs", dist.Multinomial(docs.sum(-1).astype(int), logits=logits, total_count_max=24), obs=docs)
+        numpyro.sample(
+            "obs",
+            dist.Multinomial(docs.sum(-1).astype(int), logits=logits, total_count_max=24),
+            obs=docs,
+        )
 
 
 @model(integers(3, 4, 5), jnp.tile(jnp.arange(5), (4, 1)))
@@ -247,7 +247,7 @@ def dawid_skene(annotations, positions):
             numpyro.sample("y", dist.Categorical(beta[positions, c]), obs=annotations)
 
 
-# --- time --------------------------------------------------------------------------------------
+# --- time ---
 
 
 @model(normal(8))
@@ -367,7 +367,7 @@ def lotka_volterra(N, y=None):
     numpyro.sample("y", dist.LogNormal(jnp.log(z), sigma), obs=y)
 
 
-# --- the rest ----------------------------------------------------------------------------------
+# --- the rest ---
 
 
 @model(jax.nn.sigmoid(normal(8, 2)))
@@ -411,7 +411,7 @@ def probabilistic_pca(y):
         numpyro.sample("y", dist.Normal(z @ w, 0.5).to_event(1), obs=y)
 
 
-# --- draws of their priors, and what NumPyro says of their densities, kept in a file ---------------
+# --- draws of their priors, and what NumPyro says of their densities, kept in a file ---
 
 KEPT = pathlib.Path(__file__).parent / "numpyro_models.json"
 KEY = jax.random.key(0)

@@ -11,7 +11,7 @@ from jax.example_libraries import stax
 from jax.scipy.special import logsumexp
 from numpyro import handlers
 from numpyro.contrib.control_flow import cond, scan
-from numpyro.distributions import biject_to, constraints
+from numpyro.distributions import constraints
 from numpyro.infer import autoguide
 from numpyro.infer import util as infer
 from numpyro.infer.reparam import LocScaleReparam
@@ -42,7 +42,7 @@ def test_published_models(name):
     close(jax.jit(lambda c: g(*args, params=numpyro_models.PARAMS).log_density(c))(choices), exact)
 
 
-# --- subsamples -----------------------------------------------------------------------------------
+# --- subsamples ---
 
 Y = jnp.arange(20) / 10
 
@@ -95,7 +95,7 @@ def test_the_indices_are_a_choice_of_density_0():
         g.log_density({"z": 0.5})
 
 
-# --- scale, mask, factors -------------------------------------------------------------------------
+# --- scale, mask, factors ---
 
 
 @pytest.mark.parametrize("estimator", [ppl.enum(), ppl.reinforce()], ids=["enum", "reinforce"])
@@ -158,7 +158,7 @@ def test_an_improper_prior_is_scored_and_not_drawn():
         g.simulate(KEY)
 
 
-# --- loops and branches ---------------------------------------------------------------------------
+# --- loops and branches ---
 
 X = jnp.array([0.3, -1.0, 2.0, 0.7])
 
@@ -281,7 +281,7 @@ def test_a_branch(c):
     close(ppl.from_numpyro(model)().log_density({"c": c, "x": 1.0}), exact)
 
 
-# --- the other handlers ---------------------------------------------------------------------------
+# --- the other handlers ---
 
 
 def ab(seen=True):
@@ -341,7 +341,7 @@ def test_noise_has_no_address_and_weighs_nothing():
     ztest.check(lambda key: jnp.exp(g.log_density({"x": 0.5}, key)), exact, n=4000)
 
 
-# --- discrete choices are summed out ----------------------------------------------------------------
+# --- discrete choices are summed out ---
 
 
 def test_a_hidden_markov_model_is_summed_out_exactly():
@@ -365,10 +365,11 @@ def test_a_hidden_markov_model_is_summed_out_exactly():
     for yt in y[1:]:
         alpha = logsumexp(alpha[:, None] + jnp.log(transition), 0)
         alpha += dist.Normal(0.4 + jnp.arange(2), 1.0).log_prob(yt)
-    close(g.log_density({"mu": 0.4}), dist.Normal(0.0, 1.0).log_prob(0.4) + logsumexp(alpha))
+    found = jax.jit(g.log_density)({"mu": 0.4})
+    close(found, dist.Normal(0.0, 1.0).log_prob(0.4) + logsumexp(alpha))
 
 
-# --- parameters -----------------------------------------------------------------------------------
+# --- parameters ---
 
 
 def with_parameters(x):
@@ -395,7 +396,7 @@ def test_parameters_by_name():
         model(x).log_density({"y": y})
 
 
-# --- autoguides -----------------------------------------------------------------------------------
+# --- autoguides ---
 
 COVARIANCE = jnp.array([[1.0, 0.9], [0.9, 1.0]])
 
@@ -431,7 +432,10 @@ def test_the_density_of_an_autoguide(name):
     if name == "AutoDelta":
         exact = 0.0
     elif name == "AutoNormal":
-        u, d = jnp.array([*trace["x"], log_s]), dist.Normal(jnp.array([0.5, -0.5, np.log(2.0)]), 0.1)
+        u, d = (
+            jnp.array([*trace["x"], log_s]),
+            dist.Normal(jnp.array([0.5, -0.5, np.log(2.0)]), 0.1),
+        )
         exact = d.log_prob(u).sum() - log_s
     elif name == "AutoLaplaceApproximation":
         exact = -log_s
@@ -455,9 +459,9 @@ def test_the_elbo_of_a_full_rank_autoguide():
     order = fn._unpack_latent(jnp.arange(3))
     at = jnp.array([*order["x"], order["s"]])
     precision = jnp.linalg.inv(
-        jnp.zeros((3, 3)).at[jnp.ix_(at, at)].set(
-            jnp.block([[COVARIANCE, jnp.zeros((2, 1))], [jnp.zeros((1, 2)), jnp.ones((1, 1))]])
-        )
+        jnp.zeros((3, 3))
+        .at[jnp.ix_(at, at)]
+        .set(jnp.block([[COVARIANCE, jnp.zeros((2, 1))], [jnp.zeros((1, 2)), jnp.ones((1, 1))]]))
     )
 
     def exact(p):  # log s is normal, so this is the divergence of two normals, but for constants
@@ -477,9 +481,8 @@ def test_the_elbo_of_a_full_rank_autoguide():
 
 
 def test_a_flow_without_an_inverse():
-    guide = ppl.from_numpyro(
-        autoguide.AutoBNAFNormal(target, **START, hidden_factors=[2], num_flows=1)
-    )
+    fn = handlers.condition(target, {"s": 1.0})
+    guide = ppl.from_numpyro(autoguide.AutoBNAFNormal(fn, **START, hidden_factors=[2]))
     g = guide(params=guide.init(KEY))
     with pytest.raises(NotImplementedError, match="analytic inverse"):
         g.log_density(jax.jit(g.simulate)(KEY).choices)
@@ -499,7 +502,7 @@ def test_a_list_of_guides_is_drawn_and_not_scored():
         g.log_density(trace.choices)
 
 
-# --- what is refused --------------------------------------------------------------------------------
+# --- what is refused ---
 
 
 def keeps_state():
@@ -538,10 +541,12 @@ def test_names_by_numbers_of_observations_are_fine():
             jnp.arange(3.0),
         )
 
-    close(ppl.from_numpyro(model)().log_density({}), dist.Normal(0, 1).log_prob(X[:0].sum()) * 3 - 2.5)
+    close(
+        ppl.from_numpyro(model)().log_density({}), dist.Normal(0, 1).log_prob(X[:0].sum()) * 3 - 2.5
+    )
 
 
-# --- programs as NumPyro models ----------------------------------------------------------------------
+# --- programs as NumPyro models ---
 
 
 @ppl.gen
@@ -576,7 +581,12 @@ def test_its_unconstrained_density_is_that_of_the_space():
     """What NUTS follows, and how it makes draws of its positions."""
     g, data = nested(), {"y": 0.2}
     model, space = ppl.to_numpyro(g, data), ppl.unconstrained(g, data)
-    u = {"hi": jnp.array(0.3), "in/z": jnp.array(-0.4), "x": jnp.array([0.1, -0.2, 0.5]), "v": jnp.array([0.1, 0.4])}
+    u = {
+        "hi": jnp.array(0.3),
+        "in/z": jnp.array(-0.4),
+        "x": jnp.array([0.1, -0.2, 0.5]),
+        "v": jnp.array([0.1, 0.4]),
+    }
 
     @jax.jit
     def both():
@@ -593,5 +603,5 @@ def test_its_unconstrained_density_is_that_of_the_space():
 
 
 def test_a_model_with_noise_is_no_numpyro_model():
-    with pytest.raises(ppl.UnsupportedError, match="'N'.*test_from_numpyro.py"):
+    with pytest.raises(ppl.UnsupportedError, match=r"'N'.*test_from_numpyro.py"):
         ppl.to_numpyro(ppl.from_numpyro(subsampled)(Y))

@@ -197,7 +197,7 @@ class Bridge(Messenger):
 
     def around(self) -> Sequence[Any]:
         """The handlers between the statement and this bridge, innermost first."""
-        return _PYRO_STACK[:_PYRO_STACK.index(self) : -1]
+        return _PYRO_STACK[: _PYRO_STACK.index(self) : -1]
 
 
 @functools.partial(
@@ -221,7 +221,7 @@ class Seen:
 class Known(dist.Distribution):
     """Stands for distributions whose log densities are known already."""
 
-    support = constraints.real
+    support = constraints.real  # type: ignore[assignment]
     pytree_data_fields = ("log_density",)
 
     def __init__(self, log_density: Any, event_shape: tuple[int, ...]) -> None:
@@ -252,8 +252,8 @@ def constraint_of(msg: Message) -> Any:
 def refuse_mutable(name: str) -> UnsupportedError:
     """The error of a statement that keeps state."""
     return UnsupportedError(
-        f"the mutable statement {name!r} at {_jax.called_at()} keeps state between runs, and a program "
-        "has none. Make the state an argument of the model, return its new value (it is "
+        f"the mutable statement {name!r} at {_jax.called_at()} keeps state between runs, and a "
+        "program has none. Make the state an argument of the model, return its new value (it is "
         "trace.retval), and let the fit carry it: ppl.expectation(f, has_aux=True)."
     )
 

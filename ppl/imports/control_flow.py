@@ -43,7 +43,7 @@ def _scan(bridge: Bridge, msg: Message) -> Any:
     if length is None:
         length = jnp.shape(jax.tree.leaves(xs)[0])[0]
     around = bridge.around()
-    rename = [h for h in around if isinstance(h, handlers.scope)]
+    rename: list[Any] = [h for h in around if isinstance(h, handlers.scope)]
     told = bridge.told or any(not isinstance(h, _SILENT) for h in around)
     given = msg["kwargs"]["substitute_stack"]
 
@@ -51,10 +51,8 @@ def _scan(bridge: Bridge, msg: Message) -> Any:
         t, x = step
         with bridge.alone(told) as inner:
             run = _given_step(f, given, t, length)
-            for scope in rename:
-                run = handlers.scope(
-                    run, scope.prefix, scope.divider, hide_types=list(scope.hide_types)
-                )
+            for h in rename:
+                run = handlers.scope(run, h.prefix, h.divider, hide_types=list(h.hide_types))
             carry, y = run(carry, x)
         return carry, (y, inner.seen)
 
@@ -109,7 +107,7 @@ def _promoted(body: Callable[..., Any], init: Any, steps: Any) -> Any:
     return jax.tree.map(lambda i, o: i.astype(jnp.promote_types(i.dtype, o.dtype)), init, after)
 
 
-# --- values that are given to a loop ----------------------------------------------------------------
+# --- values that are given to a loop ---
 
 
 def _given_step(f: Callable[..., Any], given: Sequence[Any], t: Any, length: int) -> Any:

@@ -122,7 +122,7 @@ def _before(space: Space) -> dict[Address, list[Address]]:
     return found
 
 
-# --- a support, as NumPyro needs it ------------------------------------------------------------------
+# --- a support, as NumPyro needs it ---
 
 
 class Reached(constraints._GreaterThan):

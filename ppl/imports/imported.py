@@ -81,13 +81,22 @@ class Imported:
         They are where their constraints say; with ``from_numpyro(fn, unconstrained=True)`` they
         are not constrained, so that any step of an optimizer is a step to a value.
         """
+        names: list[str] = []
+
+        def run(key: jax.Array) -> list[Any]:
+            start = handlers.substitute(handlers.seed(self._fn, key), substitute_fn=_start)
+            trace = handlers.trace(start).get_trace(*args, **kwargs)
+            for site in trace.values():
+                if site["type"] == "mutable":
+                    raise refuse_mutable(site["name"])
+            found = {n: self._initial(s) for n, s in trace.items() if s["type"] == "param"}
+            names[:] = found
+            return list(found.values())
+
         with user_code(self.__name__, self._fn):
-            seeded = handlers.substitute(handlers.seed(self._fn, key), substitute_fn=_start)
-            trace = handlers.trace(seeded).get_trace(*args, **kwargs)
-        for site in trace.values():
-            if site["type"] == "mutable":
-                raise refuse_mutable(site["name"])
-        return {n: self._initial(s) for n, s in trace.items() if s["type"] == "param"}
+            _meet(_autoguide(self._fn), key, args, kwargs)
+            values = jax.jit(run)(key)  # so that nothing but parameters is computed
+        return dict(zip(names, values, strict=True))
 
     def _initial(self, site: Any) -> Any:
         value = jax.tree.map(jnp.asarray, site["value"])
@@ -145,6 +154,15 @@ def _layers(fn: Any) -> Iterator[Any]:
     while fn is not None:
         yield fn
         fn = getattr(fn, "fn", None)
+
+
+def _meet(guide: Any, key: jax.Array, args: Any, kwargs: Any) -> None:
+    """Let an autoguide, or several in a list, look at the model, which it does with numbers."""
+    if isinstance(guide, autoguide.AutoGuide) and guide.prototype_trace is None:
+        with handlers.seed(rng_seed=key):
+            guide._setup_prototype(*args, **kwargs)
+    for part in guide if isinstance(guide, autoguide.AutoGuideList) else ():
+        _meet(_autoguide(part), key, args, kwargs)
 
 
 def _autoguide(fn: Any) -> Any:

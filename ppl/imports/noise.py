@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +13,14 @@ from numpyro.primitives import _subsample_fn
 
 from transforms.program.site import Noise
 
+_ANYWHERE: Any = constraints.dependent(is_discrete=False, event_dim=0)
+
 
 class Subsample(Noise, dist.Distribution):
     """``m`` of ``size`` indices, without replacement, of density 0."""
 
     pytree_aux_fields = ("size",)
-    support = constraints.dependent(is_discrete=True, event_dim=1)
+    support = constraints.dependent(is_discrete=True, event_dim=1)  # type: ignore[assignment]
 
     def __init__(self, size: int, m: int) -> None:
         self.size = size
@@ -38,7 +40,7 @@ class Subsample(Noise, dist.Distribution):
 class Delta(dist.Delta):
     """A point, of which nobody knows where it may be: numpyro says that it may be anywhere."""
 
-    support = constraints.dependent(is_discrete=False, event_dim=0)  # type: ignore[assignment]
+    support = _ANYWHERE  # type: ignore[assignment]
 
 
 def is_delta(d: Any) -> bool:
@@ -60,10 +62,10 @@ def somewhere(d: Any) -> Any:
 class Placed(dist.Distribution):
     """A value with a log density that it brings along, whatever value is scored."""
 
-    arg_constraints = {"v": constraints.dependent(is_discrete=False, event_dim=0)}
-    reparametrized_params = ["v"]
+    arg_constraints: ClassVar[Any] = {"v": _ANYWHERE}
+    reparametrized_params: ClassVar[Any] = ["v"]
     pytree_data_fields = ("v", "log_density")
-    support = constraints.dependent(is_discrete=False, event_dim=0)
+    support = _ANYWHERE  # type: ignore[assignment]
 
     def __init__(self, v: Any, log_density: Any, event_dim: int = 0) -> None:
         self.v, self.log_density = v, log_density
