@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from numpyro import handlers
 from numpyro.distributions import biject_to, constraints
 from numpyro.primitives import _PYRO_STACK, Messenger
 
@@ -187,6 +188,17 @@ class Bridge(Messenger):
             change = scaled(log_prob, msg["scale"]) - scaled(seen.log_prob, seen.scale)
             self.factor(f"{msg['name']} (after the loop)", change)
         self._see(msg, log_prob, counted=counted)
+
+    @contextlib.contextmanager
+    def branch(self) -> Iterator[None]:
+        """For a branch, whose values stay in it."""
+        before = self._indices, self._carried
+        self._indices, self._carried = dict(self._indices), list(self._carried)
+        seeds = [(h, h.rng_key) for h in self.around() if isinstance(h, handlers.seed)]
+        yield
+        self._indices, self._carried = before
+        for seed, key in seeds:
+            seed.rng_key = key
 
     @contextlib.contextmanager
     def alone(self, told: bool) -> Iterator[Bridge]:

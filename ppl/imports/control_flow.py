@@ -47,10 +47,13 @@ def _scan(bridge: Bridge, msg: Message) -> Any:
     told = bridge.told or any(not isinstance(h, _SILENT) for h in around)
     given = msg["kwargs"]["substitute_stack"]
 
+    factors = dict(bridge.shared.factors)
+
     def body(carry: Any, step: Any) -> Any:
         t, x = step
+        bridge.shared.factors = dict(factors)  # it may be traced more than once
         with bridge.alone(told) as inner:
-            run = _given_step(f, given, t, length)
+            run: Any = _given_step(f, given, t, length)
             for h in rename:
                 run = handlers.scope(run, h.prefix, h.divider, hide_types=list(h.hide_types))
             carry, y = run(carry, x)
@@ -152,15 +155,11 @@ def _step_of(values: Any, t: Any, length: int, msg: Message) -> Any:
 
 def _cond(bridge: Bridge, msg: Message) -> Any:
     pred, true_fun, false_fun, operand = msg["args"]
-    seeds = [h for h in bridge.around() if isinstance(h, handlers.seed)]
 
     def branch(f: Callable[..., Any]) -> Callable[..., Any]:
         def run(operand: Any) -> Any:
-            before = [s.rng_key for s in seeds]
-            out = f(operand)
-            for s, key in zip(seeds, before, strict=True):  # keys made in a branch stay there
-                s.rng_key = key
-            return out
+            with bridge.branch():
+                return f(operand)
 
         return run
 
