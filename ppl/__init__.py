@@ -38,6 +38,7 @@ from transforms.estimation.estimator import (
     magic_box,
 )
 
+from . import guides
 from .fitting.batches import minibatches
 from .fitting.fit import Fit, maximize, minimize
 from .imports.exported import to_numpyro
@@ -111,6 +112,7 @@ __all__ = [
     "forward_kl",
     "from_numpyro",
     "gen",
+    "guides",
     "importance",
     "iwelbo",
     "learned",

@@ -82,7 +82,7 @@ def sites(
         made, _, _ = walk(written.closed, args, written.entries, visit, given=given, key=key)
         return made
 
-    made = run(written.args, given, jax.random.key(0))
+    made = jax.jit(run)(list(written.args), given, jax.random.key(0))
     out: dict[str | Address, ProgramSite] = {}
     for entry in written.entries:
         for address, like in likeness([entry]).items():
@@ -121,9 +121,9 @@ def _distribution(site: Site, operands: list[Any], shape: tuple[int, ...]) -> di
         build = jax.vmap(build)
     try:  # numpyro does not know how to move the axes of all of its distributions
         d = promote_batch_shape(build(operands))
-        value = stacked.sample(jax.random.key(0))
-        same = jnp.allclose(jnp.sum(d.log_prob(value)), jnp.sum(stacked.log_prob(value)))
-        if d.shape() == shape == d.sample(jax.random.key(0)).shape and bool(same):
+        value = jax.eval_shape(d.sample, jax.random.key(0))
+        density = jax.eval_shape(d.log_prob, value)
+        if d.shape() == shape == value.shape and density.shape == d.batch_shape:
             return d
     except Exception:
         return stacked

@@ -49,7 +49,7 @@ class Space:
         laws = {a: abstract_distribution(e.choice) for a, e in entries.items() if _has_law(e)}
         self.entries: dict[Address, Entry] = entries
         several = [a for a, d in laws.items() if not walk.is_fixed(d)]
-        self.discrete = [a for a in several if walk.is_discrete(laws[a])]
+        self.discrete = [a for a in several if walk.is_discrete(entries[a].choice)]
         free = [a for a in several if a not in self.discrete]
         self.slices: dict[Address, tuple[slice, tuple[int, ...]]] = {}
         self.size = 0

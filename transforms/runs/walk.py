@@ -20,7 +20,15 @@ from ..errors import Address, UnsupportedError, show
 from ..estimation.draws import sampled, vectorised_draw
 from ..estimation.elements import unmasked
 from ..program import opened
-from ..program.interpret import Choice, Path, Record, abstractly, entering, interpret
+from ..program.interpret import (
+    Choice,
+    Path,
+    Record,
+    abstract_distribution,
+    abstractly,
+    entering,
+    interpret,
+)
 from ..program.site import Densities, Factor, Opaque, Site, per_element
 from .addresses import Entry
 
@@ -160,9 +168,11 @@ def instead(
     return new, [*made, *masks]
 
 
-def is_discrete(d: Any) -> bool:
-    """Whether a distribution gives separate values probabilities."""
-    return bool(d.support.is_discrete or getattr(d, "has_enumerate_support", False))
+def is_discrete(choice: Choice) -> bool:
+    """Whether the values of a site are separate ones, with probabilities."""
+    d = abstract_distribution(choice)
+    real = jnp.issubdtype(choice.site.dtype, jnp.inexact) and not d.support.is_discrete
+    return not real or bool(getattr(d, "has_enumerate_support", False))
 
 
 def is_fixed(d: Any) -> bool:

@@ -1,0 +1,107 @@
+"""Normalizing flows: inverse autoregressive ones, by NumPyro's networks and transforms."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, final
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax.example_libraries import stax
+from numpyro.distributions.flows import InverseAutoregressiveTransform
+from numpyro.nn import AutoregressiveNN
+
+from ..programs.generative import Generative
+from ..programs.given import Choices, as_count, as_key
+from .gaussian import Made, made
+from .guide import start
+from .joint import Joint, standard
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Autoregressive(Joint):
+    """loc + exp(log_scale) T_n(.. T_1(x)) of standard normal x; each T reverses the order first."""
+
+    size: int
+    networks: tuple[Any, ...]
+    init: Any
+
+    def law(self, params: Any) -> dist.Distribution:
+        return standard(self.size)
+
+    def _layers(self, params: Any) -> list[Any]:
+        pairs = zip(self.networks, params["networks"], strict=True)
+        return [InverseAutoregressiveTransform(functools.partial(f, p)) for f, p in pairs]
+
+    def push(self, params: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        total = jnp.sum(params["log_scale"])
+        for layer in self._layers(params):
+            x = x[::-1]
+            y, step = layer.call_with_intermediates(x)
+            total += layer.log_abs_det_jacobian(x, y, step)
+            x = y
+        return params["loc"] + jnp.exp(params["log_scale"]) * x, total
+
+    def pull(self, params: Any, u: jax.Array) -> jax.Array:
+        x = (u - params["loc"]) * jnp.exp(-params["log_scale"])
+        for layer in self._layers(params)[::-1]:
+            x = layer.inv(x)[::-1]
+        return x
+
+    def start(self, point: jax.Array, scale: float) -> Any:
+        log_scale = jnp.full((self.size,), jnp.log(scale), point.dtype)
+        return {"loc": point, "log_scale": log_scale, "networks": self.init}
+
+
+def flow(
+    g: Generative,
+    data: Choices,
+    *,
+    key: jax.Array,
+    layers: int = 3,
+    hidden: Sequence[int] | None = None,
+    scale: float = 0.1,
+) -> Made:
+    """A normalizing flow over all unconstrained numbers: inverse autoregressive layers.
+
+    Discrete choices have free laws of their own, as in :func:`mean_field`. A draw carries its
+    density; the density at other choices inverts the flow, number by number.
+
+    Args:
+        g: a generative function that was called.
+        data: nested dict of observed choices.
+        key: for the draws of the prior, at whose median the guide begins, and for the networks.
+        layers: how many.
+        hidden: the sizes of the hidden layers of each network; by default two of size n (8 at
+            least).
+        scale: the standard deviations that it begins with, nearly independent ones.
+
+    Returns:
+        ``guide, params``; ``params["continuous"]`` has ``loc`` and ``log_scale`` f[n], and
+        ``networks``, a list of the parameters of NumPyro's ``AutoregressiveNN``.
+
+    Raises:
+        UnsupportedError: as :func:`full_rank`.
+
+    Source: Kingma et al., "Improving variational inference with inverse autoregressive flow",
+    NeurIPS 2016.
+    """
+    space, point, discrete = start(g, data, key, "ppl.guides.flow")
+    n = space.size
+    widths = list(hidden) if hidden is not None else [max(n, 8)] * 2
+    keys = jax.random.split(jax.random.fold_in(as_key(key), 1), as_count(layers, "layers"))
+    pairs = [AutoregressiveNN(n, widths, nonlinearity=stax.Elu) for _ in keys] if n else []
+    both = list(zip(pairs, keys, strict=False))
+    init = jax.jit(lambda: [_nearly_zero(f(k, (n,))[1]) for (f, _), k in both])()
+    joint = Autoregressive(n, tuple(f for _, f in pairs), init)
+    return made("flow", space, joint, space.join(point), discrete, scale)
+
+
+def _nearly_zero(params: Any) -> Any:
+    """A network whose outputs are small, so that its layer is near the identity."""
+    last = max(i for i, p in enumerate(params) if p)
+    return [jax.tree.map(lambda w: 0.01 * w, p) if i == last else p for i, p in enumerate(params)]

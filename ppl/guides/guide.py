@@ -1,0 +1,195 @@
+"""A guide: a program of coordinates, and its image under the bijections of a model's supports.
+
+The coordinates are drawn by a program of their own. Those that could be drawn beforehand are; the
+others stand where their choices do, in the loops and branches of the model. The program walks
+through the model, without scoring it, and returns the choices and the log Jacobian. So a guide is
+a :class:`Generative` like any other, whose choices are those of the model.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, final
+
+import jax
+import jax.numpy as jnp
+
+from transforms import _jax
+from transforms.errors import Address, UnsupportedError
+from transforms.program import marks
+from transforms.program.site import Site, sample_p
+from transforms.program.site import sample as _sample
+from transforms.runs.addresses import Entry, flatten, match_shapes, nest
+from transforms.runs.execute import Execution
+from transforms.runs.walk import instead
+
+from ..programs.generative import Generative, Select
+from ..programs.given import Choices, as_key
+from ..programs.program import Program, check_generative
+from ..programs.sites import Written
+from ..programs.space import Parts, Space
+from .coordinates import Continuous, Coordinate, backward, coordinate, forward
+from .joint import Joint
+
+
+@final
+class Family:
+    """What a constructor of guides returns first: ``guide(params)`` is a :class:`Guide`.
+
+    Attributes:
+        name: which family.
+        space: the unconstrained space of the model, see ``ppl.unconstrained``.
+    """
+
+    def __init__(
+        self, name: str, space: Space, coordinates: Sequence[Coordinate], joint: Joint | None = None
+    ):
+        self.name, self.space, self.joint = f"{name}({space.g.name})", space, joint
+        self.coordinates = {c.address: c for c in coordinates}
+        self.label: Address = ("unconstrained",)
+        while self.label in self.coordinates:
+            self.label = (f"{self.label[0]}_",)
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def __call__(self, params: Any) -> Guide:
+        return Guide(self, params)
+
+    def own(self, params: Any) -> dict[Address, Any]:
+        """The parameters of each coordinate."""
+        out: dict[Address, Any] = {}
+        for address in self.coordinates:
+            if self.joint is None or address not in self.space.slices:
+                out[address] = params if self.joint is None else params["discrete"]
+                for name in address:
+                    out[address] = out[address][name]
+        return out
+
+
+@final
+class Guide(Generative):
+    """A member of a :class:`Family`: a distribution over the latent choices of its model."""
+
+    def __init__(self, family: Family, params: Any):
+        self.name, self._family, self._params = family.name, family, params
+        self._space = family.space
+
+    def written(self) -> Written:
+        written = self._space.g.written()
+        fixed = {**flatten(written.fixed), **flatten(self._space.data)}
+        return Written(
+            written.name, written.closed, written.args, written.entries, nest(fixed.items())
+        )
+
+    @property
+    def choices_like(self) -> dict[str, Any]:
+        return nest(self._space.like.items())
+
+    @property
+    def masked(self) -> frozenset[Address]:
+        return self._base.masked
+
+    @property
+    def in_a_branch(self) -> frozenset[Address]:
+        return self._base.in_a_branch
+
+    def execute(
+        self, given: Choices, *, exact: bool = False, select: Select = lambda address: False
+    ) -> Execution:
+        if given or exact:
+            z = match_shapes(given, self._space.like, self.name)
+            with marks.mark(marks.DENSITY):
+                x, allowed = self._preimage(z)
+                run = self._base.execute(nest(x.items()), exact=True)
+                log_q = run.log_density - run.retval[1]
+                log_q = jnp.where(allowed & ~jnp.isnan(log_q), log_q, -jnp.inf)
+            return Execution(z, z, log_q, log_q, made=run.made)
+        run = self._base.execute({})
+        z, log_jacobian = run.retval
+        log_q = run.log_density - log_jacobian
+        return Execution(z, z, log_q, jnp.zeros_like(log_q), made=run.made)
+
+    @functools.cached_property
+    def _base(self) -> Program:
+        """The program of the coordinates; it returns the choices and the log Jacobian."""
+        closed, consts, out = _jax.trace(self._run)
+        closed = _jax.live(closed)
+        tree = jax.tree.structure(out)
+        base = Program(lambda: jax.tree.unflatten(tree, _jax.evaluate(closed, *consts)), (), {})
+        base.name = self.name
+        return base
+
+    def _run(self) -> tuple[dict[str, Any], jax.Array]:
+        family, space = self._family, self._space
+        params = family.own(self._params)
+        parts: dict[Address, Any] = {}
+        total = jnp.zeros(())
+        if family.joint is not None:
+            own = self._params["continuous"]
+            x = _sample(family.label, family.joint.law(own), None, _jax.user_line())
+            u, total = family.joint.push(own, x)
+            parts = dict(space.split(u))
+        for a in params:
+            c = family.coordinates[a]
+            if not c.inside:
+                parts[a] = _sample(a, c.law(None, params[a]), None, c.entry.source)
+
+        def visit(entry: Entry, site: Site, operands: Any, given: Any, key: Any, acc: Any) -> Any:
+            c = family.coordinates.get(entry.address)
+            if c is None:  # data, or a choice of one value
+                value = space.known(site, operands, given)
+                return value, value, acc
+            if c.inside:
+                new, drawn = instead(site, operands, c.placed, given)
+                given = sample_p.bind(*drawn, site=new)[0]
+            value, log_jacobian = forward(c, site, operands, given)
+            return value, value, acc + log_jacobian
+
+        inside = {a: params[a] for a, c in family.coordinates.items() if c.inside}
+        made, _, total = space.walk(visit, {}, {**parts, **inside}, acc=total)
+        return nest((a, made[a]) for a in space.like), total
+
+    def _preimage(self, choices: Choices) -> tuple[dict[Address, Any], jax.Array]:
+        """The choices of the program of the coordinates; and whether all are in their supports."""
+        family, space = self._family, self._space
+
+        def visit(entry: Entry, site: Site, operands: Any, given: Any, key: Any, acc: Any) -> Any:
+            c = family.coordinates.get(entry.address)
+            if c is None:
+                return given, given, acc
+            x, allowed = backward(c, site, operands, given)
+            return given, x, acc & allowed
+
+        made, _, allowed = space.walk(visit, flatten(choices), {}, acc=jnp.array(True))
+        out = {a: made[a] for a in family.coordinates}
+        if family.joint is not None:
+            parts: Parts = {a: out.pop(a) for a in space.slices}
+            x = family.joint.pull(self._params["continuous"], space.join(parts))
+            out[family.label] = x
+        return out, allowed
+
+
+def start(
+    g: Generative, data: Choices, key: jax.Array, what: str
+) -> tuple[Space, Parts, Mapping[Address, jax.Array]]:
+    """The space of a model, and where a guide of it begins: numbers and discrete values.
+
+    Raises:
+        UnsupportedError: there is nothing to guide.
+    """
+    check_generative(g, what)
+    space = Space(g, data)
+    if not space.size and not space.discrete:
+        raise UnsupportedError(
+            f"{what} at {_jax.user_line()}: every choice of {g.name} is in the data, so that there "
+            "is nothing left to infer."
+        )
+    parts, discrete = space.start(as_key(key))
+    return space, parts, discrete
+
+
+def coordinates(space: Space, kind: type[Continuous] = Continuous) -> list[Coordinate]:
+    """What stands for each latent address, ``kind`` for continuous ones."""
+    return [coordinate(space.entries[a], kind) for a in [*space.slices, *space.discrete]]
