@@ -15,7 +15,7 @@ from typing import Any, final
 from transforms.estimation.chosen import Choose, Rough, joint_size, support_size
 from transforms.estimation.estimator import Estimator
 from transforms.program.choices import Choice, Path, abstract_distribution
-from transforms.program.site import FreshKey
+from transforms.program.site import Noise
 
 from .baselines import LeaveOneOut
 from .enumeration import Enum
@@ -43,8 +43,8 @@ class Automatic(Choose):
         score = Reinforce(LeaveOneOut() if samples > 1 else None)
         for c in sites:
             d = abstract_distribution(c)
-            if isinstance(d, FreshKey):
-                out[c.path] = Reparam(), "a random key"
+            if isinstance(d, Noise):
+                out[c.path] = Reparam(), "noise without parameters"
                 continue
             if Reparam().unsuitable(d) is None:
                 out[c.path] = self._continuous(d, score, rough.get(c.path))

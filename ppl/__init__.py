@@ -41,6 +41,8 @@ from transforms.estimation.estimator import (
 from . import guides
 from .fitting.batches import minibatches
 from .fitting.fit import Fit, maximize, minimize
+from .imports.exported import to_numpyro
+from .imports.imported import Imported, from_numpyro
 from .inference import plots
 from .inference.infer import infer
 from .inference.posterior import Posterior
@@ -88,6 +90,7 @@ __all__ = [
     "Finding",
     "Fit",
     "Generative",
+    "Imported",
     "InPlace",
     "KeyRequiredError",
     "LocalSite",
@@ -116,6 +119,7 @@ __all__ = [
     "expectation",
     "factor",
     "forward_kl",
+    "from_numpyro",
     "gen",
     "guides",
     "importance",
@@ -142,6 +146,7 @@ __all__ = [
     "signal_to_noise",
     "stl",
     "strict",
+    "to_numpyro",
     "tune",
     "unconstrained",
     "wake_phi",

@@ -101,6 +101,9 @@ _PACKAGES = ("ppl", "transforms", "estimators")
 for _package in _PACKAGES:
     # messages name the user's line, not ours
     source_info_util.register_exclusion(str(_ROOT / _package))
+_numpyro = importlib.util.find_spec("numpyro")
+if _numpyro is not None and _numpyro.origin is not None:  # nor numpyro's
+    source_info_util.register_exclusion(str(pathlib.Path(_numpyro.origin).parent))
 
 
 def user_line() -> str:

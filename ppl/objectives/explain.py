@@ -15,7 +15,7 @@ from transforms.estimation.chosen import Chosen
 from transforms.estimation.estimator import Continued, Enumerated
 from transforms.plan.report import Use, plan
 from transforms.program.choices import abstract_distribution
-from transforms.program.site import FreshKey
+from transforms.program.site import Noise
 
 COLUMNS = (
     "address",
@@ -162,7 +162,7 @@ def explain(
             for addresses, n in found_plan.groups:
                 groups[tuple(scope + "/".join(a) for a in addresses), n] = None
             for s in chosen:
-                if not isinstance(abstract_distribution(s.choice), FreshKey):
+                if not isinstance(abstract_distribution(s.choice), Noise):
                     sites.append(_row(scope, s, found_plan.uses.get(s.choice.path), found))
                     loops |= bool(s.choice.lengths)
     return Explanation(

@@ -8,7 +8,7 @@ from transforms import _jax
 from transforms.errors import Address
 from transforms.estimation.estimator import Estimator
 from transforms.program.choices import Choice, abstract_distribution, choices
-from transforms.program.site import Expect, FreshKey, Site
+from transforms.program.site import Expect, Noise, Site
 
 Sites = dict[Address, list[Choice]]
 
@@ -18,7 +18,7 @@ def scopes_of(closed: _jax.ClosedJaxpr, prefix: Address = ()) -> Iterator[Sites]
     sites: Sites = {}
     program = list(choices(closed, densities=True))
     for c in program:
-        if isinstance(c.random, Site) and not isinstance(abstract_distribution(c), FreshKey):
+        if isinstance(c.random, Site) and not isinstance(abstract_distribution(c), Noise):
             sites.setdefault((*prefix, *c.address), []).append(c)
     yield sites
     for c in program:

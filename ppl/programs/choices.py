@@ -40,7 +40,7 @@ def sample(
     Raises:
         KeyRequiredError: outside @ppl.gen, @ppl.expectation and ppl.seed.
     """
-    _check_address(address)
+    check_address(address)
     _check_distribution(address, d)
     if isinstance(d, Generative):
         if estimator is not None:
@@ -55,7 +55,8 @@ def sample(
     return _sample((address,), corrected(d), estimator)
 
 
-def _check_address(address: Any) -> None:
+def check_address(address: Any) -> None:
+    """Refuse an address that is no string, or made of a number that is not known."""
     if not isinstance(address, str):
         raise AddressError(
             f"the address at {_jax.user_line()} is {describe(address)}: the first argument of a "
@@ -103,7 +104,7 @@ def _parameters(d: Any) -> list[tuple[str, Any]]:
 
 def factor(address: str, log_weight: Any) -> None:
     """Add ``log_weight`` (all its elements) to the log density of the program."""
-    _check_address(address)
+    check_address(address)
     _factor((address,), log_weight)
 
 
@@ -113,7 +114,7 @@ def observe(address: str, d: dist.Distribution, value: Any) -> None:
     Raises:
         ShapeError: ``value`` does not have the shape of ``d``.
     """
-    _check_address(address)
+    check_address(address)
     _check_distribution(address, d)
     expected = jax.ShapeDtypeStruct(d.shape(), jnp.float32)
     check_shape((address,), value, expected, _jax.user_line())

@@ -11,9 +11,9 @@ import jax
 from transforms import _jax
 from transforms.errors import Address, AddressError, UnsupportedError, describe, nearest, show
 from transforms.estimation.estimator import Estimator
-from transforms.program.choices import Choice
+from transforms.program.choices import Choice, random_of
 from transforms.program.choices import choices as _choices
-from transforms.program.site import Body, Call, Densities, Factor, call_p
+from transforms.program.site import Body, Call, Densities, Factor, Site, call_p
 from transforms.runs.addresses import Entry, entries, flatten, likeness, nest
 from transforms.runs.execute import (
     Execution,
@@ -51,6 +51,7 @@ class Program(Generative):
     @functools.cached_property
     def _traced(self) -> tuple[_jax.ClosedJaxpr, list[Any], Any]:
         closed, consts, retval = _jax.trace(self._f)
+        closed = _without_unread_noise(closed)
         refuse_nested_density(closed, self.name)
         entries(closed)
         return closed, consts, retval
@@ -112,6 +113,20 @@ class Program(Generative):
         new = Program(lambda: jax.tree.unflatten(tree, retarget(closed, consts, table)), (), {})
         new.name = self.name
         return new
+
+
+def _without_unread_noise(closed: _jax.ClosedJaxpr) -> _jax.ClosedJaxpr:
+    """The program without noise that nothing reads, for which a density would need a key."""
+    eqns = closed.jaxpr.eqns
+    read = {v for e in eqns for v in e.invars if isinstance(v, _jax.Var)}
+    read |= {v for v in closed.jaxpr.outvars if isinstance(v, _jax.Var)}
+    kept = [e for e in eqns if not _is_noise(e) or e.outvars[0] in read]
+    return closed if len(kept) == len(eqns) else _jax.with_equations(closed, kept)
+
+
+def _is_noise(eqn: _jax.JaxprEqn) -> bool:
+    random = random_of(eqn)
+    return isinstance(random, Site) and random.role == "hidden"
 
 
 @final

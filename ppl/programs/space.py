@@ -42,7 +42,8 @@ class Space:
         self.g, self.data = g, dict(data)
         self._written = g.written()
         known = flatten(g.choices_like)
-        self.like = {a: s for a, s in known.items() if a not in flatten(data)}
+        drawn = {*flatten(data), *(e.address for e in self._written.entries if e.optional)}
+        self.like = {a: s for a, s in known.items() if a not in drawn}
         match_shapes(data, known, g.name, exact=False)
         entries = {e.address: e for e in self._written.entries if e.address in self.like}
         laws = {a: abstract_distribution(e.choice) for a, e in entries.items() if _has_law(e)}

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..program.site import Axis, Site, element_keys, per_element
+from ..program.site import Axis, Site, element_keys, per_element, undrawn
 from . import rounding
 
 SAMPLES = "ppl.samples"
@@ -63,6 +63,15 @@ def vectorised_draw(
     site: Site, operands: Sequence[Any], key: jax.Array, sample: Callable[..., Any]
 ) -> jax.Array:
     """Draw by ``sample(distribution, key, sample_shape)`` for each element of the site."""
+    try:
+        return _drawn(site, operands, key, sample)
+    except NotImplementedError as error:
+        raise undrawn(site.address, site.source, site.rebuild(operands)) from error
+
+
+def _drawn(
+    site: Site, operands: Sequence[Any], key: jax.Array, sample: Callable[..., Any]
+) -> jax.Array:
     parameters = len(operands) - site.masked
     if not any(any(a.mapped[:parameters]) for a in site.axes):
         return sample(site.rebuild(operands), key, site.sizes)

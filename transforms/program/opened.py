@@ -32,7 +32,9 @@ Build = Callable[[Sequence[Any]], Any]
 def flatten(d: Any) -> tuple[list[Any], Any]:
     """The arrays of a distribution, and the tree that makes it of them again."""
     if type(d).__module__ in _PLAIN and not any(hasattr(d, name) for name in _INNER):
-        return jax.tree.flatten(d)
+        aux = map(vars(d).get, d.gather_pytree_aux_fields())  # counts of a Multinomial
+        if not any(isinstance(v, _jax.Tracer) for v in aux):
+            return jax.tree.flatten(d)
     try:
         leaves, tree = jax.tree.flatten(d)
         hidden = _hides(d, {id(v) for v in leaves})

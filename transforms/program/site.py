@@ -18,7 +18,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +55,15 @@ class Axis:
     loops: int = 0
 
 
+Role = Literal["", "hidden", "optional", "carried"]
+"""What a choice is to a generative program:
+
+- ``hidden``    noise without an address: drawn in every run, also in that which takes a density,
+  and it weighs nothing. A density is then one of the others given the noise: an unbiased estimate;
+- ``optional``  a choice that may be left out of given values, and is then drawn;
+- ``carried``   a draw that brings its log density along, which is not known at other values.
+"""
+
 Arm = tuple[Opaque, int]
 """A branch of a ``cond`` that has become a selection: which ``cond``, and which branch."""
 
@@ -66,7 +75,8 @@ class Site:
     ``shape`` and ``dtype`` are those of a draw without the surrounding ``vmap``\\ s, whose
     sizes are in ``axes``, outermost first. ``loops`` counts the ``scan``\\s around the choice that
     the next ``vmap`` will stand outside of. ``drawn`` marks a draw that ``simulate`` has
-    already accounted for, as opposed to a site of the program that is being read.
+    already accounted for, as opposed to a site of the program that is being read. ``role`` is what
+    it is to a generative program, see :data:`Role`.
     """
 
     address: Address
@@ -82,6 +92,7 @@ class Site:
     masked: bool = False
     arms: tuple[Arm, ...] = ()
     drawn: bool = False
+    role: Role = ""
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -165,6 +176,11 @@ def advance(
 
 
 def _keyless(site: Site) -> NoReturn:
+    if site.role == "hidden":
+        raise KeyRequiredError(
+            f"the program draws the noise {show(site.address)} at {site.source} in every run, also "
+            "where it takes a density. Pass a key: g(...).log_density(choices, key)."
+        )
     if jnp.issubdtype(site.dtype, jax.dtypes.prng_key):  # the key of an expectation
         _keyless_expectation(site.address[-1], site.source)
     raise KeyRequiredError(
@@ -211,6 +227,7 @@ def sample(
     source: str | None = None,
     *,
     drawn: bool = False,
+    role: Role = "",
 ) -> Any:
     """Bind one draw of the distribution ``d`` (a pytree with ``sample(key, shape)``)."""
     leaves, tree = opened.flatten(d)
@@ -228,6 +245,7 @@ def sample(
         estimator=est_tree,
         n_estimator=len(est_leaves),
         drawn=drawn,
+        role=role,
     )
     return sample_p.bind(*map(jnp.asarray, [*kept, *est_leaves]), site=site)[0]
 
@@ -244,11 +262,10 @@ def _draw_like(address: Address, source: str, d: Any, leaves: list[Any], tree: A
     try:
         _, consts, draw = _jax.trace(run, *arrays)
     except NotImplementedError as error:
-        raise UnsupportedError(
-            f"the choice {show(address)} ~ {type(d).__name__} at {source} cannot be drawn: its "
-            "sample is not implemented. Draw from a proper distribution with the same support, and "
-            'correct its density with ppl.factor("w", log_weight).'
-        ) from error
+        if is_improper(d):  # it can be given
+            kind = int if d.support.is_discrete else float
+            return jax.ShapeDtypeStruct(d.shape(), jnp.result_type(kind))
+        raise undrawn(address, source, d) from error
     if any(isinstance(c, _jax.Tracer) for c in consts):
         raise UnsupportedError(
             f"the choice {show(address)} ~ {type(d).__name__} at {source} holds a value that is "
@@ -256,6 +273,25 @@ def _draw_like(address: Address, source: str, d: Any, leaves: list[Any], tree: A
             "it an attribute of the distribution, and declare it in pytree_data_fields."
         )
     return draw
+
+
+def is_improper(d: Any) -> bool:
+    """Whether a distribution is an ``ImproperUniform``, which has values and no draws."""
+    while type(d).__name__ in _AROUND:
+        d = d.base_dist
+    return any(k.__name__ == "ImproperUniform" for k in type(d).__mro__)
+
+
+_AROUND = {"Independent", "ExpandedDistribution", "MaskedDistribution"}
+
+
+def undrawn(address: Address, source: str, d: Any) -> UnsupportedError:
+    """The error of a draw from a distribution that has none."""
+    return UnsupportedError(
+        f"the choice {show(address)} ~ {type(d).__name__} at {source} cannot be drawn: its "
+        "sample is not implemented. Draw from a proper distribution with the same support, and "
+        'correct its density with ppl.factor("w", log_weight).'
+    )
 
 
 def flatten_estimator(estimator: Any) -> tuple[list[Any], Opaque]:
@@ -266,8 +302,12 @@ def flatten_estimator(estimator: Any) -> tuple[list[Any], Opaque]:
     return leaves, Opaque(tree)
 
 
+class Noise:
+    """A distribution without parameters, through whose draws no gradient flows."""
+
+
 @jax.tree_util.register_static
-class FreshKey:
+class FreshKey(Noise):
     """The distribution of a new random key."""
 
     def sample(self, key: jax.Array, sample_shape: tuple[int, ...] = ()) -> jax.Array:

@@ -56,6 +56,11 @@ class Entry:
         return any(c.conditional or c.arms for c in self.parts)
 
     @property
+    def optional(self) -> bool:
+        """Whether it may be left out of given values, and is then drawn."""
+        return all(isinstance(c.random, Site) and c.random.role == "optional" for c in self.parts)
+
+    @property
     def branches(self) -> bool:
         """Whether it is one of several choices that is made."""
         return len(self.windows[0]) > 1
@@ -233,6 +238,8 @@ def entries(closed: _jax.ClosedJaxpr) -> list[Entry]:
     factors: dict[Address, list[Choice]] = {}
     for c in choices(closed):
         _check(c)
+        if isinstance(c.random, Site) and c.random.role == "hidden":
+            continue
         same, weights = found.get(c.address), factors.get(c.address)
         weight = isinstance(c.random, Factor)
         if same is not None and not weight and _admit(same, c):
@@ -410,8 +417,10 @@ def match_shapes(
     *,
     exact: bool = True,
     sources: Mapping[Address, str] | None = None,
+    optional: Iterable[Address] = (),
 ) -> Choices:
-    """The given values, checked: addresses known (all present if ``exact``), shapes equal.
+    """The given values, checked: addresses known (all but the ``optional`` ones present if
+    ``exact``), shapes equal.
 
     Raises:
         AddressError: an address is missing or unknown.
@@ -426,7 +435,7 @@ def match_shapes(
                 f"{_jax.user_line()}.{nearest(a, like)} Its addresses: {known}. Rename or remove "
                 "the value: a guide and the data together give these addresses and no others."
             )
-    missing = [a for a in like if a not in given]
+    missing = [a for a in like if a not in given and a not in optional]
     if missing and exact:
         where = f" ({sources[missing[0]]})" if sources else ""
         raise AddressError(
@@ -450,7 +459,9 @@ def match(
     for e in program:
         for a, s in likeness([e]).items():
             sources[a], owner[a], like[a] = e.source, e, s
-    given = flatten(match_shapes(values, like, name, exact=exact, sources=sources))
+    free = {a for a, e in owner.items() if e.optional}
+    given = match_shapes(values, like, name, exact=exact, sources=sources, optional=free)
+    given = flatten(given)
     out: dict[Path, Any] = {}
     for e in program:
         n = len(e.address)

@@ -26,7 +26,7 @@ from ..estimation import inside
 from ..estimation.elements import absent, apart, is_masked
 from ..estimation.flows import base_of, is_one_way, push
 from ..program import marks
-from ..program.choices import Path, abstract_distribution
+from ..program.choices import Choice, Path, abstract_distribution
 from ..program.interpret import Record, entering, interpret
 from ..program.site import Call, Densities, Factor, Site, own_density, per_element, sample_p
 from ..program.sums import sum_over
@@ -125,6 +125,9 @@ def execute(
     fixed = match(program, given, name, exact=exact)
     masked = masked_choices(program)
     sites = [c for e in program for c in e.parts if isinstance(c.random, Site)]
+    for c in sites:
+        if c.site.role == "carried" and c.path in fixed:
+            _refuse_carried(c)
     one_way = {
         c.path for c in sites if c.path not in fixed and is_one_way(abstract_distribution(c))
     }
@@ -137,6 +140,9 @@ def execute(
         if isinstance(choice, Factor):
             weight = sum_over(operands[0])
             return [], (_add(total, weight), _add(selected, weight), *missing), {}
+        if isinstance(choice, Site) and choice.role == "hidden":
+            site = dataclasses.replace(choice, drawn=True)
+            return sample_p.bind(*operands, site=site), acc, {}
         entry = by_path[path]
         address = entry.address
         if isinstance(choice, Site):
@@ -229,6 +235,14 @@ def _refuse_weighted(call: Call, program: Densities) -> NoReturn:
         "has weights (ppl.factor, ppl.observe): its draws come from the program without them, its "
         "density has them, and what is missing would be lost here. Give its value as data; or type "
         "the data as a choice, ppl.sample, and use ppl.normalize(g, data), whose draws have it."
+    )
+
+
+def _refuse_carried(c: Choice) -> NoReturn:
+    raise UnsupportedError(
+        f"{show(c.address)} at {c.source} is a function of noise, whose log density is known "
+        "at its own draws alone, and a value is given for it. Draw it (simulate); for densities at "
+        "given values take a guide that has them."
     )
 
 

@@ -17,6 +17,7 @@ from numpyro.distributions.transforms import biject_to
 
 from .. import _jax
 from ..errors import Address, UnsupportedError, show
+from ..estimation.draws import sampled, vectorised_draw
 from ..estimation.elements import unmasked
 from ..program import opened
 from ..program.choices import Choice, Path, abstract_distribution, abstractly
@@ -51,6 +52,9 @@ def walk(
     ) -> Any:
         if isinstance(choice, Factor):
             return [], acc, {}
+        if isinstance(choice, Site) and choice.role == "hidden":  # noise
+            noise = jax.random.key(0) if key is None else key
+            return [vectorised_draw(choice, operands, noise, sampled)], acc, {}
         entry = by_path[path]
         if isinstance(choice, Site):
             value, made, acc = visit(entry, choice, operands, given.get(path), key, acc)

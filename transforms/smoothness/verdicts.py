@@ -44,6 +44,8 @@ _JUMPING = frozenset(_JUMPING_NAMES.split())
 _SOLVER, _SOLVER_NAME = "experimental/ode.py", "_odeint"
 """What chooses its steps by comparisons; what it is given to solve is the user's."""
 _SAMPLERS = {"sample", "rsample", "sample_with_intermediates"}
+_STATEMENTS = {"primitives", "handlers"}
+"""Modules of numpyro that a statement of a model runs through, to what is done with it."""
 _DENSITIES = {"log_prob", "log_abs_det_jacobian", "_validate_sample"}
 
 
@@ -52,7 +54,7 @@ def of(op: Op) -> str:
     if _is_of_solver(op):
         return SMOOTH
     called = list(_jax.frames(op.origin))
-    numpyro = [c for c in called if c.library == "numpyro"]
+    numpyro = [c for c in called if c.library == "numpyro" and c.module not in _STATEMENTS]
     if marks.is_smooth(op.stack):
         users = not any(c.library in ("numpyro", "ppl") for c in called)
         return _of_marked(op.stack, numpyro, users)

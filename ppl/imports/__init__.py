@@ -1,0 +1,1 @@
+"""Models of NumPyro as programs, and programs as models of NumPyro."""
