@@ -398,6 +398,19 @@ def test_a_network_amortises_a_guide(x64):
         guide.on(model(4), {"x": jnp.zeros(4)})
 
 
+@ppl.gen
+def coin():
+    k = ppl.sample("k", dist.Bernoulli(0.3))
+    ppl.sample("y", dist.Normal(k, 1.0))
+
+
+@pytest.mark.parametrize("name", ["blocks", "flow", "laplace"])
+def test_a_model_of_discrete_choices_alone(name):
+    guide, params = getattr(guides, name)(coin(), {"y": 1.0}, key=KEY)
+    got = [float(guide(params).log_density({"k": k})) for k in (0, 1)]
+    np.testing.assert_allclose(got, np.log(0.5), rtol=1e-6)
+
+
 # --- what is refused ------------------------------------------------------------------------------
 
 

@@ -197,6 +197,12 @@ def with_a_posterior():
     ppl.sample("q", ppl.normalize(mixture(), {"y": jnp.asarray(Y)}, by=ppl.importance(2)))
 
 
+def test_the_sites_of_a_program_with_a_posterior_in_it():
+    sites = with_a_posterior().sites()
+    assert set(sites) == {("q", "mu"), ("q", "s"), ("q", "k")}
+    assert sites["q", "k"].shape == (4,) and sites["q", "k"].distribution is None
+
+
 REFUSED = {
     "discrete": (
         lambda: ppl.unconstrained(mixture(), {"y": Y}),
