@@ -141,16 +141,21 @@ def test_sites(case):
 
 
 def test_a_distribution_that_numpyro_cannot_widen():
+    def two(a):
+        halves = dist.Categorical(jnp.array([0.5, 0.5]))
+        return dist.MixtureSameFamily(halves, dist.Normal(jnp.stack([a, -a]), 1.0))
+
     @ppl.gen
     def program():
-        jax.vmap(lambda a: ppl.sample("b", dist.Beta(a, 2.0)))(jnp.array([1.0, 3.0]))
+        jax.vmap(lambda a: ppl.sample("b", two(a)))(jnp.array([1.0, 3.0]))
 
-    d = program().sites()["b"].distribution
+    d = program().sites({"b": jnp.array([0.2, 0.7])})["b"].distribution
     assert jax.eval_shape(lambda key: d.sample(key, (5,)), KEY).shape == (5, 2)
-    value = jax.random.uniform(KEY, (5, 2))
-    assert d.support is constraints.unit_interval
-    each = dist.Beta(jnp.array([1.0, 3.0]), 2.0).log_prob(value)
-    np.testing.assert_allclose(d.log_prob(value), each, rtol=1e-5)
+    assert d.support is constraints.real
+    value = np.linspace(-2.0, 3.0, 10).reshape(5, 2)
+    a = np.array([1.0, 3.0])
+    each = np.log(0.5 * (norm.pdf(value, a) + norm.pdf(value, -a)))
+    np.testing.assert_allclose(d.log_prob(jnp.asarray(value)), each, rtol=1e-5)
 
 
 # --- discrete choices, marginals ------------------------------------------------------------------
@@ -195,6 +200,12 @@ def on_a_sphere():
 @ppl.gen
 def with_a_posterior():
     ppl.sample("q", ppl.normalize(mixture(), {"y": jnp.asarray(Y)}, by=ppl.importance(2)))
+
+
+def test_the_sites_of_a_program_with_a_posterior_in_it():
+    sites = with_a_posterior().sites()
+    assert set(sites) == {("q", "mu"), ("q", "s"), ("q", "k")}
+    assert sites["q", "k"].shape == (4,) and sites["q", "k"].distribution is None
 
 
 REFUSED = {

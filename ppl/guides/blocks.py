@@ -134,8 +134,8 @@ def _places(space: Space, groups: Sequence[Sequence[Address]]) -> list[np.ndarra
             )
         ((n,),) = sizes
         out.append(np.concatenate([_numbers(space, a).reshape(n, -1) for a in group], axis=1))
-    left = [_numbers(space, a) for a in space.slices if a in rest]
-    return [*out, np.concatenate(left)[None]] if left else out
+    left = [np.zeros(0, int), *(_numbers(space, a) for a in space.slices if a in rest)]
+    return [*out, np.concatenate(left)[None]]
 
 
 def _numbers(space: Space, a: Address) -> np.ndarray:

@@ -80,10 +80,12 @@ def laplace(g: Generative, data: Choices, *, key: jax.Array) -> Made:
         UnsupportedError: as :func:`full_rank`; or no mode is found.
     """
     space, point, discrete = start(g, data, key, "ppl.guides.laplace")
+    if not space.size:
+        return made("laplace", space, FullRank(0), jnp.zeros(0), discrete, 1.0)
     target = _target(space, discrete)
     u = jax.jit(lambda u: _mode(target, u))(space.join(point))
     precision = -jax.jit(jax.hessian(target))(u)
-    tril = jnp.linalg.cholesky(jnp.linalg.inv(precision)) if space.size else precision
+    tril = jnp.linalg.cholesky(jnp.linalg.inv(precision))
     off = tril.T @ jax.jit(jax.grad(target))(u)  # how far the mode is, in standard deviations
     if not isinstance(off, _jax.Tracer) and not np.all(np.abs(off) < 0.01):
         raise UnsupportedError(
@@ -140,7 +142,7 @@ def _mode(log_density: Any, u: jax.Array) -> jax.Array:
         along = axes.T @ jax.grad(log_density)(u)
         move = axes @ (along / (jnp.abs(curvature) + damping))
         better = log_density(u + move) >= log_density(u)
-        moved = jnp.max(jnp.abs(move), initial=0.0) > TOLERANCE * (1.0 + jnp.max(jnp.abs(u)))
+        moved = jnp.max(jnp.abs(move)) > TOLERANCE * (1.0 + jnp.max(jnp.abs(u)))
         damping = jnp.where(better, 0.2 * damping, 5.0 * damping)
         return jnp.where(better, u + move, u), damping, i + 1, moved
 

@@ -131,13 +131,14 @@ class Guide(Generative):
                 log_q = jnp.where(allowed & ~jnp.isnan(log_q), log_q, -jnp.inf)
             return Execution(z, z, log_q, log_q, made=run.made)
         run = self._base.execute({})
-        z, log_jacobian = run.retval
+        z, log_jacobian, _ = run.retval
         log_q = run.log_density - log_jacobian
         return Execution(z, z, log_q, jnp.zeros_like(log_q), made=run.made)
 
     @functools.cached_property
     def _base(self) -> Program:
-        """The program of the coordinates; it returns the choices and the log Jacobian."""
+        """The program of the coordinates; it returns the choices, the log Jacobian, and what it
+        draws beforehand."""
         closed, consts, out = _jax.trace(self._run)
         closed = _jax.live(closed)
         tree = jax.tree.structure(out)
@@ -145,20 +146,21 @@ class Guide(Generative):
         base.name = self.name
         return base
 
-    def _run(self) -> tuple[dict[str, Any], jax.Array]:
+    def _run(self) -> tuple[dict[str, Any], jax.Array, list[jax.Array]]:
         family, space = self._family, self._space
         params = family.own(self._params)
         parts: dict[Address, Any] = {}
-        total = jnp.zeros(())
+        total, drawn = jnp.zeros(()), []
         if family.joint is not None:
             own = self._params["continuous"]
             x = _sample(family.label, family.joint.law(own), None, _jax.user_line())
             u, total = family.joint.push(own, x)
-            parts = dict(space.split(u))
+            parts, drawn = dict(space.split(u)), [x]
         for a in params:
             c = family.coordinates[a]
             if not c.inside:
                 parts[a] = _sample(a, c.law(None, params[a]), None, c.entry.source)
+                drawn.append(parts[a])
 
         def visit(entry: Entry, site: Site, operands: Any, given: Any, key: Any, acc: Any) -> Any:
             c = family.coordinates.get(entry.address)
@@ -173,7 +175,7 @@ class Guide(Generative):
 
         inside = {a: params[a] for a, c in family.coordinates.items() if c.inside}
         made, _, total = space.walk(visit, {}, {**parts, **inside}, acc=total)
-        return nest((a, made[a]) for a in space.like), total
+        return nest((a, made[a]) for a in space.like), total, drawn
 
     def _preimage(self, choices: Choices) -> tuple[dict[Address, Any], jax.Array]:
         """The choices of the program of the coordinates; and whether all are in their supports."""

@@ -14,6 +14,7 @@ from numpyro.distributions.batch_util import promote_batch_shape
 from transforms import _jax
 from transforms.errors import Address
 from transforms.estimation.draws import sampled, vectorised_draw
+from transforms.gradient.seed import seeded
 from transforms.program.site import Site, per_element
 from transforms.runs.addresses import Entry, flatten, likeness, match
 from transforms.runs.walk import walk
@@ -79,8 +80,8 @@ def sites(
         return value, _broadcast(site, operands), acc
 
     def run(args: Sequence[Any], given: Any, key: jax.Array) -> Any:
-        made, _, _ = walk(written.closed, args, written.entries, visit, given=given, key=key)
-        return made
+        state: dict[str, Any] = {"given": given, "key": key, "seeded": seeded}
+        return walk(written.closed, args, written.entries, visit, **state)[0]
 
     made = jax.jit(run)(list(written.args), given, jax.random.key(0))
     out: dict[str | Address, ProgramSite] = {}

@@ -38,8 +38,12 @@ def walk(
     given: Record,
     key: Any = None,
     acc: Any = None,
+    seeded: Callable[..., list[Any]] | None = None,
 ) -> tuple[dict[Address, Any], dict[Address, jax.Array], Any]:
     """Run a program with the values that ``visit`` says.
+
+    ``seeded(jaxpr, operands, key)`` draws the choices of a nested program that is known by its
+    densities; without it, such choices have to be given.
 
     Returns what it records, by address and as a user sees it (trees of arrays with the axes around
     the choice in front); whether the choices in branches are in one that is taken; and ``acc``.
@@ -60,7 +64,11 @@ def walk(
             value, made, acc = visit(entry, choice, operands, given.get(path), key, acc)
             outs = [value.astype(choice.dtype)]
         else:
-            outs, made = _call(choice, operands, given.get(path))
+            value = given.get(path)
+            if value is None and seeded is not None:
+                outs, made = _drawn(choice, seeded(choice.program.simulate, operands, key))
+            else:
+                outs, made = _call(choice, operands, value)
         return outs, acc, {path: (made, choice.taken(operands)) if entry.conditional else made}
 
     _, acc, made = interpret(closed, args, rule, key=key, given=given, acc=acc)
@@ -81,6 +89,13 @@ def _call(call: Any, operands: Sequence[Any], given: Any) -> tuple[list[Any], An
         )
     outs = _jax.evaluate(p.log_density, *operands, *jax.tree.leaves(given))
     return outs[: p.n_retval], given
+
+
+def _drawn(call: Any, outs: list[Any]) -> tuple[list[Any], Any]:
+    p = call.program
+    return outs[: p.n_retval], jax.tree.unflatten(
+        jax.tree.structure(p.choices), outs[p.n_retval : -1]
+    )
 
 
 # --- the bijection of a support ------------------------------------------------------------------
