@@ -11,9 +11,9 @@ inner product is a sum of products. The tail goes into ``jit`` and ``checkpoint`
 ``scan`` where it adds up in the carry or stacks its outputs: the leaves of all steps are stacked
 then, and what only adds up is no carry any more.
 
-For draws x f32[n] and y, ``f = jnp.sum(w * x**2) / n + 3 * y`` has the leaves ``x**2`` and ``y``, with
-the coefficients ``w / n`` and 3: two terms, ``w / n * x**2`` f32[n], each element of which depends on
-its own draw, and ``3 * y``.
+For draws x f32[n] and y, ``f = jnp.sum(w * x**2) / n + 3 * y`` has the leaves ``x**2`` and ``y``,
+with the coefficients ``w / n`` and 3: two terms, ``w / n * x**2`` f32[n], each element of which
+depends on its own draw, and ``3 * y``.
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@ a plate are summed out by themselves, and what remains is multiplied over the pl
 elimination, Obermeyer et al. 2019); a chain is summed out by the forward recursion, T K^2 in place
 of K^T.
 
-For k and a plate of n values z, f = sum_i (a[z_i] + b[i, z_i, k]) is summed over z_i first, for each
-i and k, m[i, k] = log sum_z exp(a[z] + b[i, z, k]); then over k, log sum_k exp(sum_i m[i, k]): K^2 n
-numbers in place of K^(n + 1).
+For k and a plate of n values z, f = sum_i (a[z_i] + b[i, z_i, k]) is summed over z_i first, for
+each i and k, m[i, k] = log sum_z exp(a[z] + b[i, z, k]); then over k, log sum_k exp(sum_i m[i, k]):
+K^2 n numbers in place of K^(n + 1).
 """
 
 from __future__ import annotations

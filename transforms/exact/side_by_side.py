@@ -4,6 +4,10 @@ What a ``scan`` over a chain computes in one step depends on the digits there an
 carry, on those one step before. So a program is run in two *worlds*: its variables at their digits,
 and one step before. Where a loop is entered, the carry that comes from the chain is what the other
 world makes of it, and no step waits for another.
+
+In a chain of z with carry c_t = g(z_t), a step that adds f(c, z_t) runs once for all steps t and
+digits: z_t at digits i, c at g of the digits j of the step before. So f is a table f32[T, K, K],
+and only the sum over it is a recursion.
 """
 
 from __future__ import annotations
