@@ -27,7 +27,8 @@ MAX_EVENT = 20
 
 
 @final
-@jax.tree_util.register_dataclass
+# static, not a dataclass: JAX takes the trees of all dataclasses without fields for equal
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Enum(Enumerated):
     """All values of a finite support; see the module docstring."""

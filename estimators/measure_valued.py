@@ -48,7 +48,8 @@ from .enumeration import mass, success
 
 
 @final
-@jax.tree_util.register_dataclass
+# static, not a dataclass: JAX takes the trees of all dataclasses without fields for equal
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class MVD(Continued):
     """Measure-valued derivatives; see the module docstring."""

@@ -27,7 +27,8 @@ from . import implicit
 
 
 @final
-@jax.tree_util.register_dataclass
+# static, not a dataclass: JAX takes the trees of all dataclasses without fields for equal
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Reparam(InPlace):
     """Pathwise derivative of the draw; see the module docstring."""

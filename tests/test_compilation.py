@@ -179,3 +179,18 @@ def test_without_jit_estimates_are_the_same():
     with jax.disable_jit():
         bare = grad(KEY, 0.3)
     assert jnp.allclose(bare, grad(KEY, 0.3), rtol=1e-5)
+
+
+def test_an_estimator_as_an_argument_is_not_taken_for_another():
+    @ppl.expectation
+    def f(m, estimator):
+        return ppl.sample("x", dist.Normal(m, 1.0), estimator) ** 2
+
+    for estimator in ESTIMATORS.values():
+
+        @ppl.expectation
+        def alone(m, estimator=estimator):
+            return ppl.sample("x", dist.Normal(m, 1.0), estimator) ** 2
+
+        expected = alone.grad(KEY, 1.0, samples=2)
+        assert jnp.allclose(f.grad(KEY, 1.0, estimator, samples=2), expected, rtol=1e-5)

@@ -1,7 +1,7 @@
 """``ppl.plots``: pictures of fits and posteriors. Each returns a matplotlib figure.
 
 matplotlib is imported by the first picture, not by ``import ppl``, and ``pyplot`` never: a figure
-shows in a notebook, and is written by ``figure.savefig("fit.png")``.
+shows in a notebook after ``%matplotlib inline``, and is written by ``figure.savefig("fit.png")``.
 """
 
 from __future__ import annotations
