@@ -27,8 +27,7 @@ MAX_EVENT = 20
 
 
 @final
-# static, not a dataclass: JAX takes the trees of all dataclasses without fields for equal
-@jax.tree_util.register_static
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Enum(Enumerated):
     """All values of a finite support; see the module docstring."""

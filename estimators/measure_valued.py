@@ -48,8 +48,7 @@ from .enumeration import mass, success
 
 
 @final
-# static, not a dataclass: JAX takes the trees of all dataclasses without fields for equal
-@jax.tree_util.register_static
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class MVD(Continued):
     """Measure-valued derivatives; see the module docstring."""

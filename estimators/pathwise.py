@@ -27,8 +27,7 @@ from . import implicit
 
 
 @final
-# static, not a dataclass: JAX takes the trees of all dataclasses without fields for equal
-@jax.tree_util.register_static
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Reparam(InPlace):
     """Pathwise derivative of the draw; see the module docstring."""

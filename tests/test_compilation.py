@@ -1,5 +1,7 @@
 """What is compiled: its size does not grow with loops, and nothing is traced or paid for twice."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -194,3 +196,24 @@ def test_an_estimator_as_an_argument_is_not_taken_for_another():
 
         expected = alone.grad(KEY, 1.0, samples=2)
         assert jnp.allclose(f.grad(KEY, 1.0, estimator, samples=2), expected, rtol=1e-5)
+
+
+def test_an_argument_is_not_taken_for_one_of_another_class():
+    """To JAX the trees of dataclasses without fields are equal."""
+
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass(frozen=True)
+    class One:
+        value = 1.0
+
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass(frozen=True)
+    class Two:
+        value = 2.0
+
+    @ppl.expectation
+    def f(m, kind):
+        return kind[0].value * ppl.sample("x", dist.Normal(m, 1.0))
+
+    assert [f.grad(KEY, 0.3, (k,)) for k in (One(), Two(), One())] == [1.0, 2.0, 1.0]
+    assert jnp.allclose(2 * f.value(KEY, 0.3, (One(),)), f.value(KEY, 0.3, (Two(),)))

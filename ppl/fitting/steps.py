@@ -25,7 +25,7 @@ from transforms.errors import NonFiniteError, UnsupportedError
 from transforms.gradient.nonfinite import first_nonfinite
 from transforms.plan.assignment import assign
 
-from ..objectives.expectation import Expectation, is_array, join, split
+from ..objectives.expectation import Expectation, Form, is_array, join, split
 from .averaging import include, narrow
 from .content import ByContent, arguments_of, reachable
 
@@ -61,7 +61,7 @@ class Loop:
     optimizer: ByContent
     direction: int
     samples: int
-    tree: Any
+    tree: Form
     static: Any
     trained: tuple[bool, ...]
     chunk: int
@@ -83,13 +83,13 @@ class Loop:
     @property
     def _given_one(self) -> bool:
         leaves = range(self.tree.num_leaves)
-        return not isinstance(jax.tree.unflatten(self.tree, leaves)[0], optax.LookaheadParams)
+        return not isinstance(self.tree.unflatten(leaves)[0], optax.LookaheadParams)
 
     def join(self, values: Any, fixed: list[Any]) -> tuple[Any, tuple[Any, ...], Any]:
         """Parameters, arguments and batch function."""
         left, rest = iter(jax.tree.leaves(values)), iter(fixed)
         arrays = [next(left if t else rest) for t in self.trained]
-        return jax.tree.unflatten(self.tree, join(arrays, self.static))
+        return self.tree.unflatten(join(arrays, self.static))
 
     def params(self, state: State, fixed: list[Any]) -> Any:
         return self.join(self.settled(state), fixed)[0]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, final
 
 import jax
@@ -180,7 +181,7 @@ class Expectation:
             argnums=nums,
             strict=self.strict or is_strict(),  # so that what is compiled already is checked again
         )
-        full, _ = jax.tree.unflatten(tree, join(grads, tuple((i, None) for i, _ in static)))
+        full, _ = tree.unflatten(join(grads, tuple((i, None) for i, _ in static)))
         return value, full[nums] if isinstance(nums, int) else tuple(full[i] for i in nums)
 
     def grad(
@@ -237,7 +238,7 @@ class Expectation:
         lost: list[Finding] = []
         shapes = any(isinstance(a, jax.ShapeDtypeStruct | _jax.Tracer) for a in arrays)
         if not shapes and any(check.rounds for check, _ in seen):
-            bound, keywords = jax.tree.unflatten(tree, join(arrays, static))
+            bound, keywords = tree.unflatten(join(arrays, static))
             lost = lost_draws(*self.trace(*bound, **keywords)[:2])
         return explain(self.name, traced, seen, kinks, lost)
 
@@ -314,7 +315,7 @@ class Expectation:
         return given.args, given.kwargs
 
     def _value_flat(self, key: Any, arrays: Any, *, static: Any, tree: Any, samples: int) -> Any:
-        args, kwargs = jax.tree.unflatten(tree, join(arrays, static))
+        args, kwargs = tree.unflatten(join(arrays, static))
         return self.surrogate(key, *args, samples=samples, **kwargs)
 
     def _value_and_grad_flat(
@@ -329,7 +330,7 @@ class Expectation:
         strict: bool,
         report: Any = None,
     ) -> Any:
-        args, _ = jax.tree.unflatten(tree, join(arrays, static))
+        args, _ = tree.unflatten(join(arrays, static))
         wanted = {argnums} if isinstance(argnums, int) else set(argnums)
         wanted = {i % len(args) for i in wanted} if args else wanted
         owner = [i for i, a in enumerate(args) for _ in jax.tree.leaves(a)]
@@ -340,7 +341,7 @@ class Expectation:
         def f(chosen: list[Any]) -> Any:
             left = iter(chosen)
             full = [next(left) if w else a for a, w in zip(arrays, which, strict=True)]
-            args, kwargs = jax.tree.unflatten(tree, join(full, static))
+            args, kwargs = tree.unflatten(join(full, static))
             return self.surrogate(key, *args, samples=samples, report=report, **kwargs)
 
         chosen = [a for a, w in zip(arrays, which, strict=True) if w]
@@ -408,8 +409,8 @@ def is_array(leaf: Any) -> bool:
     )
 
 
-def split(tree: Any) -> tuple[list[Any], tuple[tuple[int, Any], ...], Any]:
-    """Arrays, static leaves by position, and the tree of a pytree."""
+def split(tree: Any) -> tuple[list[Any], tuple[tuple[int, Any], ...], Form]:
+    """Arrays, static leaves by position, and the form of a pytree."""
     leaves, structure = jax.tree.flatten(tree)
     arrays = [v for v in leaves if is_array(v)]
     static = tuple((i, v) for i, v in enumerate(leaves) if not is_array(v))
@@ -422,7 +423,31 @@ def split(tree: Any) -> tuple[list[Any], tuple[tuple[int, Any], ...], Any]:
                 "nor hashable, so it can be no input of compiled code. Close over it, give an "
                 "array, or register its type as a pytree."
             ) from None
-    return arrays, static, structure
+    return arrays, static, Form(structure, tuple(_classes(structure)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """The tree of a pytree and the classes in it: to JAX trees of different dataclasses with like
+    fields are equal, and two that have none are one key of its caches."""
+
+    tree: Any
+    classes: tuple[Any, ...]
+
+    @property
+    def num_leaves(self) -> int:
+        return self.tree.num_leaves
+
+    def unflatten(self, leaves: Sequence[Any]) -> Any:
+        return jax.tree.unflatten(self.tree, leaves)
+
+
+def _classes(tree: Any) -> Iterator[Any]:
+    data = tree.node_data()
+    if data is not None:
+        yield data[0]
+        for child in tree.children():
+            yield from _classes(child)
 
 
 def join(arrays: Sequence[Any], static: Sequence[tuple[int, Any]]) -> list[Any]:
