@@ -78,6 +78,7 @@ __all__ = [
     "user_line",
     "while_p",
     "with_equations",
+    "with_operands_of",
     "wrap_batcher",
 ]
 
@@ -197,6 +198,22 @@ def open_jaxpr(
 def evaluate(closed: ClosedJaxpr, *args: Any) -> list[Any]:
     """Evaluate a jaxpr as ordinary JAX code."""
     return jaxpr_as_fun(closed)(*args)
+
+
+def with_operands_of(programs: Sequence[ClosedJaxpr], counts: Sequence[int]) -> list[ClosedJaxpr]:
+    """Programs with leading operands of their own, made to take those of all of them."""
+    out = []
+    total = sum(counts)
+    own = [a for p, n in zip(programs, counts, strict=True) for a in p.in_avals[:n]]
+    for i, (p, n) in enumerate(zip(programs, counts, strict=True)):
+        start = sum(counts[:i])
+
+        def f(*xs: Any, p: Any = p, start: int = start, n: int = n) -> list[Any]:
+            return evaluate(p, *xs[start : start + n], *xs[total:])
+
+        avals = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in [*own, *p.in_avals[n:]]]
+        out.append(trace(f, *avals)[0])
+    return out
 
 
 def live(closed: ClosedJaxpr) -> ClosedJaxpr:

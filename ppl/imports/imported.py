@@ -14,7 +14,7 @@ from numpyro.infer import autoguide
 
 from transforms import _jax
 from transforms.errors import AddressError, UnsupportedError, describe, show
-from transforms.program.site import is_improper
+from transforms.program.improper import is_improper
 from transforms.runs.addresses import flatten
 from transforms.runs.execute import Execution
 

@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from transforms import _jax
 from transforms.errors import Address, AddressError, UnsupportedError, nearest, show
-from transforms.program.site import Call, Densities, call_p, with_operands_of
+from transforms.program.site import Call, Densities, call_p
 from transforms.runs.addresses import flatten
 from transforms.runs.execute import (
     LOG_DENSITY,
@@ -229,7 +229,9 @@ class Generative(abc.ABC):
             return retval, value
 
         den, den_consts, _ = _jax.trace(density, *leaves)
-        simulate, log_density = with_operands_of([sim, den], [len(sim_consts), len(den_consts)])
+        simulate, log_density = _jax.with_operands_of(
+            [sim, den], [len(sim_consts), len(den_consts)]
+        )
         n = len(jax.tree.leaves(retval))
         masked = tuple(sorted(self.masked))
         program = Densities(simulate, log_density, n, choices, self.name, masked, self.weighted)

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..program.site import Axis, Site, element_keys, per_element, undrawn
+from ..program.improper import undrawn
+from ..program.site import Axis, Site, element_keys, per_element
 from . import rounding
 
 SAMPLES = "ppl.samples"

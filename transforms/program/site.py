@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from .. import _jax
 from ..errors import Address, KeyRequiredError, UnsupportedError, show
 from . import opened
+from .improper import is_improper, undrawn
 
 PyTree = Any
 
@@ -275,25 +276,6 @@ def _draw_like(address: Address, source: str, d: Any, leaves: list[Any], tree: A
     return draw
 
 
-def is_improper(d: Any) -> bool:
-    """Whether a distribution is an ``ImproperUniform``, which has values and no draws."""
-    while type(d).__name__ in _AROUND:
-        d = d.base_dist
-    return any(k.__name__ == "ImproperUniform" for k in type(d).__mro__)
-
-
-_AROUND = {"Independent", "ExpandedDistribution", "MaskedDistribution"}
-
-
-def undrawn(address: Address, source: str, d: Any) -> UnsupportedError:
-    """The error of a draw from a distribution that has none."""
-    return UnsupportedError(
-        f"the choice {show(address)} ~ {type(d).__name__} at {source} cannot be drawn: its "
-        "sample is not implemented. Draw from a proper distribution with the same support, and "
-        'correct its density with ppl.factor("w", log_weight).'
-    )
-
-
 def flatten_estimator(estimator: Any) -> tuple[list[Any], Opaque]:
     """The arrays of an estimator, which are operands, and the rest, which is a parameter."""
     leaves, tree = jax.tree.flatten(estimator)
@@ -506,21 +488,3 @@ def _keyless_expectation(name: str, source: str) -> NoReturn:
         f"another @ppl.expectation, {name}(...) is one unbiased draw of it; elsewhere use "
         f"{name}.value(key, ...) or {name}.value_and_grad(key, ...), which pass a key."
     )
-
-
-def with_operands_of(
-    programs: Sequence[_jax.ClosedJaxpr], counts: Sequence[int]
-) -> list[_jax.ClosedJaxpr]:
-    """Programs with leading operands of their own, made to take those of all of them."""
-    out = []
-    total = sum(counts)
-    own = [a for p, n in zip(programs, counts, strict=True) for a in p.in_avals[:n]]
-    for i, (p, n) in enumerate(zip(programs, counts, strict=True)):
-        start = sum(counts[:i])
-
-        def f(*xs: Any, p: Any = p, start: int = start, n: int = n) -> list[Any]:
-            return _jax.evaluate(p, *xs[start : start + n], *xs[total:])
-
-        avals = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in [*own, *p.in_avals[n:]]]
-        out.append(_jax.trace(f, *avals)[0])
-    return out

@@ -23,7 +23,6 @@ from ..program.site import (
     factor_p,
     flatten_estimator,
     sample_p,
-    with_operands_of,
 )
 
 
@@ -84,7 +83,7 @@ def _inside(call: Call, table: Mapping[Address, Estimator], prefix: Address) -> 
     traced, consts = zip(*(_rewritten(jaxpr, table, prefix) for jaxpr in jaxprs), strict=True)
     if isinstance(program, Body):
         return Body(traced[0]), consts[0]
-    simulate, log_density = with_operands_of(traced, [len(c) for c in consts])
+    simulate, log_density = _jax.with_operands_of(traced, [len(c) for c in consts])
     return (
         dataclasses.replace(program, simulate=simulate, log_density=log_density),
         [*consts[0], *consts[1]],
