@@ -1,12 +1,14 @@
 """What the tests share; the statistical test itself is in ``ztest.py``.
 
-The tests compile thousands of small programs and hardly run them, so XLA compiles cheaply.
+The tests compile thousands of small programs and hardly run them, so XLA compiles cheaply and
+random bits are a short hash.
 """
 
 import gc
 import importlib.metadata
 import os
 
+import bits  # noqa: F401  quick random bits
 import jax
 import pytest
 

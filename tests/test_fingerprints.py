@@ -1,13 +1,15 @@
 """What value and gradient of some programs cost, exactly: a net under changes of the inside.
 
 ``python tests/test_fingerprints.py --write`` renews ``fingerprints.txt``; a commit that changes it
-says why. The numbers are those of the program as it is lowered, before XLA optimizes.
+says why. The numbers are those of the program as it is lowered, before XLA optimizes, with the
+random bits of the tests.
 """
 
 import argparse
 import pathlib
 import sys
 
+import bits  # noqa: F401  those of the tests
 import jax
 import pytest
 
