@@ -42,7 +42,7 @@ from ..estimation.draws import SAMPLES, Context, Watch, draw, own_key, sampled
 from ..estimation.elements import apart, element_shape, value_and_mass
 from ..estimation.estimator import Continued, Enumerated, InPlace, magic_box, refuse_rounding
 from ..estimation.rounding import as_finite, rounding_parts
-from ..plan.layout import Elements, Layout, Mass, laws, onto, times
+from ..plan.layout import Elements, Layout, Mass, Scores, laws, onto, times
 from ..program import marks
 from ..program.choices import Path
 from ..program.interpret import Record, Steps, entering, interpret
@@ -91,12 +91,12 @@ def scope(
         outs, made = run(args, key, given, resumable=bool(continued))
         terms, others = outs[: len(layout.terms)], outs[len(layout.terms) :]
         weights = laws(layout, made)
-        scores = {s.path: made[s.path]["score"] for s in layout.of(InPlace)}
+        scores = Scores({s.path: made[s.path]["score"] for s in layout.of(InPlace)})
         values: list[list[Any]] = [[] for _ in grids]
         payoffs: dict[Path, list[list[Any]]] = {p: [[] for _ in reach[p]] for p in reach}
         for t, d, grid in layout.grouped(terms):
             weighted = times(layout.law(d, t.ndim, weights), t)
-            score = layout.score(d, t.ndim, scores)
+            score = scores.sum(d, t.ndim)
             value = weighted if score is None else weighted * magic_box(score)
             values[grids.index(grid)].append(sum_over(value))
             for s in baselines:
@@ -105,7 +105,7 @@ def scope(
                     payoffs[s.path][reach[s.path].index(grid)].append(part)
         for s in entropic:  # a baseline that cancels the derivative of its own log density
             law = layout.law(s.parameters, len(s.shape), weights)
-            cancelled = times(law, 1.0 - magic_box(scores[s.path]))
+            cancelled = times(law, 1.0 - magic_box(scores.of[s.path]))
             values[grids.index(layout.on_grid(s.parameters))].append(s.own * sum_over(cancelled))
         parts = {}
         for s in baselines:

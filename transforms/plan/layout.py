@@ -201,18 +201,38 @@ class Layout:
         ]
         return functools.reduce(jnp.multiply, parts) if parts else None
 
-    def score(self, dependence: Dependence, ndim: int, scores: Mapping[Path, Any]) -> Any:
-        """The sum of the scores that something of ``ndim`` axes depends on, None if on none."""
-        parts = []
-        for path, score in scores.items():
+
+class Scores:
+    """The scores of a scope's choices, by their elements, and their sums.
+
+    Sums share what they begin with: in a chain each term depends on all choices before it, and the
+    sums together are as long as the chain.
+    """
+
+    def __init__(self, scores: Mapping[Path, Any]) -> None:
+        self.of = scores
+        self._begun: dict[int, Any] = {}
+
+    def sum(self, dependence: Dependence, ndim: int) -> Any:
+        """Of those that something of ``ndim`` axes depends on, None if on none."""
+        total, begun = None, self._begun.setdefault(ndim, {})
+        for path in self.of:
             if path in dependence:
-                for axis, along in enumerate(dependence[path]):
-                    if along is None:
-                        score = jnp.sum(score, axis=axis, keepdims=True)
-                    elif along.lag:
-                        score = jnp.cumsum(score, axis=axis)
-                parts.append(aligned(score, dependence[path], ndim))
-        return functools.reduce(jnp.add, parts) if parts else None
+                along = dependence[path]
+                if (path, along) not in begun:
+                    part = self._part(path, along, ndim)
+                    begun[path, along] = (part if total is None else total + part), {}
+                total, begun = begun[path, along]
+        return total
+
+    def _part(self, path: Path, along: Sequence[Along | None], ndim: int) -> jax.Array:
+        score = self.of[path]
+        for axis, a in enumerate(along):
+            if a is None:
+                score = jnp.sum(score, axis=axis, keepdims=True)
+            elif a.lag:
+                score = jnp.cumsum(score, axis=axis)
+        return aligned(score, along, ndim)
 
 
 class Mass(NamedTuple):
