@@ -98,6 +98,29 @@ def test_reads_at_the_same_places(name):
         assert not any(map(batches, equations(once, "gather")))
 
 
+@pytest.mark.parametrize("name", READS)
+@pytest.mark.parametrize("along", [{0}, {1}, {0, 1}])
+def test_one_array_is_read_at_different_places(name, along):
+    """The array is the same along some axes, and has size 1 there in the new program; places are
+    the same along others or nowhere. Values and derivatives to rounding."""
+    read, shape, _ = READS[name]
+    a = jnp.broadcast_to(
+        A[tuple(slice(0, 1) if i in along else slice(None) for i in (0, 1))], A.shape
+    )
+    k = jax.random.randint(jax.random.key(1), shape, 0, 3)
+    closed = jax.make_jaxpr(read)(a, k)
+    for same in (frozenset(), frozenset({0, 1} - along) & frozenset(range(len(shape)))):
+        for axis in same:
+            k = jnp.broadcast_to(jax.lax.slice_in_dim(k, 0, 1, axis=axis), shape)
+        once = compress(closed, [frozenset(along), same])
+        run = lambda a, k, once=once: _jax.evaluate(once, a, k)[0]
+        np.testing.assert_array_equal(run(a, k), read(a, k))
+        loss = lambda f, k=k: jax.grad(lambda x: jnp.sum(jnp.sin(f(x + 0 * a, k))))(a[:1, :1])
+        np.testing.assert_allclose(loss(run), loss(read), rtol=1e-5, atol=1e-6)
+    if along == {0, 1}:
+        assert not any(map(batches, equations(once, "gather")))
+
+
 def test_no_place_that_differs_is_taken_for_another():
     """Without a claim that the places are the same, nothing changes."""
     read, *_ = READS["an element of each row"]
@@ -119,3 +142,72 @@ def test_a_plate_with_logits_of_its_own_is_differentiated_by_rows():
     np.testing.assert_allclose(f.grad(KEY, logits), exact, rtol=1e-4, atol=1e-6)
     found = equations(jax.make_jaxpr(lambda l: f.grad(KEY, l))(logits), "scatter-add")
     assert found and not any(e.params["dimension_numbers"].operand_batching_dims for e in found)
+
+
+# --- topic models: words read the logits of their topic -------------------------------------------
+
+WORDS = np.random.default_rng(0).integers(0, 11, (3, 7))
+LOGITS = np.random.default_rng(1).normal(size=(4, 11)).astype("float32")
+THETA = np.random.default_rng(2).dirichlet(np.ones(4), 3).astype("float32")
+
+
+def word(theta, logits):
+    topic = ppl.sample("topic", dist.Categorical(theta))
+    ppl.sample("word", dist.Categorical(logits=logits[topic]))
+
+
+@ppl.gen
+def topics(logits):
+    each = lambda theta: jax.vmap(lambda _: word(theta, logits))(jnp.arange(7))
+    jax.vmap(each)(jnp.asarray(THETA))
+
+
+def summed_out(logits, _):
+    words = {"word": jnp.asarray(WORDS)}
+    return ppl.marginal(topics(logits), ["word"], ppl.enumeration()).log_density(words)
+
+
+def summed_out_by_hand(logits, _):
+    log_p = jax.nn.log_softmax(logits)
+    terms = jnp.log(THETA)[:, None] + log_p.T[jnp.asarray(WORDS)]
+    return jax.nn.logsumexp(terms, -1).sum()
+
+
+@ppl.gen
+def assigned(r):
+    one = lambda r: ppl.sample("topic", dist.Categorical(logits=r), ppl.enum())
+    jax.vmap(jax.vmap(one))(r)
+
+
+@ppl.expectation
+def in_the_guide(logits, r):
+    q = assigned(r).simulate()
+    choices = ppl.merge(q.choices, {"word": jnp.asarray(WORDS)})
+    return topics(logits).log_density(choices) - q.log_density
+
+
+def in_the_guide_by_hand(logits, r):
+    log_p, log_q = jax.nn.log_softmax(logits), jax.nn.log_softmax(r)
+    terms = jnp.log(THETA)[:, None] + log_p.T[jnp.asarray(WORDS)] - log_q
+    return jnp.sum(jnp.exp(log_q) * terms)
+
+
+@pytest.mark.parametrize(
+    ("ours", "by_hand", "most"),
+    [
+        (summed_out, summed_out_by_hand, 1.1),
+        (lambda *args: in_the_guide.surrogate(KEY, *args), in_the_guide_by_hand, 1.3),
+    ],
+    ids=["summed out", "in the guide"],
+)
+def test_a_topic_model_costs_what_it_costs_by_hand(ours, by_hand, most):
+    """Under two plates the logits of a topic are normalised once, not for each word: exp and log
+    are taken of no more numbers than by hand, but for ``most`` times."""
+    args = jnp.asarray(LOGITS), jax.random.normal(KEY, (3, 7, 4))
+    ours, by_hand = (jax.jit(jax.value_and_grad(f, (0, 1))) for f in (ours, by_hand))
+    (value, slopes), (exact, exact_slopes) = ours(*args), by_hand(*args)
+    np.testing.assert_allclose(value, exact, rtol=1e-5)
+    for a, b in zip(slopes, exact_slopes, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    costs = [f.lower(*args).cost_analysis()["transcendentals"] for f in (ours, by_hand)]
+    assert costs[0] <= most * costs[1]

@@ -133,10 +133,8 @@ def _compressed(
         if eqn.primitive is _jax.jit_p:
             inner = [env.get(v, NO) if isinstance(v, _jax.Var) else NO for v in eqn.invars]
             outs = _compressed(eqn.params["jaxpr"], operands, inner, analysis, (*path, i))
-        elif name == "gather" and not axes and (alike := _read_alike(eqn, env)):
-            shapes = [v.aval.shape for v in eqn.invars]  # type: ignore[attr-defined]
-            array, places = map(jnp.broadcast_to, operands, shapes)
-            outs = [_gathered_at_once(array, places, alike, **eqn.params)]
+        elif name == "gather":
+            outs = [_gathered(eqn, operands, axes, env)]
         else:
             outs = _once(eqn, operands, axes if _runs_on_less(name) else NO)
         values.update(zip(eqn.outvars, outs, strict=True))
@@ -146,38 +144,68 @@ def _compressed(
 def _once(eqn: _jax.JaxprEqn, operands: list[Any], axes: Axes) -> list[Any]:
     """The results, of size 1 along ``axes``."""
     shapes = [v.aval.shape for v in eqn.invars]  # type: ignore[attr-defined]
-    if not axes:
-        full = [
-            jnp.broadcast_to(x, s) if jnp.shape(x) != s else x
-            for x, s in zip(operands, shapes, strict=True)
-        ]
-        return _jax.evaluate_equation(eqn, full)
-    if of(eqn).axes is elementwise:
-        tos: list[Any] = [lambda a: a] * len(operands)
-    else:
+    tos: list[Any] = [lambda a: a] * len(operands)
+    if axes and of(eqn).axes is not elementwise:
         tos = axes_of(eqn)
-    if eqn.primitive.name == "gather":
-        axes = axes.difference(eqn.params["dimension_numbers"].offset_dims)
-    small = []
-    for x, shape, to in zip(operands, shapes, tos, strict=True):
-        for a in range(len(shape)):
-            if to(a) in axes and x.shape[a] > 1:
-                x = lax.slice_in_dim(x, 0, 1, axis=a)
-        wanted = [1 if to(a) in axes else n for a, n in enumerate(shape)]
-        small.append(x if list(jnp.shape(x)) == wanted else jnp.broadcast_to(x, wanted))
-    out = eqn.outvars[0].aval.shape  # type: ignore[attr-defined]
-    less = [1 if a in axes else n for a, n in enumerate(out)]
-    if eqn.primitive.name == "broadcast_in_dim":
+    small = [
+        _small(x, s, [a for a in range(len(s)) if to(a) in axes])
+        for x, s, to in zip(operands, shapes, tos, strict=True)
+    ]
+    if axes and eqn.primitive.name == "broadcast_in_dim":
+        out = eqn.outvars[0].aval.shape  # type: ignore[attr-defined]
+        less = [1 if a in axes else n for a, n in enumerate(out)]
         return [lax.broadcast_in_dim(small[0], less, eqn.params["broadcast_dimensions"])]
     return _jax.evaluate_equation(eqn, small)
 
 
-def _read_alike(eqn: _jax.JaxprEqn, env: dict[Any, Axes]) -> list[tuple[int, int]]:
-    """The axes along which arrays that differ are read at the same places: of array and places."""
-    numbers, places = eqn.params["dimension_numbers"], eqn.invars[1]
-    same = env[places] if isinstance(places, _jax.Var) else NO
+def _small(x: jax.Array, shape: Sequence[int], axes: Sequence[int]) -> jax.Array:
+    """``x`` in this shape, but for size 1 along ``axes``."""
+    for a in axes:
+        if x.shape[a] > 1:
+            x = lax.slice_in_dim(x, 0, 1, axis=a)
+    wanted = [1 if a in axes else n for a, n in enumerate(shape)]
+    return x if list(jnp.shape(x)) == wanted else jnp.broadcast_to(x, wanted)
+
+
+_Pairs = list[tuple[int, int]]
+
+
+def _read_alike(eqn: _jax.JaxprEqn, env: dict[Any, Axes]) -> tuple[_Pairs, _Pairs]:
+    """The axes along which one array is read at different places, and those along which arrays that
+    differ are read at the same: of array and places."""
+    numbers = eqn.params["dimension_numbers"]
+    array, places = (env[v] if isinstance(v, _jax.Var) else NO for v in eqn.invars)
     batching = zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True)
-    return [(int(a), int(b)) for a, b in batching if b in same]
+    pairs = [(int(a), int(b)) for a, b in batching]
+    one = [(a, b) for a, b in pairs if a in array]
+    return one, [(a, b) for a, b in pairs if b in places and a not in array]
+
+
+def _gathered(
+    eqn: _jax.JaxprEqn, operands: list[Any], axes: Axes, env: dict[Any, Axes]
+) -> jax.Array:
+    """What is read from arrays, where some of them are one and some places are the same; of size 1
+    along ``axes`` that it does not run over in the array."""
+    (one, same), tos = _read_alike(eqn, env), axes_of(eqn)
+    how, numbers = dict(eqn.params), eqn.params["dimension_numbers"]
+    axes = axes.difference(numbers.offset_dims)
+    gone = [a for a, _ in one]
+    shapes = [v.aval.shape for v in eqn.invars]  # type: ignore[attr-defined]
+    less = [[a for a in range(len(s)) if to(a) in axes] for s, to in zip(shapes, tos, strict=True)]
+    array = lax.squeeze(_small(operands[0], shapes[0], [*less[0], *gone]), gone)
+    places = _small(operands[1], shapes[1], less[1])
+    fewer = lambda dims: tuple(d - sum(a < d for a in gone) for d in dims if d not in gone)
+    batches = zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True)
+    how |= {
+        "dimension_numbers": numbers._replace(
+            collapsed_slice_dims=fewer(numbers.collapsed_slice_dims),
+            start_index_map=fewer(numbers.start_index_map),
+            operand_batching_dims=fewer(numbers.operand_batching_dims),
+            start_indices_batching_dims=tuple(b for a, b in batches if a not in gone),
+        ),
+        "slice_sizes": [n for a, n in enumerate(how["slice_sizes"]) if a not in gone],
+    }
+    return _gathered_at_once(array, places, [(*fewer([a]), b) for a, b in same], **how)
 
 
 def _gathered_at_once(

@@ -76,6 +76,7 @@ class Dependences:
 
     ``is_source`` says whether the draws at a path are a source, known by the path. Draws also
     depend on what the parameters of their distribution depend on; ``parameters`` has that alone.
+    ``seen`` has the variables of each program inside, by its path.
     Lags are told apart in loops of the program itself, not within other loops or functions.
     """
 
@@ -83,6 +84,7 @@ class Dependences:
         self._is_source = is_source
         self._depth = 0
         self.parameters: dict[Path, Dependence] = {}
+        self.seen: dict[Path, Mapping[Any, Dependence]] = {}
 
     def run(
         self,
@@ -113,6 +115,7 @@ class Dependences:
         for i, eqn in enumerate(jaxpr.eqns):
             outs = self._equation(eqn, [read(v) for v in eqn.invars], (*path, i), loops)
             env.update(zip(eqn.outvars, outs, strict=True))
+        self.seen[path] = env
         return env
 
     def _equation(

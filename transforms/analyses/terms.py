@@ -30,10 +30,12 @@ import numpy as np
 from jax import lax
 
 from .. import _jax
-from ..program.choices import INLINED, Path, is_random
+from ..program.choices import Path, is_random
 from ..program.site import OWN_DENSITY, Site
-from .bounds import Bounds, program_of
-from .primitives import elementwise, of
+from .bounds import Bounds
+from .dependence import NONE, Along, Dependence, Dependences
+from .primitives import axes_of, elementwise, of
+from .reached import DRAWN, ENUMERATED, Kind, as_is, reached, reached_in_body
 from .tail import COUNTING, Level, as_float, coefficients, is_float, is_var, read
 
 
@@ -67,20 +69,15 @@ def split(
     """
 
     def kind_of(path: Path) -> int:
-        return _ENUMERATED if is_enumerated(path) else _DRAWN * is_source(path)
+        return ENUMERATED if is_enumerated(path) else DRAWN * is_source(path)
 
-    return _split(closed, kind_of, [_DRAWN * t for t in inputs or [False] * len(closed.in_avals)])
-
-
-_ENUMERATED, _DRAWN = 1, 2
-"""What a variable is reached by: the greatest counts. 0 stands for nothing."""
-Kind = Callable[[Path], int]
+    return _split(closed, kind_of, [DRAWN * t for t in inputs or [False] * len(closed.in_avals)])
 
 
 def _split(closed: _jax.ClosedJaxpr, is_source: Kind, inputs: Sequence[int]) -> Split:
-    tainted = _tainted(closed, inputs, is_source, ())
-    bounds = functools.cache(lambda: Bounds(closed, _is_added_to))
-    level = _level(closed, [closed.jaxpr.outvars[0]], tainted, is_source, (), bounds)
+    tainted = reached(closed, inputs, is_source, ())
+    facts = _Facts(closed, inputs, is_source)
+    level = _level(closed, [closed.jaxpr.outvars[0]], tainted, (), facts)
     lines: list[str] = []
     own: dict[str, float] = {}
 
@@ -111,13 +108,43 @@ def _split(closed: _jax.ClosedJaxpr, is_source: Kind, inputs: Sequence[int]) -> 
     return Split(_without_dead_code(new), tuple(lines), own)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Facts:
+    """What is known of a program, found when it is first asked for."""
+
+    closed: _jax.ClosedJaxpr
+    inputs: Sequence[int]
+    kind_of: Kind
+
+    @functools.cached_property
+    def bounds(self) -> Bounds:
+        return Bounds(self.closed, _is_added_to)
+
+    @functools.cached_property
+    def _elements(self) -> Mapping[Path, Mapping[Any, Dependence]]:
+        analysis = Dependences(lambda path: bool(self.kind_of(path)))
+        avals = self.closed.in_avals
+        given = [
+            {n: tuple(map(Along, range(aval.ndim)))} if kind else NONE  # type: ignore[attr-defined]
+            for n, (kind, aval) in enumerate(zip(self.inputs, avals, strict=True))
+        ]
+        analysis.run(self.closed, given)
+        return analysis.seen
+
+    def mixes_elements(self, eqn: _jax.JaxprEqn, path: Path) -> bool:
+        """Whether what one number of the result depends on is not told from the others."""
+        (moved, *_), (data, *_) = axes_of(eqn), eqn.invars
+        env = self._elements.get(path[:-1], {})
+        axes = [a for along in env.get(data, NONE).values() for a in along if a is not None]
+        return data not in env or any(a.axis >= 0 and moved(a.axis) is None for a in axes)
+
+
 def _level(
     closed: _jax.ClosedJaxpr,
     wanted: list[Any],
     tainted: Mapping[Any, int],
-    is_source: Kind,
     path: Path,
-    bounds: Callable[[], Bounds],
+    facts: _Facts,
 ) -> Level:
     level, jaxpr = Level(closed, wanted), closed.jaxpr
     makers = {v: eqn for eqn in jaxpr.eqns for v in eqn.outvars}
@@ -127,11 +154,11 @@ def _level(
         outs = [n for n, v in enumerate(eqn.outvars) if v in active and v in tainted]
         if not outs:
             continue
-        inner = _inner(eqn, outs, tainted, is_source, (*path, i), bounds)
+        inner = _inner(eqn, outs, tainted, (*path, i), facts)
         if inner is not None:
             level.inner[i], level.outs[i], linear = inner
         else:
-            linear = _linear_operands(eqn, tainted, bounds)
+            linear = _linear_operands(eqn, tainted, (*path, i), facts)
         if linear is not None and _is_offset(eqn, tainted, makers):
             linear = None
         if linear is None:
@@ -151,18 +178,27 @@ def _level(
 
 
 def _linear_operands(
-    eqn: _jax.JaxprEqn, tainted: Mapping[Any, int], bounds: Callable[[], Bounds]
+    eqn: _jax.JaxprEqn, tainted: Mapping[Any, int], path: Path, facts: _Facts
 ) -> set[int] | None:
     """The operands in which an equation is linear, all others being constant; None if it is not,
-    also because its integers may wrap around."""
+    also because its integers may wrap around, or because it reads few of many numbers (as the log
+    mass of data does), unless elements of a choice are told apart before it alone."""
     found = _linear(eqn, tainted)
+    if found == {0} and _reads_few(eqn) and not facts.mixes_elements(eqn, path):
+        return None
     if found is None or all(is_float(eqn.invars[n]) for n in found):
         cut = eqn.primitive.name == "convert_element_type" and not is_float(eqn.outvars[0])
         return None if cut else found
     name = eqn.primitive.name  # out of bounds, integers may be filled with another number
     if name not in COUNTING or (name == "gather" and eqn.params["mode"].name == "FILL_OR_DROP"):
         return None
-    return found if is_float(eqn.outvars[0]) or bounds().are_exact(eqn) else None
+    return found if is_float(eqn.outvars[0]) or facts.bounds.are_exact(eqn) else None
+
+
+def _reads_few(eqn: _jax.JaxprEqn) -> bool:
+    few = eqn.primitive.name in ("gather", "dynamic_slice", "slice")
+    sizes = [math.prod(v.aval.shape) for v in (eqn.outvars[0], eqn.invars[0])]  # type: ignore[attr-defined]
+    return few and sizes[0] < sizes[1]
 
 
 _ALONG = frozenset({"broadcast_in_dim", "div", "mul", "reshape", "squeeze", "transpose"})
@@ -173,7 +209,7 @@ def _is_offset(eqn: _jax.JaxprEqn, tainted: Mapping[Any, int], makers: Mapping[A
     element by element."""
     hit = [v for v in eqn.invars if is_var(v) and v in tainted]
     adds = eqn.primitive.name in ("add", "add_any", "sub")
-    if not adds or len(hit) != 1 or tainted[hit[0]] != _ENUMERATED:
+    if not adds or len(hit) != 1 or tainted[hit[0]] != ENUMERATED:
         return False
     v: Any = hit[0]
     size = math.prod(eqn.outvars[0].aval.shape)  # type: ignore[attr-defined]
@@ -181,11 +217,11 @@ def _is_offset(eqn: _jax.JaxprEqn, tainted: Mapping[Any, int], makers: Mapping[A
         if isinstance(maker.params.get("site"), Site):
             return True
         read = [u for u in maker.invars if is_var(u)]
-        reached = [u for u in read if u in tainted]
+        drawn = [u for u in read if u in tainted]
         plain = of(maker).axes is elementwise and len(read) == 1
-        if len(reached) != 1 or not (plain or maker.primitive.name in _ALONG):
+        if len(drawn) != 1 or not (plain or maker.primitive.name in _ALONG):
             return False
-        (v,) = reached
+        (v,) = drawn
     return False
 
 
@@ -235,30 +271,29 @@ def _inner(
     eqn: _jax.JaxprEqn,
     outs: list[int],
     tainted: Mapping[Any, int],
-    is_source: Kind,
     path: Path,
-    bounds: Callable[[], Bounds],
+    facts: _Facts,
 ) -> tuple[Level, list[int], set[int]] | None:
     """The level inside an equation, which of its outputs are linear there, and in which operands
     besides."""
     hit = [tainted.get(v, 0) if is_var(v) else 0 for v in eqn.invars]
-    sub = _as_is(eqn)
+    sub = as_is(eqn)
     if sub is None and all(hit) and eqn.primitive.name == "dot_general":
-        sub = _sum_of_products(eqn, bounds)
+        sub = _sum_of_products(eqn, facts)
     if sub is not None:
-        inside = _tainted(sub, hit, is_source, path)
-        level = _level(sub, [sub.jaxpr.outvars[n] for n in outs], inside, is_source, path, bounds)
+        inside = reached(sub, hit, facts.kind_of, path)
+        level = _level(sub, [sub.jaxpr.outvars[n] for n in outs], inside, path, facts)
         _pass(level, dict(enumerate(sub.jaxpr.invars)))
         return level, outs, set(level.passed.values())
     if eqn.primitive is not _jax.scan_p:
         return None
     body = eqn.params["jaxpr"]
     n_consts, n_carry = _jax.scan_layout(eqn)
-    inside = _tainted_body(eqn, hit, is_source, path)
+    inside = reached_in_body(eqn, hit, facts.kind_of, path)
     carried = {n_consts + n: body.jaxpr.invars[n_consts + n] for n in outs if n < n_carry}
     added = {k: v for k, v in carried.items() if _is_added_to(body, k, k - n_consts)}
     while kept := [n for n in outs if n >= n_carry or n_consts + n in added]:
-        level = _level(body, [body.jaxpr.outvars[n] for n in kept], inside, is_source, path, bounds)
+        level = _level(body, [body.jaxpr.outvars[n] for n in kept], inside, path, facts)
         _pass(level, added)
         if len(level.passed) == len(added):
             return level, kept, set(added)
@@ -273,22 +308,13 @@ def _pass(level: Level, inputs: Mapping[int, _jax.Var]) -> None:
     level.leaves = [v for v in level.leaves if v not in number]
 
 
-def _as_is(eqn: _jax.JaxprEqn) -> _jax.ClosedJaxpr | None:
-    """The program that an equation runs on its own operands, if it may be taken apart."""
-    return program_of(eqn, _NO_RULES)
-
-
-_NO_RULES = {_jax.jit_p: INLINED[_jax.jit_p]}
-"""Calls that have no derivative rule of their own."""
-
-
-def _sum_of_products(eqn: _jax.JaxprEqn, bounds: Callable[[], Bounds]) -> _jax.ClosedJaxpr | None:
+def _sum_of_products(eqn: _jax.JaxprEqn, facts: _Facts) -> _jax.ClosedJaxpr | None:
     avals = [v.aval for v in (*eqn.invars, *eqn.outvars)]
     sub = _products(eqn.params["dimension_numbers"], *avals)
     if sub is not None and not all(map(is_float, (*eqn.invars, *eqn.outvars))):
-        if not bounds().are_exact(eqn):
+        if not facts.bounds.are_exact(eqn):
             return None
-        bounds().run(sub, [bounds().of(v) for v in eqn.invars])
+        facts.bounds.run(sub, [facts.bounds.of(v) for v in eqn.invars])
     return sub
 
 
@@ -331,7 +357,7 @@ def _additions(jaxpr: _jax.Jaxpr, at: Any) -> tuple[Any, bool] | None:
         name, place, into = eqn.primitive.name, _place(at, eqn.invars), 0
         if name in ("add", "add_any") or (name == "sub" and place == 0):
             more = True
-        elif (sub := _as_is(eqn)) is not None:
+        elif (sub := as_is(eqn)) is not None:
             inside = _additions(sub.jaxpr, sub.jaxpr.invars[place])
             if inside is None:
                 return None
@@ -350,48 +376,6 @@ def _is_same(eqn: _jax.JaxprEqn) -> bool:
     """Whether this is a conversion that changes at most whether a type is weak."""
     dtypes = [v.aval.dtype for v in (eqn.invars[0], eqn.outvars[0])]  # type: ignore[attr-defined]
     return eqn.primitive.name == "convert_element_type" and dtypes[0] == dtypes[1]
-
-
-# --- which variables the draws reach --------------------------------------------------------------
-
-
-def _tainted(
-    closed: _jax.ClosedJaxpr, ins: Sequence[int], is_source: Kind, path: Path
-) -> dict[Any, int]:
-    jaxpr = closed.jaxpr
-    out = {v: t for v, t in zip(jaxpr.invars, ins, strict=True) if t}
-    for i, eqn in enumerate(jaxpr.eqns):
-        at = (*path, i)
-        hit = [out.get(v, 0) if is_var(v) else 0 for v in eqn.invars]
-        if isinstance(eqn.params.get("site"), Site):
-            reached = [max([*hit, is_source(at)])] * len(eqn.outvars)
-        elif (sub := _as_is(eqn)) is not None:
-            inside = _tainted(sub, hit, is_source, at)
-            reached = [inside.get(v, 0) if is_var(v) else 0 for v in sub.jaxpr.outvars]
-        elif eqn.primitive is _jax.scan_p:
-            inside = _tainted_body(eqn, hit, is_source, at)
-            outs = eqn.params["jaxpr"].jaxpr.outvars
-            reached = [inside.get(v, 0) if is_var(v) else 0 for v in outs]
-        else:
-            reached = [max([*hit, _DRAWN * is_random(eqn)])] * len(eqn.outvars)
-        out |= {v: r for v, r in zip(eqn.outvars, reached, strict=True) if r}
-    return out
-
-
-def _tainted_body(
-    eqn: _jax.JaxprEqn, ins: list[int], is_source: Kind, path: Path
-) -> dict[Any, int]:
-    body = eqn.params["jaxpr"]
-    n_consts, n_carry = _jax.scan_layout(eqn)
-    while True:
-        inside = _tainted(body, ins, is_source, path)
-        carry = [inside.get(v, 0) if is_var(v) else 0 for v in body.jaxpr.outvars[:n_carry]]
-        new = list(ins)
-        for n, t in enumerate(carry):
-            new[n_consts + n] = max(t, new[n_consts + n])
-        if new == ins:
-            return inside
-        ins = new
 
 
 # --- the program without its tail --------------------------------------------------------------
