@@ -146,9 +146,10 @@ def test_a_plate_with_logits_of_its_own_is_differentiated_by_rows():
 
 # --- topic models: words read the logits of their topic -------------------------------------------
 
-WORDS = np.random.default_rng(0).integers(0, 11, (3, 7))
-LOGITS = np.random.default_rng(1).normal(size=(4, 11)).astype("float32")
-THETA = np.random.default_rng(2).dirichlet(np.ones(4), 3).astype("float32")
+DOCUMENTS, LENGTH, TOPICS, TERMS = 10, 30, 8, 50
+WORDS = np.random.default_rng(0).integers(0, TERMS, (DOCUMENTS, LENGTH))
+LOGITS = np.random.default_rng(1).normal(size=(TOPICS, TERMS)).astype("float32")
+THETA = np.random.default_rng(2).dirichlet(np.ones(TOPICS), DOCUMENTS).astype("float32")
 
 
 def word(theta, logits):
@@ -158,7 +159,7 @@ def word(theta, logits):
 
 @ppl.gen
 def topics(logits):
-    each = lambda theta: jax.vmap(lambda _: word(theta, logits))(jnp.arange(7))
+    each = lambda theta: jax.vmap(lambda _: word(theta, logits))(jnp.arange(LENGTH))
     jax.vmap(each)(jnp.asarray(THETA))
 
 
@@ -192,22 +193,24 @@ def in_the_guide_by_hand(logits, r):
     return jnp.sum(jnp.exp(log_q) * terms)
 
 
+@pytest.mark.usefixtures("as_for_a_user")
 @pytest.mark.parametrize(
     ("ours", "by_hand", "most"),
     [
-        (summed_out, summed_out_by_hand, 1.1),
-        (lambda *args: in_the_guide.surrogate(KEY, *args), in_the_guide_by_hand, 1.3),
+        (summed_out, summed_out_by_hand, 1.05),
+        (lambda *args: in_the_guide.surrogate(KEY, *args), in_the_guide_by_hand, 1.7),
     ],
     ids=["summed out", "in the guide"],
 )
 def test_a_topic_model_costs_what_it_costs_by_hand(ours, by_hand, most):
-    """Under two plates the logits of a topic are normalised once, not for each word: exp and log
-    are taken of no more numbers than by hand, but for ``most`` times."""
-    args = jnp.asarray(LOGITS), jax.random.normal(KEY, (3, 7, 4))
+    """A word reads one of its topic's logits, which are normalised once: FLOPs (XLA's count) are
+    at most ``most`` times those by hand. Sums of products with one-hot words took 24 times that.
+    """
+    args = jnp.asarray(LOGITS), jax.random.normal(KEY, (DOCUMENTS, LENGTH, TOPICS))
     ours, by_hand = (jax.jit(jax.value_and_grad(f, (0, 1))) for f in (ours, by_hand))
     (value, slopes), (exact, exact_slopes) = ours(*args), by_hand(*args)
     np.testing.assert_allclose(value, exact, rtol=1e-5)
     for a, b in zip(slopes, exact_slopes, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
-    costs = [f.lower(*args).cost_analysis()["transcendentals"] for f in (ours, by_hand)]
-    assert costs[0] <= most * costs[1]
+    flops = [f.lower(*args).compile().cost_analysis()["flops"] for f in (ours, by_hand)]
+    assert flops[0] <= most * flops[1]
