@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
+import operator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from transforms.runs.addresses import flatten, nest
 
@@ -19,19 +19,26 @@ TOGETHER = 100
 """Draws that are made side by side; more are made in turn, which bounds the memory."""
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
-def _in_turn(f: Any, key: jax.Array, given: Any, n: int) -> Any:
-    """``f(key, given)`` for n keys and the rows of ``given``, a multiple of TOGETHER."""
-    keys = jax.random.split(key, n)
-    return lax.map(lambda x: f(*x), (keys, given), batch_size=min(n, TOGETHER))
+@functools.partial(jax.jit, static_argnums=0)
+def _together(f: Any, keys: jax.Array, given: Any) -> Any:
+    return jax.vmap(f)(keys, given)
 
 
 def in_turn(f: Any, key: jax.Array, n: int, given: Any = None) -> Any:
-    """``f(key, row)`` for n keys and the n rows of ``given``, stacked: ``[n, ...]``."""
-    filled = n if n < TOGETHER else -(-n // TOGETHER) * TOGETHER
+    """``f(key, row)`` for n keys and the n rows of ``given``, stacked: ``[n, ...]``.
+
+    What is compiled makes TOGETHER draws and is called as often as it takes, so that it serves
+    every ``n``.
+    """
+    filled = -(-n // TOGETHER) * TOGETHER
     rows = np.arange(filled) % n
-    given = jax.tree.map(lambda a: jnp.asarray(a)[rows], given)
-    return jax.tree.map(lambda a: a[:n], _in_turn(f, key, given, filled))
+    keys = jax.random.split(key, filled).reshape(-1, TOGETHER)
+    given = jax.tree.map(lambda a: jnp.asarray(a)[rows.reshape(-1, TOGETHER)], given)
+    parts = [
+        _together(f, each, jax.tree.map(operator.itemgetter(i), given))
+        for i, each in enumerate(keys)
+    ]
+    return jax.tree.map(lambda *a: jnp.concatenate(a)[:n], *parts)
 
 
 def drawing(model: Generative, guide: Generative, data: Choices) -> Any:
