@@ -14,6 +14,7 @@ from estimators.enumeration import enum
 from estimators.measure_valued import mvd
 from estimators.pathwise import reparam
 from estimators.reinforce import reinforce
+from transforms.analyses.primitives import register_primitive
 from transforms.checker.alarm import strict
 from transforms.checker.findings import Finding
 from transforms.errors import (
@@ -138,6 +139,7 @@ __all__ = [
     "normalize",
     "observe",
     "plots",
+    "register_primitive",
     "reinforce",
     "renyi",
     "reparam",

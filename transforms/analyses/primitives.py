@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -60,10 +60,7 @@ PRIMITIVES: dict[str, Primitive] = {}
 
 
 def register(names: str, **known: Any) -> None:
-    """Enter what is known of primitives, by their names with spaces between.
-
-    For a primitive of your own, ``register("my_kernel", axes=elementwise)``.
-    """
+    """Enter what is known of primitives, by their names with spaces between."""
     for name in names.split():
         PRIMITIVES[name] = dataclasses.replace(PRIMITIVES.get(name, UNKNOWN), **known)
 
@@ -77,11 +74,49 @@ def named(name: str) -> Primitive:
     return PRIMITIVES.get(name, UNKNOWN)
 
 
+def is_foreign(name: str) -> bool:
+    """Whether this is neither JAX's nor registered."""
+    return name not in PRIMITIVES and name not in _LEFT_OUT
+
+
 def axes_of(eqn: _jax.JaxprEqn) -> list[To]:
     """For each operand, which axis of the results runs along with an axis of it."""
     shapes = [v.aval.shape for v in eqn.invars]  # type: ignore[attr-defined]
     out = eqn.outvars[0].aval.shape  # type: ignore[attr-defined]
     return of(eqn).axes(shapes, out, eqn.params)
+
+
+def register_primitive(
+    name: str,
+    *,
+    axes: Rule | Literal["elementwise"] = mixing,
+    linear: bool = False,
+    jumps: bool = False,
+    kinks: bool = False,
+) -> None:
+    """Say what a JAX primitive of your own does, once, before programs with it are run.
+
+    Gradients are right without: a primitive that nobody has registered is taken to mix all the
+    numbers that it is given, and its derivative rule is compared with its values. What is
+    registered makes estimates sharper, and is believed.
+
+    Args:
+        name: that of the primitive.
+        axes: which axes of its operands are axes of its result. ``"elementwise"``: an element is
+            made of the elements at the same place. Else a function of the shapes of the operands
+            ``[(n, d), ...]``, the shape of the result and the parameters, which returns a function
+            for each operand: from an axis of it to the axis of the result, or None.
+        linear: in all of its operands together; it has a transpose rule.
+        jumps: its value jumps somewhere, so that a pathwise gradient is biased.
+        kinks: its derivative does.
+
+    Example::
+
+        ppl.register_primitive("my_step", axes="elementwise", jumps=True)
+        ppl.register_primitive("my_rowsum", axes=lambda shapes, out, p: [{0: 0}.get], linear=True)
+    """
+    rule = elementwise if axes == "elementwise" else axes
+    register(name, axes=rule, linear=linear, jointly=linear, jumps=jumps, kinks=kinks)
 
 
 # --- rules ----------------------------------------------------------------------------------------
@@ -314,3 +349,5 @@ OPAQUE = {
         fusible xla_metadata_value""",
 }
 """Primitives of JAX that the table leaves out, and why."""
+
+_LEFT_OUT = frozenset(name for names in OPAQUE.values() for name in names.split())

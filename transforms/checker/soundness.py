@@ -338,12 +338,13 @@ class Soundness:
         stops = op.name in ("stop_gradient", "bitcast_convert_type")
         if out.sources and primitives.named(op.name).kinks:
             self._kinks[flat, i] = Fault("kink", flat, i, set(out.sources))
-        if not out.sources or not (any(jumps) or stops or op.custom):
+        custom = op.custom or primitives.is_foreign(op.name)
+        if not out.sources or not (any(jumps) or stops or custom):
             return [out] * len(op.outs)
         verdict = self._verdict(op)
         if verdict == verdicts.SMOOTH or (verdict == verdicts.SUSPECT and not any(jumps)):
             return [out] * len(op.outs)
-        if op.custom:
+        if custom:
             broken = self._broken("custom", flat, i, out)
             return [broken._replace(sources=out.sources)] * len(op.outs)
         if (suspect or verdict == verdicts.SUSPECT) and not stops:
