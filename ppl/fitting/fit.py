@@ -185,7 +185,7 @@ def _fit(
         "optimizer": ByContent(optimizer),
         "direction": direction,
         "samples": samples,
-        "chunk": max(steps, 1) if steps < CHUNK else CHUNK if host else LONGEST,
+        "chunk": CHUNK if host else LONGEST,
         "strict": objective.strict or is_strict(),
         "metrics": callback is not None and takes_metrics(callback),
     }
