@@ -138,6 +138,12 @@ def test_a_guide_that_misses_says_so():
         ppl.infer(heavy(), {}, key=KEY, guide=guide(0.0))
 
 
+def test_a_shape_that_is_too_large_reads_so(mean_field, monkeypatch):
+    for k, text in ((0.7003, "k_hat 0.71, above 0.7"), (0.6998, "k_hat 0.70, fair")):
+        monkeypatch.setattr(type(mean_field), "k_hat", k)
+        assert mean_field.verdict.startswith(text)
+
+
 def test_a_point_is_no_posterior(tmp_path):
     how = {"optimizer": optax.adam(0.02), "tolerance": None, "checkpoint": tmp_path / "fit.npz"}
     got = ppl.infer(model(1.0), Y, key=KEY, guide=ppl.guides.map, steps=1_000, **how)

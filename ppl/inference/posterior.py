@@ -93,7 +93,7 @@ class Posterior:
         if not weights.k_hat <= BAD:
             warnings.warn(
                 f"the corrected draws at {_jax.user_line()} cannot be trusted: the importance "
-                f"ratios have the Pareto shape {weights.k_hat:.2f}, above {BAD}, so the guide "
+                f"ratios have the Pareto shape {_above(weights.k_hat)}, above {BAD}, so the guide "
                 "misses a part of the posterior that is not in its draws. Use a richer guide.",
                 SoundnessWarning,
                 stacklevel=2,
@@ -190,7 +190,7 @@ class Posterior:
         if k <= BAD:
             return f"k_hat {k:.2f}, fair: sample(..., corrected=True) is closer to the posterior."
         return (
-            f"k_hat {k:.2f}, above {BAD}: the guide misses a part of the posterior, and neither "
+            f"k_hat {_above(k)}, above {BAD}: the guide misses a part of the posterior, and neither "
             "its draws nor corrected ones can be trusted. Try a richer one (ppl.guides.structured, "
             "full_rank, flow), or a model without funnels (a standard normal, scaled)."
         )
@@ -234,6 +234,11 @@ class Posterior:
         names = [text(a, v) for a, v in shapes.items()]
         shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
         return "\n  ".join([f"Posterior of {shown}", *self._lines()])
+
+
+def _above(k: float) -> str:
+    """A shape that is too large, rounded up, so that it reads so."""
+    return f"{math.ceil(100 * k) / 100:.2f}" if math.isfinite(k) else str(k)
 
 
 def _weights(log_p: Any, log_q: Any) -> Smoothed:
