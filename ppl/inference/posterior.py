@@ -191,8 +191,9 @@ class Posterior:
             return f"k_hat {k:.2f}, fair: sample(..., corrected=True) is closer to the posterior."
         return (
             f"k_hat {_above(k)}, above {BAD}: the guide misses a part of the posterior, and "
-            "neither its draws nor corrected ones can be trusted. Try a richer one (ppl.guides.structured, "
-            "full_rank, flow), or a model without funnels (a standard normal, scaled)."
+            "neither its draws nor corrected ones can be trusted. Try a richer one "
+            "(ppl.guides.structured, full_rank, flow), or a model without funnels (a standard "
+            "normal, scaled)."
         )
 
     def summary(self) -> Summary:
