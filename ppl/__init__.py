@@ -66,6 +66,7 @@ from .objectives.variational import (
 )
 from .programs.advice import not_in_ppl as _not_in_ppl
 from .programs.choices import factor, observe, sample
+from .programs.decoding import marginals, most_likely
 from .programs.detached import detach
 from .programs.enumeration import enumeration
 from .programs.generative import Generative, Trace
@@ -129,10 +130,12 @@ __all__ = [
     "learned",
     "magic_box",
     "marginal",
+    "marginals",
     "maximize",
     "merge",
     "minibatches",
     "minimize",
+    "most_likely",
     "moving_average",
     "mvd",
     "normalize",
