@@ -10,10 +10,13 @@ from . import _beside  # noqa: F401  must come first
 from numpyro import distributions as dist
 
 from estimators.baselines import learned, moving_average
+from estimators.disarm import disarm
 from estimators.enumeration import enum
 from estimators.measure_valued import mvd
 from estimators.pathwise import reparam
+from estimators.rebar import rebar
 from estimators.reinforce import reinforce
+from estimators.relax import relax
 from transforms.checker.alarm import strict
 from transforms.checker.findings import Finding
 from transforms.errors import (
@@ -111,6 +114,7 @@ __all__ = [
     "chi2",
     "continuous",
     "detach",
+    "disarm",
     "dist",
     "dreg",
     "elbo",
@@ -141,7 +145,9 @@ __all__ = [
     "normalize",
     "observe",
     "plots",
+    "rebar",
     "reinforce",
+    "relax",
     "renyi",
     "reparam",
     "sample",

@@ -116,7 +116,8 @@ def scope(
             law = layout.law(layout.others[i], others[i].ndim, weights)
             means.append(times(law, others[i]))
         extra = [
-            correction(layout, s, quiet, list(args), key, given, made, terms) for s in continued
+            correction(layout, s, quiet, list(args), key, given, made, terms, context.direction)
+            for s in continued
         ]
         sums = lambda parts: [added(p, zero) for p in parts]
         return sums(values), {p: sums(v) for p, v in payoffs.items()}, parts, means, sums([extra])
