@@ -2,8 +2,8 @@ r"""REBAR: RELAX with the program's own relaxation for control.
 
 The control variate of ``relax.py`` is c(z) = η f(σ(z / λ)): f at draws between 0 and 1, a
 concrete relaxation of temperature λ (Maddison, Mnih & Teh 2017; Jang, Gu & Poole 2017). The
-relaxation is biased and REBAR is not, for every λ and η. Since a program need not make sense between
-0 and 1, f is given: what follows the choice, of floats.
+relaxation is biased and REBAR is not, for every λ and η. Since a program need not make sense
+between 0 and 1, f is given: what follows the choice, of floats.
 
 Source: Tucker, Mnih, Maddison, Lawson & Sohl-Dickstein, "REBAR: low-variance, unbiased gradient
 estimates for discrete latent variable models", 2017.

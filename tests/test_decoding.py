@@ -140,8 +140,8 @@ def by_brute_force(case):
 def test_against_all_joint_values(name):
     case = CASES[name]
     values, log_p = by_brute_force(case)
-    best = jax.tree.map(np.asarray, ppl.most_likely(case.program, case.data))
-    found = ppl.marginals(case.program, case.data)
+    both = lambda data: (ppl.most_likely(case.program, data), ppl.marginals(case.program, data))
+    best, found = jax.device_get(jax.jit(both)(case.data))
     p = np.exp(log_p - log_p.max())
     p /= p.sum()
     first = int(np.argmax(log_p))
@@ -226,7 +226,7 @@ def test_what_is_refused():
             f(continuous(), {})
         with pytest.raises(ppl.UnsupportedError, match=rf"{f.__name__} needs too many joint"):
             f(large(), {})
-        with pytest.raises(ppl.UnsupportedError, match="needs a @ppl.gen program"):
+        with pytest.raises(ppl.UnsupportedError, match="needs a @ppl"):
             f(ppl.normalize(continuous(), {"x": 0.0}), {})
         with pytest.raises(ppl.AddressError, match="no choice at address 'w'"):
             f(continuous(), {"x": 0.0, "w": 1})
