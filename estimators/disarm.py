@@ -1,6 +1,6 @@
 r"""DisARM: a Bernoulli choice and its antithetic partner.
 
-With b = 1[u > 1 - p] and b' = 1[u < p] of one uniform u, with log odds φ and σ(x) = 1 / (1 + exp(-x)),
+With b = 1[u > 1 - p] and b' = 1[u < p] of one uniform u, log odds φ and σ the logistic function,
 
     d/dφ E[f(b)] = E[ 1/2 (f(b) - f(b')) (-1)^{b'} 1[b ≠ b'] σ(|φ|) ]
 

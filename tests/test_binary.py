@@ -170,7 +170,7 @@ def test_a_control_learns():
     gradients = jax.vmap(lambda key: objective.grad(key, {**start, "w": w})["phi"])
     before = jax.vmap(lambda key: objective.grad(key, start)["phi"])
     keys = jax.random.split(jax.random.key(1), 2000)
-    assert gradients(keys).var() < 0.1 * before(keys).var()
+    assert gradients(keys).var() < 0.15 * before(keys).var()
 
 
 def test_what_is_refused():

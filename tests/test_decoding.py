@@ -231,4 +231,4 @@ def test_what_is_refused():
         with pytest.raises(ppl.AddressError, match="no choice at address 'w'"):
             f(continuous(), {"x": 0.0, "w": 1})
         with pytest.raises(ppl.SupportError, match="has probability 0"):
-            f(hmm(2), {"y": np.array([0.0, np.inf])})
+            f(continuous(), {"x": np.inf})

@@ -1,6 +1,6 @@
 """``ppl.most_likely`` and ``ppl.marginals``: what discrete choices probably were.
 
-Both are exact over finite supports, by the elimination that ``ppl.enumeration()`` sums with, through
+Exact over finite supports, by the elimination that ``ppl.enumeration()`` sums with, through
 plates, chains and mixtures, at about the cost of one pass of it: the most probable values with the
 maximum in place of the sum (max-product; for a chain, Viterbi 1967), the probability of each value
 as the derivative of the log evidence in a weight on it (Darwiche 2003; for a chain, forward and
