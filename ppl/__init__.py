@@ -77,6 +77,7 @@ from .programs.given import merge, seed
 from .programs.importance import importance
 from .programs.marginal import marginal, normalize
 from .programs.program import gen, with_estimators
+from .programs.smc import smc
 from .programs.space import unconstrained
 from .programs.statements import continuous
 from .programs.target import Algorithm, Target
@@ -153,6 +154,7 @@ __all__ = [
     "sample",
     "seed",
     "signal_to_noise",
+    "smc",
     "stl",
     "strict",
     "to_numpyro",
