@@ -55,8 +55,7 @@ class SMC(Algorithm):
         steps = self._steps(target)
         particles, log_z = self._run(steps, None, record=True)
         logits = _finite(particles.log_weights)
-        d = dist.Categorical(logits=logits)
-        index = _sample(("index",), d, self.resampling, drawn=True)
+        index = _sample(("index",), Among(logits=logits), self.resampling, drawn=True)
         made = particles.history(index)
         free = nest((e.address, e.join(made)) for e in steps.free)
         return target.score(free), log_z
@@ -120,9 +119,19 @@ class SMC(Algorithm):
         fresh = self.n - kept
         if not fresh:
             return jnp.arange(self.n)
-        d = dist.Categorical(logits=_finite(log_weights)).expand((fresh,))
+        d = Among(logits=_finite(log_weights)).expand((fresh,))
         drawn = _sample(("ancestor",), d, self.resampling, drawn=True)
         return jnp.concatenate([drawn, jnp.full(int(kept), self.n - 1, drawn.dtype)])
+
+
+class Among(dist.CategoricalLogits):
+    """A categorical that draws by its cumulative distribution: n draws among n in n log n."""
+
+    def sample(self, key: jax.Array, sample_shape: tuple[int, ...] = ()) -> jax.Array:
+        cdf = jnp.cumsum(jax.nn.softmax(self.logits))
+        u = jax.random.uniform(key, sample_shape, cdf.dtype) * cdf[-1]
+        below = jnp.minimum(u, jnp.nextafter(cdf[-1], 0.0))
+        return jnp.searchsorted(cdf, below, side="right").astype(jnp.result_type(int))
 
 
 def _finite(log_weights: jax.Array) -> jax.Array:
