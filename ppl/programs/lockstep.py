@@ -1,8 +1,8 @@
 """Many runs of a program, and of its proposal, side by side and step by step.
 
-:class:`Lockstep` runs the stages of a target's program (``transforms/runs/stages.py``) for n particles
-under ``jax.vmap``; with a proposal, each stage of that comes first and gives the choices, whose ratio
-of densities is the weight. One of the particles may be kept: its choices are given.
+:class:`Lockstep` runs the stages of a target's program (``transforms/runs/stages.py``) for n
+particles under ``jax.vmap``; with a proposal, each stage of that comes first and gives the choices,
+whose ratio of densities is the weight. One of the particles may be kept: its choices are given.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class Lockstep:
             inside = {self.path_of[c.path] for s in loops for c in self._guide.inside(s)}
             alike = isinstance(stage, Loop) and inside == wanted and loops == mine[-1:]
             alike = alike and (loops[0].length, loops[0].reverse) == (stage.length, stage.reverse)
-            if loops and not alike or (isinstance(stage, Loop) and wanted and not loops):
+            if (loops and not alike) or (isinstance(stage, Loop) and wanted and not loops):
                 raise self._unlike(stage)
             out.append((stage, mine))
         return out

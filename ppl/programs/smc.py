@@ -2,15 +2,15 @@ r"""``ppl.smc``: a normalizing constant by sequential Monte Carlo.
 
 n runs of the program go side by side, one step of its ``scan`` at a time (``transforms/runs/
 stages.py``). A step multiplies each run's weight by how probable what is given is, or, with a
-proposal, by the ratio of the densities; before the next step the runs are resampled in proportion to
-their weights, and these start again from 1. The product of the mean weights is unbiased for Z.
+proposal, by the ratio of the densities; before the next step the runs are resampled in proportion
+to their weights, which start again from 1. The product of the mean weights is unbiased for Z.
 
 *Conditional* SMC, in which one of the runs is given and survives, is the other half of the contract
-(``target.py``): with multinomial resampling (adaptive too, since it is decided by a symmetric function
-of the weights) the law of the runs around one that was drawn by SMC is that of conditional SMC, times
-Z / p. Sources: Gordon, Salmond & Smith 1993; Del Moral 2004; Andrieu, Doucet & Holenstein, "Particle
-Markov chain Monte Carlo", 2010; as objectives: Maddison et al. (FIVO) 2017, Naesseth et al. (VSMC),
-Le et al. (AESMC) 2018.
+(``target.py``): with multinomial resampling (adaptive too, which a symmetric function of the weights
+decides) the law of the runs around one that was drawn by SMC is that of conditional SMC, times
+Z / p. Sources: Gordon, Salmond & Smith 1993; Del Moral 2004; Andrieu, Doucet & Holenstein,
+"Particle Markov chain Monte Carlo", 2010; as objectives: Maddison et al. (FIVO) 2017, Naesseth et
+al. (VSMC), Le et al. (AESMC) 2018.
 """
 
 from __future__ import annotations
@@ -158,8 +158,8 @@ def smc(
 ) -> SMC:
     """Sequential Monte Carlo with ``n`` particles, for programs with a ``jax.lax.scan``.
 
-    ``ppl.marginal(g, ["y"], by=ppl.smc(n, q)).log_density({"y": y})`` in an objective is FIVO (VSMC,
-    AESMC); ``ppl.normalize(g, data, by=ppl.smc(n, q))`` draws from the posterior.
+    ``ppl.marginal(g, ["y"], by=ppl.smc(n, q)).log_density({"y": y})`` in an objective is FIVO
+    (VSMC, AESMC); ``ppl.normalize(g, data, by=ppl.smc(n, q))`` draws from the posterior.
 
     Args:
         n: number of particles.

@@ -154,6 +154,9 @@ class Baseline(abc.ABC):
     """Whether it is known not to depend on its own draw; otherwise the checker tries it."""
     whole: bool = False
     """Whether all terms of the scope count for each element, not only those that depend on it."""
+    within: bool = False
+    """Whether the payoff that :meth:`finish` gets is that without the element: what its particle
+    (of a ``vmap`` whose elements meet) computed replaced by the mean of what the others did."""
 
     @abc.abstractmethod
     def accumulate(self, log_prob: jax.Array) -> dict[str, jax.Array]:
