@@ -129,13 +129,13 @@ class Lockstep:
 
     # --- the order of stages ---------------------------------------------------------------------
 
-    def _paired(self) -> list[tuple[Stage | None, list[Stage]]]:
+    def _paired(self) -> list[tuple[Stage, list[Stage]]]:
         """Each stage of the program, with those of the proposal that come before it; a loop has one
         that is its own, last."""
         if self._guide is None:
             return [(s, []) for s in self._model.stages]
         left, known = list(self._guide.stages), set[Path]()
-        out: list[tuple[Stage | None, list[Stage]]] = []
+        out: list[tuple[Stage, list[Stage]]] = []
         for stage in self._model.stages:
             wanted = {c.path for c in self._model.inside(stage)} & set(self.path_of.values())
             mine: list[Stage] = []
@@ -144,9 +144,12 @@ class Lockstep:
                 known |= {self.path_of[c.path] for c in self._guide.inside(mine[-1])}
             loops = [s for s in mine if isinstance(s, Loop)]
             inside = {self.path_of[c.path] for s in loops for c in self._guide.inside(s)}
-            alike = isinstance(stage, Loop) and inside == wanted and loops == mine[-1:]
-            alike = alike and (loops[0].length, loops[0].reverse) == (stage.length, stage.reverse)
-            if (loops and not alike) or (isinstance(stage, Loop) and wanted and not loops):
+            if isinstance(stage, Loop):
+                shape = stage.length, stage.reverse
+                alike = [(s.length, s.reverse) for s in loops] == [shape] and loops == mine[-1:]
+                if wanted and not (alike and inside == wanted):
+                    raise self._unlike(stage)
+            elif loops:
                 raise self._unlike(stage)
             out.append((stage, mine))
         return out

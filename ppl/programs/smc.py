@@ -6,9 +6,9 @@ proposal, by the ratio of the densities; before the next step the runs are resam
 to their weights, which start again from 1. The product of the mean weights is unbiased for Z.
 
 *Conditional* SMC, in which one of the runs is given and survives, is the other half of the contract
-(``target.py``): with multinomial resampling (adaptive too, which a symmetric function of the weights
-decides) the law of the runs around one that was drawn by SMC is that of conditional SMC, times
-Z / p. Sources: Gordon, Salmond & Smith 1993; Del Moral 2004; Andrieu, Doucet & Holenstein,
+(``target.py``): with multinomial resampling (adaptive too, which a symmetric function of the
+weights decides) the law of the runs around one that was drawn by SMC is that of conditional SMC,
+times Z / p. Sources: Gordon, Salmond & Smith 1993; Del Moral 2004; Andrieu, Doucet & Holenstein,
 "Particle Markov chain Monte Carlo", 2010; as objectives: Maddison et al. (FIVO) 2017, Naesseth et
 al. (VSMC), Le et al. (AESMC) 2018.
 """

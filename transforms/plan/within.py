@@ -3,7 +3,8 @@
 In a multi-sample bound, log 1/n sum_i w_i, the draws of n particles meet in one term. A baseline
 for those of particle i is what the term would be if what i computed were the mean of what the
 others did: it depends on the others alone, so it is independent of the draws of i, and it is close
-to the term. For the logarithm of a mean of weights that is VIMCO (Mnih & Rezende 2016, geometric mean).
+to the term. For the logarithm of a mean of weights that is VIMCO (Mnih & Rezende 2016, with the
+geometric mean).
 
 *What i computed* is found where particles meet: values that run along their axis, read by equations
 whose results do not. Only these equations run again, not the model.

@@ -1,9 +1,9 @@
 """A program cut at its loops, so that many runs of it can go side by side, step by step.
 
 What a program computes is, in turn, plain code and loops that make choices; what depends on no
-choice is computed once. Sequential Monte Carlo runs each *stage* for all particles, a loop one step at a
-time (``ppl/programs/smc.py``): :func:`run_plain` and :func:`run_step` run them for one particle, by
-the rule of a transformation (``interpret.py``), which sees the paths of the program that was cut.
+choice is computed once. Sequential Monte Carlo runs each *stage* for all particles, a loop one step
+at a time (``ppl/programs/smc.py``): :func:`run_plain` and :func:`run_step` run them for one, by the
+rule of a transformation (``interpret.py``), which sees the paths of the program that was cut.
 """
 
 from __future__ import annotations
