@@ -29,6 +29,7 @@ from jax.scipy.special import logsumexp
 from transforms import _jax
 from transforms.errors import UnsupportedError, describe
 from transforms.estimation.estimator import Estimator
+from transforms.program.marks import hold
 from transforms.program.site import sample as _sample
 from transforms.runs.addresses import nest
 from transforms.runs.execute import Execution
@@ -136,7 +137,7 @@ class Among(dist.CategoricalLogits):
 
 def _finite(log_weights: jax.Array) -> jax.Array:
     """The log weights, or equal ones where all runs are impossible."""
-    return jnp.where(jnp.any(log_weights > -jnp.inf), log_weights, 0.0)
+    return jnp.where(jnp.any(hold(log_weights) > -jnp.inf), log_weights, 0.0)
 
 
 def _log_mean(log_weights: jax.Array) -> jax.Array:
