@@ -138,6 +138,28 @@ def test_gradients_through_resampling():
     ztest.check(lambda key: estimate.value_and_grad(key, logits), exact)
 
 
+def test_a_jump_of_adaptive_resampling_is_reported():
+    @ppl.gen
+    def walk(a, e):
+        def step(x, _):
+            x = ppl.sample("x", dist.Normal(a * x, 0.5), e)
+            ppl.sample("y", dist.Normal(x, 0.3))
+            return x, None
+
+        lax.scan(step, 1.0, length=3)
+
+    def kinds(e, threshold):
+        @ppl.expectation
+        def bound(a):
+            by = ppl.smc(4, threshold=threshold)
+            return ppl.marginal(walk(a, e), ["y"], by=by).log_density({"y": jnp.arange(3.0)})
+
+        return {f.kind for f in bound.explain(0.5).findings}
+
+    assert kinds(ppl.reparam(), 0.5) == {"biased"}
+    assert not kinds(ppl.reparam(), None) and not kinds(None, 0.5)
+
+
 # --- a linear-Gaussian model ----------------------------------------------------------------------
 
 A, Q, R = 0.9, 0.5, 0.7

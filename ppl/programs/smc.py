@@ -170,8 +170,8 @@ def smc(
         resampling: the estimator of the discrete choices of ancestors, like ``ppl.reinforce()``;
             by default chosen automatically, as for any other choice. They are never detached.
         threshold: resample only where the effective sample size is below ``threshold * n``; by
-            default always. Where draws are pathwise, gradients then miss the jumps of that
-            decision, which the checker reports.
+            default always. That decision jumps, which pathwise draws do not see: automatic
+            estimators are scores then, and a chosen ``ppl.reparam()`` is reported as biased.
 
     Raises:
         UnsupportedError: the program has no ``scan`` that makes choices, or the proposal none like
