@@ -86,6 +86,21 @@ def chains():
     ppl.sample("hidden", dist.Categorical(jnp.array([0.2, 0.8])).mask(False))
 
 
+@ppl.gen
+def spread():
+    """The more probable k is not that of the most probable pair."""
+    k = ppl.sample("k", dist.Bernoulli(0.6))
+    z = ppl.sample("z", dist.Categorical(jnp.array([[1.0, 0.0], [0.5, 0.5]])[k]))
+
+    def step(x, _):
+        x = ppl.sample(
+            "x", dist.Categorical(jnp.array([[0.4, 0.3, 0.3], *[[0.5, 0.5, 0.0]] * 2])[x])
+        )
+        return x, None
+
+    lax.scan(step, z * 0, length=3)
+
+
 class Case(NamedTuple):
     """A program, its data, the shape and the number of values of each free choice."""
 
@@ -99,6 +114,7 @@ CASES = {
     "hmm": Case(hmm(5), {"y": Y[:5]}, {("z",): ((5,), 3)}),
     "mixture": Case(mixture(4), {"y": Y[:4]}, {("k",): ((), 2), ("z",): ((4,), 3)}),
     "vector": Case(vector(), {"y": 0.9}, {("b",): ((3,), 2), ("c",): ((), 2)}),
+    "spread": Case(spread(), {}, {("k",): ((), 2), ("z",): ((), 2), ("x",): ((3,), 3)}),
     "part of the data": Case(mixture(3), {"y": Y[:3], "k": 1}, {("z",): ((3,), 3)}),
     "nested": Case(
         nested(),
