@@ -6,6 +6,8 @@ E[d log p] = 0. Each baseline here adds a term of value 0 and derivative -b d lo
 - :class:`Constant`: a number or an array that broadcasts against the elements of the choice.
 - :class:`LeaveOneOut`: b_i = mean of the other samples' payoffs (Salimans & Knowles 2014; Kool
   et al. 2019, "Buy 4 REINFORCE samples, get a baseline for free").
+- :class:`Within`: inside a multi-sample bound, b_i is the bound with what particle i computed
+  replaced by the mean of what the others did (VIMCO, Mnih & Rezende 2016).
 - :class:`Learned`: b is computed from parameters, and learns by min (f - b)^2 (NVIL, Mnih &
   Gregor 2014).
 - :class:`MovingAverage`: b_t = decay b_{t-1} + (1 - decay) f_{t-1}, used, then updated.
@@ -105,6 +107,22 @@ class LeaveOneOut(Baseline):
 @final
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Within(Baseline):
+    """The payoff without the particle; see ``transforms/plan/within.py``."""
+
+    within = True
+    independent = True
+
+    def accumulate(self, log_prob: jax.Array) -> dict[str, jax.Array]:
+        return {"term": magic_box(log_prob) - 1.0}
+
+    def finish(self, totals: Any, payoff: jax.Array, context: Context) -> jax.Array:
+        return -payoff * totals["term"]
+
+
+@final
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class MovingAverage(Baseline):
     """The average of past payoffs; the state is kept by the fit (0 outside a fit)."""
 
@@ -121,15 +139,17 @@ class MovingAverage(Baseline):
 
 
 def baseline(spec: Any) -> Baseline | None:
-    """A baseline from what a user types: None, a number or array, "loo", or a Baseline."""
+    """A baseline from what a user types: None, a number, an array, a name, or a Baseline."""
     if spec is None or isinstance(spec, Baseline):
         return spec
     if isinstance(spec, str) and spec == "loo":
         return LeaveOneOut()
+    if isinstance(spec, str) and spec == "within":
+        return Within()
     if isinstance(spec, str | list | tuple | dict) or callable(spec):
         raise ValueError(
             f"unknown baseline {describe(spec)} ({_jax.user_line()}): a baseline is a number, an "
-            "array, 'loo', ppl.learned(value) or ppl.moving_average(decay)."
+            "array, 'loo', 'within', ppl.learned(value) or ppl.moving_average(decay)."
         )
     return Constant(spec)
 

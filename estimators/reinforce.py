@@ -71,6 +71,7 @@ def reinforce(baseline: Any = None) -> Reinforce:
     Args:
         baseline: what is subtracted from the payoff: None; a number, or an array f32[] or
             f32[batch_shape] that does not depend on the draw; ``"loo"``, the mean of the other
-            ``samples``; ``ppl.learned(value)``; ``ppl.moving_average(decay)``.
+            ``samples``; ``"within"``, inside a multi-sample bound like ``ppl.iwelbo``, the bound
+            without the particle (VIMCO); ``ppl.learned(value)``; ``ppl.moving_average(decay)``.
     """
     return Reinforce(_baseline(baseline))

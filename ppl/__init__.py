@@ -10,10 +10,13 @@ from . import _beside  # noqa: F401  must come first
 from numpyro import distributions as dist
 
 from estimators.baselines import learned, moving_average
+from estimators.disarm import disarm
 from estimators.enumeration import enum
 from estimators.measure_valued import mvd
 from estimators.pathwise import reparam
+from estimators.rebar import rebar
 from estimators.reinforce import reinforce
+from estimators.relax import relax
 from transforms.analyses.primitives import register_primitive
 from transforms.checker.alarm import strict
 from transforms.checker.findings import Finding
@@ -67,6 +70,7 @@ from .objectives.variational import (
 )
 from .programs.advice import not_in_ppl as _not_in_ppl
 from .programs.choices import factor, observe, sample
+from .programs.decoding import marginals, most_likely
 from .programs.detached import detach
 from .programs.enumeration import enumeration
 from .programs.generative import Generative, Trace
@@ -74,6 +78,7 @@ from .programs.given import merge, seed
 from .programs.importance import importance
 from .programs.marginal import marginal, normalize
 from .programs.program import gen, with_estimators
+from .programs.smc import smc
 from .programs.space import unconstrained
 from .programs.statements import continuous
 from .programs.target import Algorithm, Target
@@ -111,6 +116,7 @@ __all__ = [
     "chi2",
     "continuous",
     "detach",
+    "disarm",
     "dist",
     "dreg",
     "elbo",
@@ -130,22 +136,27 @@ __all__ = [
     "learned",
     "magic_box",
     "marginal",
+    "marginals",
     "maximize",
     "merge",
     "minibatches",
     "minimize",
+    "most_likely",
     "moving_average",
     "mvd",
     "normalize",
     "observe",
     "plots",
+    "rebar",
     "register_primitive",
     "reinforce",
+    "relax",
     "renyi",
     "reparam",
     "sample",
     "seed",
     "signal_to_noise",
+    "smc",
     "stl",
     "strict",
     "to_numpyro",

@@ -106,7 +106,7 @@ PROBLEMS = {
         network,
         {"a": jnp.array([0.3, -0.2, 0.9]), "b": 0.1},
         2,
-        {"z": [*DISCRETE, LOO]},
+        {"z": [*DISCRETE, ppl.disarm(), LOO]},
     ),
 }
 BUDGETS = {"mixture": 40.0, "jump": 10.0, "network": 20.0}

@@ -195,6 +195,12 @@ def open_jaxpr(
     return ClosedJaxpr(new, [])
 
 
+def with_outputs(closed: ClosedJaxpr, outvars: Sequence[Any]) -> ClosedJaxpr:
+    """A jaxpr that returns other variables of it."""
+    info = closed.jaxpr.debug_info._replace(result_paths=("",) * len(outvars))
+    return ClosedJaxpr(closed.jaxpr.replace(outvars=list(outvars), debug_info=info), closed.consts)
+
+
 def evaluate(closed: ClosedJaxpr, *args: Any) -> list[Any]:
     """Evaluate a jaxpr as ordinary JAX code."""
     return jaxpr_as_fun(closed)(*args)

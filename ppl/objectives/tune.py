@@ -22,7 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from estimators.baselines import LeaveOneOut
+from estimators.baselines import LeaveOneOut, Within
+from estimators.disarm import Disarm
 from estimators.enumeration import Enum
 from estimators.measure_valued import MVD
 from estimators.pathwise import Reparam
@@ -41,8 +42,9 @@ EXHAUSTIVE, MEMORY = 64, 2**32
 """Most combinations that are all tried; most bytes that one may take."""
 LEAST, TURNS, TURN = 8, (4, 64), 5e-3
 """Fewest gradients of a combination; fewest and most turns in a round; seconds of a turn."""
-LOO = Reinforce(LeaveOneOut())
+LOO, WITHIN = Reinforce(LeaveOneOut()), Reinforce(Within())
 TYPED: dict[Any, str] = {Reparam(): "ppl.reparam()", Enum(): "ppl.enum()", MVD(): "ppl.mvd()"}
+TYPED |= {Disarm(): "ppl.disarm()", WITHIN: 'ppl.reinforce("within")'}
 TYPED |= {LOO: 'ppl.reinforce("loo")', Reinforce(): "ppl.reinforce()", None: "as it is"}
 Address = str | tuple[str, ...]
 _rank = lambda t: (t.merit, t.seconds)
@@ -293,7 +295,8 @@ def _options(objective: Expectation, args: Any, how: Any, names: Any, where: str
     for a in wanted:
         if a not in sites:
             raise AddressError(f"{where} has no {show(a)}.{nearest(a, sites)} It has: {known}.")
-        fit = [e for e in TYPED if e and (e != LOO or how["samples"] > 1) and fits(e, sites[a])]
+        several = {LOO: how["samples"] > 1, WITHIN: any(c.site.sizes for c in sites[a])}
+        fit = [e for e in TYPED if e and several.get(e, True) and fits(e, sites[a])]
         here = {r.estimator for r in rows if r.address == "/".join(a)} if a in free else set()
         now = next((e for e in fit if {e.name} == here), None)
         out[a[0] if len(a) == 1 else a] = [now, *(e for e in fit if e != now)]

@@ -37,40 +37,49 @@ class Enumeration(Algorithm):
     """
 
     def sample(self, target: Target) -> tuple[Execution, jax.Array]:
-        free = self._free(target)
-        addresses, run = list(free), _run(target, free)
+        free = free_choices(target, "enumeration()", _IMPORTANCE)
+        addresses, run = list(free), run_at(target, free)
 
         def pick(i: int, logits: jax.Array) -> jax.Array:
             return _sample(("index", *addresses[i]), dist.Categorical(logits=logits), drawn=True)
 
-        digits, log_z = draw(_integrand(run, free), _variables(free), pick)
+        digits, log_z = draw(log_integrand(run, free), variables_of(free), pick)
         return run(*digits), log_z
 
     def estimate(self, target: Target, retained: Execution | None = None) -> jax.Array:
-        free = self._free(target)
-        return log_sum(_integrand(_run(target, free), free), _variables(free))
+        free = free_choices(target, "enumeration()", _IMPORTANCE)
+        return log_sum(log_integrand(run_at(target, free), free), variables_of(free))
 
-    def _free(self, target: Target) -> dict[Address, _Free]:
-        program = target.program
-        if not isinstance(program, Program):
+
+_IMPORTANCE = "Use ppl.importance(n, proposal)."
+
+
+def free_choices(target: Target, who: str, instead: str) -> dict[Address, Free]:
+    """The choices to enumerate, by address.
+
+    Raises:
+        UnsupportedError: the support of one is not finite. The message begins with ``who``
+            enumerates, and ends with what to do ``instead``.
+    """
+    program = target.program
+    if not isinstance(program, Program):
+        raise UnsupportedError(
+            f"{who} at {_jax.user_line()} needs a @ppl.gen program, and {program.name} is none. "
+            f"{instead}"
+        )
+    free: dict[Address, Free] = {}
+    for e in program.entries:
+        if target.covers(e.address):
+            continue
+        problem, values = _support(e)
+        if problem is not None:
+            why = problem.partition(". ")[0].rstrip(".")  # the advice is for a choice
             raise UnsupportedError(
-                f"enumeration() at {_jax.user_line()} needs a @ppl.gen program, and {program.name} "
-                "is none. Use ppl.importance(n, proposal)."
+                f"{who} cannot enumerate {show(e.address)} at {e.source}: {why}. {instead}"
             )
-        free: dict[Address, _Free] = {}
-        for e in program.entries:
-            if target.covers(e.address):
-                continue
-            problem, values = _support(e)
-            if problem is not None:
-                why = problem.partition(". ")[0].rstrip(".")  # the advice is for a choice
-                raise UnsupportedError(
-                    f"enumeration() cannot enumerate {show(e.address)} at {e.source}: {why}. Use "
-                    "ppl.importance(n, proposal)."
-                )
-            shape = e.like.shape[: e.like.ndim - (values.ndim - 1)]
-            free[e.address] = _Free(values, shape, e.source)
-        return free
+        shape = e.like.shape[: e.like.ndim - (values.ndim - 1)]
+        free[e.address] = Free(values, shape, e.source)
+    return free
 
 
 def _support(e: Entry) -> tuple[str | None, jax.Array]:
@@ -98,7 +107,7 @@ def _values(choice: Choice) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Free:
+class Free:
     """A choice to enumerate: the values of an element, ``[K, *event_shape]``, its elements, and
     where it stands."""
 
@@ -107,7 +116,7 @@ class _Free:
     source: str
 
 
-def _run(target: Target, free: Mapping[Address, _Free]) -> Callable[..., Execution]:
+def run_at(target: Target, free: Mapping[Address, Free]) -> Callable[..., Execution]:
     """The program at the values that digits stand for."""
 
     def run(*digits: jax.Array) -> Execution:
@@ -117,12 +126,12 @@ def _run(target: Target, free: Mapping[Address, _Free]) -> Callable[..., Executi
     return run
 
 
-def _integrand(
-    run: Callable[..., Execution], free: Mapping[Address, _Free]
+def log_integrand(
+    run: Callable[..., Execution], free: Mapping[Address, Free]
 ) -> Callable[..., jax.Array]:
     """The log of what is summed: the values of a choice that is absent weigh 1 together."""
 
-    def log_integrand(*digits: jax.Array) -> jax.Array:
+    def log_of(*digits: jax.Array) -> jax.Array:
         out = run(*digits)
         total = out.log_integrand
         for address, f in free.items():
@@ -132,10 +141,10 @@ def _integrand(
                 total = total + jnp.sum(jnp.where(made, 0.0, -each))
         return total
 
-    return log_integrand
+    return log_of
 
 
-def _variables(free: Mapping[Address, _Free]) -> list[Variable]:
+def variables_of(free: Mapping[Address, Free]) -> list[Variable]:
     return [Variable(f.shape, len(f.values), f"{show(a)} at {f.source}") for a, f in free.items()]
 
 

@@ -60,7 +60,7 @@ class Importance(Algorithm):
                 return run, run.log_weight
             proposal = self._proposal(target)
             q = proposal.execute({})
-            _check_proposal(proposal, q.choices, target)
+            check_proposal(proposal, q.choices, target)
             run = target.score(q.choices)
             return run, _log_ratio(target, run, q)
 
@@ -73,28 +73,33 @@ class Importance(Algorithm):
         return _log_ratio(target, retained, q)
 
     def _proposal(self, target: Target) -> Generative:
-        q = self.proposal
-        if not isinstance(q, Generative):
-            assert q is not None
-            q = q(target.fixed)
-        if not isinstance(q, Generative):
-            raise UnsupportedError(
-                "a proposal is a generative function that was called, or a function from the "
-                f"fixed choices to one; got {describe(q)} ({_jax.user_line()}). Put @ppl.gen above "
-                "the function of ppl.importance(n, proposal)."
-            )
-        check_branches(target.program, q)
-        if q.weighted:
-            raise UnsupportedError(
-                f"{q.name} is a proposal at {_jax.user_line()}, and has weights (ppl.factor, "
-                "ppl.observe): its draws come from the program without them, its density has them. "
-                "Move them into the model; or type the data as a choice, ppl.sample, and propose "
-                "from ppl.normalize(g, data)."
-            )
-        return q
+        assert self.proposal is not None
+        return proposal_of(self.proposal, target, "ppl.importance")
 
 
-def _check_proposal(proposal: Generative, choices: Choices, target: Target) -> None:
+def proposal_of(q: Any, target: Target, who: str) -> Generative:
+    """The proposal for a target, checked; ``who`` it is an argument of."""
+    if not isinstance(q, Generative):
+        q = q(target.fixed)
+    if not isinstance(q, Generative):
+        raise UnsupportedError(
+            "a proposal is a generative function that was called, or a function from the "
+            f"fixed choices to one; got {describe(q)} ({_jax.user_line()}). Put @ppl.gen above "
+            f"the function of {who}(n, proposal)."
+        )
+    check_branches(target.program, q)
+    if q.weighted:
+        raise UnsupportedError(
+            f"{q.name} is a proposal at {_jax.user_line()}, and has weights (ppl.factor, "
+            "ppl.observe): its draws come from the program without them, its density has them. "
+            "Move them into the model; or type the data as a choice, ppl.sample, and propose "
+            "from ppl.normalize(g, data)."
+        )
+    return q
+
+
+def check_proposal(proposal: Generative, choices: Choices, target: Target) -> None:
+    """Refuse a proposal of other choices than those that are free."""
     wanted = flatten(target.free(target.program.choices_like))
     made = flatten(choices)
     refuse_hidden(target.program, target.covers)

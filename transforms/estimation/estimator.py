@@ -112,6 +112,8 @@ class LocalSite:
     """The axes of the value along which elements meet in no term, for ``elementwise`` estimators:
     there ``k`` may be given other values for all elements at once, and what it returns (and
     ``payoff``) has these axes, with the terms of each element."""
+    direction: int = 1
+    """Whether the objective is ascended (1) or descended (-1), for estimators that learn."""
 
     def per_element(self, f: Callable[..., Any], *mapped: Any) -> Any:
         """``f(distribution, *mapped)`` for each element of the surrounding ``vmap``\\ s.
@@ -119,8 +121,18 @@ class LocalSite:
         Results have the leading axes ``sizes``; so must the arguments in ``mapped``.
         """
 
+        return self.per_element_with(None, lambda d, _, *mapped: f(d, *mapped), *mapped)
+
+    def per_element_with(
+        self, estimator: Estimator | None, f: Callable[..., Any], *mapped: Any
+    ) -> Any:
+        """``f(distribution, estimator, *mapped)``: as :meth:`per_element`, with the arrays that the
+        estimator holds for each element, where it was chosen at the choice."""
+
         def one(operands: list[Any], *mapped: Any) -> Any:
-            return f(self.site.rebuild(self.site.live(operands)), *mapped)
+            chosen = self.site.rebuild_estimator(operands)
+            own = estimator if chosen is None else chosen
+            return f(self.site.rebuild(self.site.live(operands)), own, *mapped)
 
         return per_element(self.site.axes, one, len(mapped))(self.operands, *mapped)
 
@@ -142,6 +154,9 @@ class Baseline(abc.ABC):
     """Whether it is known not to depend on its own draw; otherwise the checker tries it."""
     whole: bool = False
     """Whether all terms of the scope count for each element, not only those that depend on it."""
+    within: bool = False
+    """Whether the payoff that :meth:`finish` gets is that without the element: what its particle
+    (of a ``vmap`` whose elements meet) computed replaced by the mean of what the others did."""
 
     @abc.abstractmethod
     def accumulate(self, log_prob: jax.Array) -> dict[str, jax.Array]:

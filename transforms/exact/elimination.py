@@ -9,6 +9,11 @@ of K^T.
 For k and a plate of n values z, f = sum_i (a[z_i] + b[i, z_i, k]) is summed over z_i first, for
 each i and k, m[i, k] = log sum_z exp(a[z] + b[i, z, k]); then over k, log sum_k exp(sum_i m[i, k]):
 K^2 n numbers in place of K^(n + 1).
+
+The same elimination with other operations: with the maximum in place of the sum, and the best value
+in place of a draw, it finds the most probable values (:func:`best`; for a chain that is Viterbi's
+algorithm); and the derivative of the log sum in a weight of each value is how probable it is
+(:func:`marginals`; for a chain, forward and backward).
 """
 
 from __future__ import annotations
@@ -45,6 +50,11 @@ from .tables import (
 Pick = Callable[[int, jax.Array], jax.Array]
 """``pick(i, logits)``: a draw of a variable, or of those of a chain of which it is the first, for
 each element: ``f32[..., K]`` to an index into the last axis."""
+Who = tuple[str, str]
+"""Who enumerates, and what to use instead where that is too much: for messages."""
+ENUMERATION: Who = "enumeration()", "use ppl.importance(n, proposal)"
+Reduce = Callable[..., jax.Array]
+"""``reduce(x, axis=)``: what takes the place of the log of the sum of exp."""
 
 
 def log_sum(f: Callable[..., jax.Array], variables: Sequence[Variable]) -> jax.Array:
@@ -53,7 +63,7 @@ def log_sum(f: Callable[..., jax.Array], variables: Sequence[Variable]) -> jax.A
     Raises:
         UnsupportedError: too many joint values are needed.
     """
-    return _eliminate(*_plan(f, variables))[0]
+    return _eliminate(*_plan(f, variables, ENUMERATION))[0]
 
 
 def draw(
@@ -64,15 +74,67 @@ def draw(
     Backwards from the variable that was summed out last, each given those that came after: for a
     chain, forward filtering and backward sampling.
     """
-    plan, tables = _plan(f, variables)
-    value, backwards = _eliminate(plan, tables)
+    return _backwards(f, variables, pick, ENUMERATION)
+
+
+def best(
+    f: Callable[..., jax.Array], variables: Sequence[Variable], who: Who
+) -> tuple[list[jax.Array], jax.Array]:
+    """The digits at which f(*digits) is largest (the first of several), and that value."""
+    first = lambda i, x: jnp.argmax(x, axis=-1)
+    return _backwards(f, variables, first, who, jnp.max)
+
+
+def marginals(
+    f: Callable[..., jax.Array], variables: Sequence[Variable], who: Who
+) -> tuple[list[jax.Array], jax.Array]:
+    """How probable each value of each element is: ``f32[*shape, n]`` for each variable; and the
+    log of the sum of exp(f(zeros, *digits)).
+
+    ``f(weights, *digits)`` adds the logarithms ``weights``, shaped like the result, of the values
+    that the elements have.
+    """
+
+    def total(weights: list[jax.Array]) -> jax.Array:
+        at = functools.partial(f, weights)
+        return _eliminate(*_plan(at, variables, who), reduce=_log_sum)[0]
+
+    zeros = [jnp.zeros((*v.shape, v.n)) for v in variables]
+    value, found = jax.value_and_grad(total)(zeros)
+    return found, value
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _log_sum(x: jax.Array, axis: Any) -> jax.Array:
+    """As ``logsumexp``, with a derivative of 0 where all of ``x`` is minus infinity."""
+    return logsumexp(x, axis=axis)
+
+
+@_log_sum.defjvp
+def _(axis: Any, primals: Any, tangents: Any) -> Any:
+    out = _log_sum(primals[0], axis)
+    level = jnp.expand_dims(jnp.where(jnp.isfinite(out), out, 0.0), axis)
+    return out, jnp.sum(jnp.exp(primals[0] - level) * tangents[0], axis=axis)
+
+
+def _backwards(
+    f: Callable[..., jax.Array],
+    variables: Sequence[Variable],
+    pick: Pick,
+    who: Who,
+    reduce: Reduce = logsumexp,
+) -> tuple[list[jax.Array], jax.Array]:
+    plan, tables = _plan(f, variables, who)
+    value, backwards = _eliminate(plan, tables, reduce=reduce)
     drawn: dict[int, jax.Array] = {}
     for step in reversed(backwards):
         drawn |= step(drawn, pick)
     return [digits(plan, i, drawn[i]) for i in range(len(variables))], value
 
 
-def _plan(f: Callable[..., jax.Array], variables: Sequence[Variable]) -> tuple[Plan, list[Table]]:
+def _plan(
+    f: Callable[..., jax.Array], variables: Sequence[Variable], who: Who
+) -> tuple[Plan, list[Table]]:
     avals = [jax.ShapeDtypeStruct(v.shape, jnp.result_type(int)) for v in variables]
     closed, consts, _ = _jax.trace(f, *avals)
     closed, _ = resolve(closed, consts)
@@ -88,8 +150,8 @@ def _plan(f: Callable[..., jax.Array], variables: Sequence[Variable]) -> tuple[P
         variables,
         outs,
         lambda plan: _try(plan, outs),
-        who="enumeration()",
-        instead="use ppl.importance(n, proposal)",
+        who=who[0],
+        instead=who[1],
     )
     values = evaluate(program, consts, plan, outs)
     return plan, [table(plan, d, v) for d, v in zip(outs, values, strict=True)]
@@ -120,7 +182,7 @@ Backward = Callable[[Drawn, Pick], Drawn]
 
 
 def _eliminate(
-    plan: Plan, tables: Sequence[Table], dry: bool = False
+    plan: Plan, tables: Sequence[Table], dry: bool = False, reduce: Reduce = logsumexp
 ) -> tuple[jax.Array, list[Backward]]:
     """The variables summed out one by one, those in most classes first.
 
@@ -146,9 +208,9 @@ def _eliminate(
                 if not plan.of(j) <= plan.of(i):
                     raise _Clash(j, plan.of(j) - plan.of(i))
         if chains:
-            new, backward = _along_chain(plan, mine, group, next(iter(chains)), dry)
+            new, backward = _along_chain(plan, mine, group, next(iter(chains)), dry, reduce)
         else:
-            new, backward = _summed_out(plan, mine, i, dry)
+            new, backward = _summed_out(plan, mine, i, dry, reduce)
         backwards.append(backward)
         left.append(_reduced(plan, new, dry))
         remaining -= group
@@ -190,7 +252,9 @@ def _given(
     return x
 
 
-def _summed_out(plan: Plan, tables: Sequence[Table], i: int, dry: bool) -> tuple[Table, Backward]:
+def _summed_out(
+    plan: Plan, tables: Sequence[Table], i: int, dry: bool, reduce: Reduce
+) -> tuple[Table, Backward]:
     digits, _ = _axes(tables)
     classes = sorted(plan.of(i))
     rest = [d for d in digits if d[0] != i]
@@ -204,11 +268,11 @@ def _summed_out(plan: Plan, tables: Sequence[Table], i: int, dry: bool) -> tuple
     def backward(drawn: Drawn, pick: Pick) -> Drawn:
         return {i: pick(i, jnp.moveaxis(_given(plan, every, 1, rest, classes, drawn), 0, -1))}
 
-    return Table(tuple(rest), tuple(classes), logsumexp(every, axis=0)), backward
+    return Table(tuple(rest), tuple(classes), reduce(every, axis=0)), backward
 
 
 def _along_chain(
-    plan: Plan, tables: Sequence[Table], group: set[int], chain: Class, dry: bool
+    plan: Plan, tables: Sequence[Table], group: set[int], chain: Class, dry: bool, reduce: Reduce
 ) -> tuple[Table, Backward]:
     """The forward recursion."""
     digits, _ = _axes(tables)
@@ -236,7 +300,7 @@ def _along_chain(
     def step(alpha: jax.Array, x: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
         pair, single = (a[0] + b for a, b in zip(fixed, x, strict=True))
         before = alpha.reshape(*sizes, *[1] * n, *outer)
-        new = logsumexp(before + pair, axis=tuple(range(n))) + single[drop]
+        new = reduce(before + pair, axis=tuple(range(n))) + single[drop]
         return jnp.broadcast_to(new, (*sizes, *outer)), alpha
 
     start = jnp.broadcast_to(first[(0, *drop)], (*sizes, *outer))
@@ -270,5 +334,5 @@ def _along_chain(
             for (j, _), place, size in zip(now, places, sizes, strict=True)
         }
 
-    value = logsumexp(alpha, axis=tuple(range(n)))
+    value = reduce(alpha, axis=tuple(range(n)))
     return Table(tuple(rest), tuple(classes), value), backward

@@ -38,6 +38,7 @@ def correction(
     given: Record,
     made: Record,
     terms: Sequence[Any],
+    direction: int,
 ) -> jax.Array:
     """The sampling terms of all elements of a continued choice: value 0.
 
@@ -58,7 +59,7 @@ def correction(
 
     parameters = jax.tree.map(harmless, operands)
     value = lax.stop_gradient(value)
-    term = functools.partial(_sampling_term, layout, s, run, in_step)
+    term = functools.partial(_sampling_term, layout, s, run, in_step, direction)
     if in_step or not lengths:
         first = keys.reshape(-1, keys.shape[-1])[0] if lengths else keys
         return _differentiated_only(term, s.chosen, parameters, (None, value, first, payoff, *rest))
@@ -98,7 +99,13 @@ def _payoff(
 
 
 def _sampling_term(
-    layout: Layout, s: Elements, run: Any, in_step: bool, parameters: list[Any], rest: Any
+    layout: Layout,
+    s: Elements,
+    run: Any,
+    in_step: bool,
+    direction: int,
+    parameters: list[Any],
+    rest: Any,
 ) -> jax.Array:
     i, value, own_key, payoff, args, key, known, before = rest
     site, estimator = s.chosen.choice.site, s.chosen.estimator
@@ -125,9 +132,8 @@ def _sampling_term(
     skip = 0 if in_step else s.loops
     apart = s.apart[skip:] if estimator.elementwise else (False,) * (len(s.apart) - skip)
     events = (False,) * (value.ndim - len(apart))
-    local = LocalSite(
-        dataclasses.replace(site, axes=axes), parameters, value, payoff, (*apart, *events)
-    )
+    whole = dataclasses.replace(site, axes=axes)
+    local = LocalSite(whole, parameters, value, payoff, (*apart, *events), direction)
     if site.estimator is not None:
         estimator = site.rebuild_estimator(parameters)
     return estimator.surrogate(local, _key_of(own_key, key), k)

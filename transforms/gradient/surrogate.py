@@ -43,6 +43,7 @@ from ..estimation.elements import apart, element_shape, value_and_mass
 from ..estimation.estimator import Continued, Enumerated, InPlace, magic_box, refuse_rounding
 from ..estimation.rounding import as_finite, rounding_parts
 from ..plan.layout import Elements, Layout, Mass, Scores, laws, onto, times
+from ..plan.within import within
 from ..program import marks
 from ..program.choices import Path
 from ..program.interpret import Record, Steps, entering, interpret
@@ -85,10 +86,14 @@ def scope(
     zero = jnp.zeros((), closed.out_avals[0].dtype)
     baselines = [s for s in layout.of(InPlace) if _baseline(s) is not None]
     reach = {s.path: layout.grids([d for d in layout.terms if s.path in d]) for s in baselines}
+    inside = [s for s in baselines if _baseline(s).within]
+    others_of = within(layout, inside) if inside else None
 
     def point(*indices: Any) -> Any:
         given = _given(layout, indices)
-        outs, made = run(args, key, given, resumable=bool(continued))
+        program = others_of and others_of.program
+        outs, made = run(args, key, given, resumable=bool(continued), program=program)
+        outs, extra_outs = outs[: len(layout.outputs)], outs[len(layout.outputs) :]
         terms, others = outs[: len(layout.terms)], outs[len(layout.terms) :]
         weights = laws(layout, made)
         scores = Scores({s.path: made[s.path]["score"] for s in layout.of(InPlace)})
@@ -100,9 +105,13 @@ def scope(
             value = weighted if score is None else weighted * magic_box(score)
             values[grids.index(grid)].append(sum_over(value))
             for s in baselines:
-                if s.path in d:
+                if s.path in d and s not in inside:
                     part = onto(lax.stop_gradient(weighted), d[s.path], [True] * len(s.shape))
                     payoffs[s.path][reach[s.path].index(grid)].append(part)
+        for s in inside:
+            assert others_of is not None
+            for d, part in others_of.parts(layout, s, extra_outs, weights):
+                payoffs[s.path][reach[s.path].index(layout.on_grid(d))].append(part)
         for s in entropic:  # a baseline that cancels the derivative of its own log density
             law = layout.law(s.parameters, len(s.shape), weights)
             cancelled = times(law, 1.0 - magic_box(scores.of[s.path]))
@@ -116,7 +125,8 @@ def scope(
             law = layout.law(layout.others[i], others[i].ndim, weights)
             means.append(times(law, others[i]))
         extra = [
-            correction(layout, s, quiet, list(args), key, given, made, terms) for s in continued
+            correction(layout, s, quiet, list(args), key, given, made, terms, context.direction)
+            for s in continued
         ]
         sums = lambda parts: [added(p, zero) for p in parts]
         return sums(values), {p: sums(v) for p, v in payoffs.items()}, parts, means, sums([extra])

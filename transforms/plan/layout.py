@@ -101,6 +101,11 @@ class Layout:
     summed: tuple[Chosen, ...] = ()
     """The choices that were summed out along chains."""
 
+    @property
+    def outputs(self) -> tuple[Dependence, ...]:
+        """What all outputs depend on."""
+        return (*self.terms, *self.others)
+
     def of(self, kind: type) -> list[Elements]:
         """The choices with an estimator of a kind."""
         return [s for s in self.sites.values() if isinstance(s.chosen.estimator, kind)]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NoReturn
 
 import jax
@@ -27,7 +27,7 @@ from ..estimation.elements import absent, apart, is_masked
 from ..estimation.flows import base_of, is_one_way, push
 from ..program import marks
 from ..program.choices import Choice, Path, abstract_distribution
-from ..program.interpret import Record, entering, interpret
+from ..program.interpret import Record, Rule, entering, interpret
 from ..program.site import Call, Densities, Factor, Site, own_density, per_element, sample_p
 from ..program.sums import sum_over
 from .addresses import Choices, Entry, entries, match, nest
@@ -121,8 +121,23 @@ def execute(
 ) -> Execution:
     """Run a program with the choices in ``given`` fixed; see the module docstring."""
     program = entries(closed)
-    by_path = {c.path: e for e in program for c in e.parts}
     fixed = match(program, given, name, exact=exact)
+    rule, acc = scoring(program, fixed, select)
+    retval, sums, made = interpret(closed, args, rule, given=fixed, acc=acc)
+    values = nest((e.address, e.join(made)) for e in program)
+    taken = {e.address: e.made(made) for e in program if e.conditional}
+    return Execution(values, retval, *map(jnp.asarray, sums), made=taken)
+
+
+def scoring(
+    program: Sequence[Entry], fixed: Collection[Path], select: Callable[[Address], bool]
+) -> tuple[Rule, tuple[Any, ...]]:
+    """The rule that draws and scores the choices of a program, those at ``fixed`` paths as given.
+
+    It records the value of each choice, and accumulates log densities: of all of them, of what is
+    selected, and of what masks hide, where there are masks. Also what it starts from.
+    """
+    by_path = {c.path: e for e in program for c in e.parts}
     masked = masked_choices(program)
     sites = [c for e in program for c in e.parts if isinstance(c.random, Site)]
     for c in sites:
@@ -164,11 +179,7 @@ def execute(
         made = (value, choice.taken(operands)) if entry.conditional else value
         return outs, (_add(total, lp), add, *missing), {path: made}
 
-    acc = (np.zeros((), jnp.result_type(float)),) * (3 if masked else 2)
-    retval, sums, made = interpret(closed, args, rule, given=fixed, acc=acc)
-    values = nest((e.address, e.join(made)) for e in program)
-    taken = {e.address: e.made(made) for e in program if e.conditional}
-    return Execution(values, retval, *map(jnp.asarray, sums), made=taken)
+    return rule, (np.zeros((), jnp.result_type(float)),) * (3 if masked else 2)
 
 
 def _taken_through(site: Site, operands: list[Any]) -> tuple[jax.Array, Callable[..., jax.Array]]:
