@@ -59,6 +59,7 @@ from .objectives.variational import (
     elbo,
     forward_kl,
     iwelbo,
+    kl,
     renyi,
     stl,
     wake_phi,
@@ -73,6 +74,7 @@ from .programs.given import merge, seed
 from .programs.importance import importance
 from .programs.marginal import marginal, normalize
 from .programs.program import gen, with_estimators
+from .programs.scaled import scale
 from .programs.space import unconstrained
 from .programs.statements import continuous
 from .programs.target import Algorithm, Target
@@ -126,6 +128,7 @@ __all__ = [
     "infer",
     "iwelbo",
     "k_hat",
+    "kl",
     "learned",
     "magic_box",
     "marginal",
@@ -142,6 +145,7 @@ __all__ = [
     "renyi",
     "reparam",
     "sample",
+    "scale",
     "seed",
     "signal_to_noise",
     "stl",

@@ -85,14 +85,35 @@ class Entry:
 
     def made(self, values: Mapping[Path, Any]) -> jax.Array:
         """Which of the choices are in a branch that is taken, bool of the axes around them."""
+        return self.added({c.path: values[c.path][1] for c in self.parts}, jnp.logical_or)
+
+    def added(self, values: Mapping[Path, jax.Array], add: Any = jnp.add) -> jax.Array:
+        """A number for each of the axes around the choice, of which it has one in each branch."""
 
         def window(choices: Sequence[Choice]) -> jax.Array:
-            taken = [
-                jnp.transpose(t, _order(c, t.ndim)) for c in choices for t in [values[c.path][1]]
-            ]
-            return functools.reduce(jnp.logical_or, taken)
+            found = [jnp.transpose(v, _order(c, v.ndim)) for c in choices for v in [values[c.path]]]
+            return functools.reduce(add, found)
 
         return self._together([window(choices) for choices in self.windows])
+
+    @property
+    def n_axes(self) -> int:
+        """How many axes a user sees around the choice."""
+        last = self.windows[-1][0]
+        return len(last.lengths) + len(_axes(last))
+
+    @property
+    def loop_axes(self) -> list[int]:
+        """Which of these each loop around the choice is, outermost first."""
+        order = _order(self.choice, self.n_axes)
+        return [order.index(i) for i in range(len(self.choice.lengths))]
+
+    @property
+    def group(self) -> tuple[Address, ...]:
+        """The addresses that share its density."""
+        r = self.choice.random
+        inner = flatten(r.program.choices) if isinstance(r, Call) else ((),)  # type: ignore[union-attr]
+        return tuple((*self.address, *a) for a in inner)
 
     def _together(self, outer: Sequence[Any]) -> Any:
         if len(outer) == 1:
