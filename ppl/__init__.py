@@ -51,6 +51,7 @@ from .inference.summary import Summary
 from .objectives.audit import Audit
 from .objectives.expectation import Expectation, expectation
 from .objectives.explain import Explanation
+from .objectives.nested import debias, mean
 from .objectives.signal import signal_to_noise
 from .objectives.tune import Tuned, tune
 from .objectives.variational import (
@@ -111,6 +112,7 @@ __all__ = [
     "UnsupportedError",
     "chi2",
     "continuous",
+    "debias",
     "detach",
     "dist",
     "dreg",
@@ -133,6 +135,7 @@ __all__ = [
     "magic_box",
     "marginal",
     "maximize",
+    "mean",
     "merge",
     "minibatches",
     "minimize",

@@ -117,7 +117,7 @@ def test_those_of_guides_add_up(family):
 def test_a_joint_density_stands_where_it_is_held():
     g = ppl.marginal(inner(0.0), ["a", "b"])
     trace = g.simulate(KEY)
-    with pytest.raises(ppl.UnsupportedError, match="choices .a., .b. of the trace have one"):
+    with pytest.raises(ppl.UnsupportedError, match=r"choices .a., .b. of the trace have one"):
         trace.log_densities  # noqa: B018
     outer = ppl.gen(lambda: ppl.sample("in", g))
     assert outer().simulate(KEY).log_densities["in"].shape == ()

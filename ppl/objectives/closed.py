@@ -2,9 +2,9 @@
 
 At an address where both programs have a law of their own, and numpyro a divergence of these, the
 difference log p(a) - log q(a) has the mean -KL(q || p) given what the guide draws before ``a``. It
-is put in its place where the model's law depends on nothing else (``transforms/analyses/order.py``);
-elsewhere the difference stays as it is drawn. So the expectation is the same, and its derivative
-too, whatever the estimators.
+is put in its place where the model's law depends on nothing else
+(``transforms/analyses/order.py``); elsewhere the difference stays as it is drawn. So the
+expectation is the same, and its derivative too, whatever the estimators.
 """
 
 from __future__ import annotations

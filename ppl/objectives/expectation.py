@@ -20,6 +20,7 @@ from transforms.checker.soundness import Soundness
 from transforms.errors import UnsupportedError
 from transforms.gradient.lost import lost_draws
 from transforms.gradient.surrogate import surrogate
+from transforms.program.averaged import averaged
 from transforms.program.sharded import inside_shard_map
 from transforms.program.site import Expect, expect_p
 
@@ -75,6 +76,7 @@ class Expectation:
 
         where = _jax.definition(self._f)
         closed, consts, out = _jax.trace(run)
+        closed = averaged(closed)
         value = out[0] if self.has_aux and isinstance(out, tuple) and len(out) == 2 else out
         if self.has_aux and value is out:
             raise UnsupportedError(

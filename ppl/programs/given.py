@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from transforms import _jax
 from transforms.errors import AddressError, describe, show
 from transforms.gradient.seed import seeded
+from transforms.program.averaged import averaged
 from transforms.runs.addresses import flatten, nest
 
 from .advice import user_code
@@ -66,7 +67,7 @@ def seed(f: Callable[..., Any]) -> Callable[..., Any]:
                 return f(*args, **kwargs)
 
         closed, consts, out = _jax.trace(run)
-        outs = seeded(closed, consts, as_key(key))
+        outs = seeded(averaged(closed), consts, as_key(key))
         return jax.tree.unflatten(jax.tree.structure(out), outs)
 
     return of_key

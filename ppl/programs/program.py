@@ -110,7 +110,7 @@ class Program(Generative):
         return jax.tree.unflatten(jax.tree.structure(retval), outs)
 
     def retargeted(self, table: Mapping[Address, Estimator]) -> Program:
-        closed, consts, retval = self._traced
+        closed, consts, _ = self._traced
         known = [c.address for c in _choices(closed, densities=True)]
         for address in table:
             if address not in known:
@@ -154,6 +154,10 @@ class _Retargeted(Generative):
 
     def __init__(self, inner: Generative, table: Mapping[Address, Estimator]):
         self.name, self._inner, self._table = inner.name, inner, table
+
+    def as_program(self) -> Program | None:
+        program = super().as_program()
+        return None if program is None else program.retargeted(self._table)
 
     def execute(
         self, given: Choices, *, exact: bool = False, select: Select = lambda address: False

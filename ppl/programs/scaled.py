@@ -27,8 +27,8 @@ def table_of(weights: Weights) -> dict[Address, Any]:
     """
     if not isinstance(weights, Mapping):
         raise AddressError(
-            f"the weights at {_jax.user_line()} are {describe(weights)}. Give a dict from addresses "
-            'to weights, {"z": 0.5}; a nested address is a tuple, ("inner", "z").'
+            f"the weights at {_jax.user_line()} are {describe(weights)}. Give a dict from "
+            'addresses to weights, {"z": 0.5}; a nested address is a tuple, ("inner", "z").'
         )
     return dict(_flat(weights, ()))
 
@@ -71,8 +71,9 @@ class Scaled(Generative):
         check_known(table, [*(a for g in parts for a in g), *run.factors], self.name)
         if run.log_absent is not None:
             raise UnsupportedError(
-                f"{self.name} is scaled at {_jax.user_line()}, and has masked choices, whose weight "
-                "would be lost where they are integrated out. Use ppl.elbo(p, q, data, weights=...)."
+                f"{self.name} is scaled at {_jax.user_line()}, and has masked choices, whose "
+                "weight would be lost where they are integrated out. Use ppl.elbo(p, q, data, "
+                "weights=...)."
             )
         chosen = {group: part for group, part in parts.items() if all(map(select, group))}
         factors = {a: Part(w) for a, w in run.factors.items()}

@@ -63,6 +63,8 @@ from .outside import NOWHERE, TEST, Outside, is_infinite, passed_on
 from .scopes import Scope
 from .traits import (
     CONSTANT,
+    UNSMOOTH,
+    Estimate,
     Fault,
     Source,
     Value,
@@ -71,6 +73,7 @@ from .traits import (
     is_linear,
     is_lookup,
     join,
+    nonlinear,
     of_last_step,
 )
 
@@ -117,16 +120,28 @@ class Soundness:
         for scope in self._scopes.values():
             yield scope.name, scope.closed, scope.chosen
 
-    def findings(self, perturbed: Iterable[int] | None = None, *, kinks: bool = False) -> Any:
+    def findings(
+        self,
+        perturbed: Iterable[int] | None = None,
+        *,
+        kinks: bool = False,
+        labels: bool = False,
+    ) -> Any:
         """What is wrong with the gradient in the inputs ``perturbed`` (default: in all).
 
-        With ``kinks`` also where the derivative exists almost everywhere only.
+        With ``kinks`` also where the derivative exists almost everywhere only; with ``labels`` also
+        what is not exact, and is asked for: functions of ``ppl.mean``.
         """
         inputs = range(len(self._inputs)) if perturbed is None else perturbed
         wanted: frozenset[Source] = frozenset(("input", i) for i in inputs)
         matters = lambda f: (
             f.kind == "nonlinear"
-            or (not wanted.isdisjoint(f.sources) and (bool(f.drawn) or f.kind != "jump"))
+            or (f.kind == "plug-in" and labels)
+            or (
+                f.kind not in UNSMOOTH
+                and not wanted.isdisjoint(f.sources)
+                and (bool(f.drawn) or f.kind != "jump")
+            )
         )
         self._settle(matters)
         found = [self._finding(f) for f in self._faults_reached() if matters(f)]
@@ -227,7 +242,7 @@ class Soundness:
             self._sweep()
             cured = False
             for f in sorted(self._faults_reached(), key=lambda f: (f.suspect, f.index)):
-                if f.kind == "nonlinear" or self._cures.is_tried(f) or not matters(f):
+                if f.kind in UNSMOOTH or self._cures.is_tried(f) or not matters(f):
                     continue
                 cured |= self._cures.cure(f, Known(self._values, self._sunk, self._draws.domains))
             if not cured:
@@ -324,8 +339,8 @@ class Soundness:
         if op.name == "stop_gradient" and marks.is_held(op.stack):
             return [Value(drawn=all_.drawn)]
         faults, estimates = all_.faults, all_.estimates
-        if estimates and not is_linear(op, args):
-            faults |= {self._fault("nonlinear", flat, i, all_)}
+        if estimates and not is_linear(op, args) and not marks.is_debiased(op.stack):
+            faults |= {self._fault(nonlinear(estimates), flat, i, all_)}
             estimates = frozenset()
         out = Value(all_.sources, faults, all_.drawn | drawn_by(op), estimates)
         smooth = lambda v: jnp.issubdtype(flat.avals[v].dtype, jnp.inexact)
@@ -396,7 +411,7 @@ class Soundness:
         self._sunk.setdefault(flat, set()).update(flat.ops[i].values)
         self._outside |= parameters.outside
         if parameters.estimates:
-            self._reached[self._fault("nonlinear", flat, i, parameters)] = None
+            self._reached[self._fault(nonlinear(parameters.estimates), flat, i, parameters)] = None
         source: Source = ("site", (id(scope.closed), chosen.choice.path))
         own = frozenset({source})
         # some have draws of floating point type
@@ -426,7 +441,7 @@ class Soundness:
         self._cures.pass_on(flat, flat.ops[i].ins, inner.flat)
         outs = self._run(inner.flat, args, inner)
         exact = all(isinstance(s.estimator, Enumerated) for s in inner.chosen)
-        own = frozenset() if exact else frozenset({id(expect.jaxpr)})
+        own = frozenset() if exact else frozenset({Estimate(id(expect.jaxpr), expect.draws)})
         return [
             o._replace(
                 drawn=o.drawn | {("expectation", id(expect.jaxpr))}, estimates=o.estimates | own
@@ -462,7 +477,7 @@ class Soundness:
             self._cures.pass_on(flat, flat.ops[i].ins[1:], body)
         outs = [self._run(body, operands, scope) for body in flat.ops[i].bodies]
         if index.estimates:
-            fault = self._fault("nonlinear", flat, i, index)
+            fault = self._fault(nonlinear(index.estimates), flat, i, index)
             index = index._replace(faults=index.faults | {fault}, estimates=frozenset())
         return [join([index, *cases]) for cases in zip(*outs, strict=True)]
 

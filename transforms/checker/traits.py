@@ -24,11 +24,30 @@ class Value(NamedTuple):
     sources: frozenset[Source] = frozenset()
     faults: frozenset[Fault] = frozenset()
     drawn: frozenset[Source] = frozenset()
-    estimates: frozenset[Any] = frozenset()
+    estimates: frozenset[Estimate] = frozenset()
     outside: Outside = NOWHERE
 
 
 CONSTANT = Value()
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """The mean of ``draws`` draws of an expectation, known by the identity of its program."""
+
+    program: int
+    draws: int
+    earlier: bool = False
+
+
+UNSMOOTH = ("nonlinear", "plug-in")
+"""Kinds of faults that no evaluation takes away."""
+
+
+def nonlinear(estimates: frozenset[Estimate]) -> str:
+    """What a function of estimates is that is not linear: a plug-in, if all of them are means that
+    the user asked for."""
+    return "plug-in" if all(e.draws > 1 for e in estimates) else "nonlinear"
 
 
 @dataclasses.dataclass(eq=False)
@@ -69,7 +88,7 @@ def drawn_by(op: Op) -> frozenset[Source]:
 
 def of_last_step(value: Value) -> Value:
     """Draws of expectations in the last step of a loop are independent of those in this one."""
-    earlier = frozenset(e if isinstance(e, tuple) else ("earlier", e) for e in value.estimates)
+    earlier = frozenset(dataclasses.replace(e, earlier=True) for e in value.estimates)
     return value._replace(estimates=earlier)
 
 

@@ -61,6 +61,7 @@ from ..program.site import (
     sample,
 )
 from ..program.sums import added, sum_over
+from .repeated import counted_mean
 from .replay import correction
 
 # --- one scope ----------------------------------------------------------------------------------
@@ -303,7 +304,15 @@ def estimate(
     inner = dataclasses.replace(context, averages={})
 
     def one(operands: list[Any], key: jax.Array) -> list[Any]:
-        return scope(expect.jaxpr, operands, key, expect.choose, inner)
+        if expect.counted:
+            alone = dataclasses.replace(inner, samples=1, watch=None)
+            run = lambda ops, key: scope(expect.jaxpr, ops, key, expect.choose, alone)
+            return counted_mean(run, operands, key)
+        run = lambda key: scope(expect.jaxpr, operands, key, expect.choose, inner)
+        if expect.draws == 1:
+            return run(key)
+        outs = jax.vmap(run)(jax.random.split(key, expect.draws))
+        return [jnp.mean(o, axis=0) for o in outs]
 
     return per_element(expect.axes, one, 1)(list(operands), element_keys(key, expect.axes))
 

@@ -191,7 +191,8 @@ def execute(
     named = _by_address(program, weights, record)
     law = {path: operands for path, (_, _, operands) in record.items()}
     named["laws"] = {e.address: e.join(law) for e in program if e.address in laws}
-    return Execution(named.pop("choices"), retval, *map(jnp.asarray, sums), **named)
+    summed: list[Any] = list(map(jnp.asarray, sums))
+    return Execution(named.pop("choices"), retval, *summed, **named)
 
 
 def _one_way(program: Sequence[Entry], fixed: Mapping[Path, Any]) -> set[Path]:
@@ -228,9 +229,12 @@ def weights_of(closed: _jax.ClosedJaxpr) -> dict[Path, Address]:
     return {
         c.path: c.address
         for c in choices(closed)
-        if isinstance(c.random, Factor)
-        or (isinstance(c.random, Call) and not jax.tree.leaves(c.random.program.choices))
+        if isinstance(c.random, Factor) or (isinstance(c.random, Call) and _is_evidence(c.random))
     }
+
+
+def _is_evidence(call: Call) -> bool:
+    return isinstance(call.program, Densities) and not jax.tree.leaves(call.program.choices)
 
 
 def _whole(lp: jax.Array) -> jax.Array:
