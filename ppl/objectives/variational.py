@@ -95,7 +95,8 @@ def kl(q: Generative, p: Generative, data: Choices | None = None) -> jax.Array:
         if any(inside) and not all(inside):
             raise UnsupportedError(
                 f"the choices {', '.join(map(show, group))} of {p.name} have one joint density, "
-                f"and some of them are data in ppl.kl at {_jax.user_line()}. Use -ppl.elbo(p, q, data)."
+                f"and some of them are data in ppl.kl at {_jax.user_line()}. Use "
+                "-ppl.elbo(p, q, data)."
             )
         if all(inside):
             own[group] = part

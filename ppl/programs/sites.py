@@ -15,8 +15,9 @@ from transforms import _jax
 from transforms.errors import Address
 from transforms.estimation.draws import sampled, vectorised_draw
 from transforms.gradient.seed import seeded
-from transforms.program.site import Site, broadcast_operands
+from transforms.program.site import Site
 from transforms.runs.addresses import Entry, flatten, likeness, match
+from transforms.runs.execute import broadcast_operands
 from transforms.runs.walk import walk
 
 from .given import Choices

@@ -1,9 +1,9 @@
 """Which choices of a model have a law that a guide's earlier draws alone decide.
 
 The mean of log p(a | what p knows) over a ~ q(a | what q knows) has a closed form where all that
-p's law of ``a`` depends on was drawn by q before ``a``: it is held fixed then. Where q draws in another
-order (a hierarchy that is inferred from below), p's law of ``a`` depends on what q draws after it,
-and the closed form would be another number.
+p's law of ``a`` depends on was drawn by q before ``a``: it is held fixed then. Where q draws in
+another order (a hierarchy that is inferred from below), p's law of ``a`` depends on what q draws
+after it, and the closed form would be another number.
 
 A choice is an array of elements. In q those of one equation are independent of each other given
 what came before, so that they count as drawn in the order of p. Of loops that both programs have,

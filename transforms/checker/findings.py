@@ -32,8 +32,8 @@ NOT_LOOKED_AT = (
 class Finding:
     """Something that the gradient of an objective must not be trusted with.
 
-    ``kind`` is "biased", "unsupported", "ambiguous", "almost everywhere" or "plug-in" (a function of
-    ``ppl.mean``, which was asked for); ``addresses`` are those of the choices concerned;
+    ``kind`` is "biased", "unsupported", "ambiguous", "almost everywhere" or "plug-in" (a function
+    of ``ppl.mean``, which was asked for); ``addresses`` are those of the choices concerned;
     ``operation`` and ``source`` name the equation and its line; ``message`` says it all, and what
     to type instead.
     """
@@ -228,8 +228,8 @@ def _nonlinear(op: Op) -> str:
 def _plug_in(op: Op) -> str:
     return (
         f"a mean of draws (ppl.mean) is used in {operation(op)} at {op.line}, which is not linear "
-        "in it: a plug-in, whose value and gradient have a bias of O(1/n) in the number n of draws. "
-        "ppl.debias(f, lambda: inner(args)) has none."
+        "in it: a plug-in, whose value and gradient have a bias of O(1/n) in the number n of "
+        "draws. ppl.debias(f, lambda: inner(args)) has none."
     )
 
 

@@ -134,15 +134,7 @@ class Soundness:
         """
         inputs = range(len(self._inputs)) if perturbed is None else perturbed
         wanted: frozenset[Source] = frozenset(("input", i) for i in inputs)
-        matters = lambda f: (
-            f.kind == "nonlinear"
-            or (f.kind == "plug-in" and labels)
-            or (
-                f.kind not in UNSMOOTH
-                and not wanted.isdisjoint(f.sources)
-                and (bool(f.drawn) or f.kind != "jump")
-            )
-        )
+        matters = lambda f: f.matters(wanted, labels)
         self._settle(matters)
         found = [self._finding(f) for f in self._faults_reached() if matters(f)]
         found += self._misfitting(wanted)

@@ -66,6 +66,13 @@ class Fault:
     def op(self) -> Op:
         return self.flat.ops[self.index]
 
+    def matters(self, wanted: frozenset[Source], labels: bool) -> bool:
+        """Whether it makes the derivative in some sources wrong; or is to be told, with ``labels``,
+        since it is no mistake."""
+        if self.kind in UNSMOOTH:
+            return labels or self.kind == "nonlinear"
+        return not wanted.isdisjoint(self.sources) and (bool(self.drawn) or self.kind != "jump")
+
     @property
     def at(self) -> tuple[Flat, int, str]:
         """What stays the same from one sweep to the next."""

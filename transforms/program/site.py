@@ -163,11 +163,6 @@ def per_element(axes: Sequence[Axis], f: Callable[..., Any], n_mapped: int) -> C
     return f
 
 
-def broadcast_operands(site: Site, operands: Sequence[Any]) -> list[jax.Array]:
-    """The operands of a site, all with all of its axes."""
-    return per_element(site.axes, lambda ops: [jnp.asarray(v) for v in ops], 0)(list(operands))
-
-
 def element_keys(key: jax.Array, axes: Sequence[Axis]) -> jax.Array:
     """A key for each element of the surrounding ``vmap``\\ s."""
     return jax.random.split(key, tuple(a.size for a in axes)) if axes else key

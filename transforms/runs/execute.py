@@ -33,7 +33,6 @@ from ..program.site import (
     Densities,
     Factor,
     Site,
-    broadcast_operands,
     own_density,
     per_element,
     sample_p,
@@ -222,6 +221,11 @@ def _by_address(
         "parts": {e.group: Part(e.added(densities), e.n_axes) for e in parts},
         "factors": factors,
     }
+
+
+def broadcast_operands(site: Site, operands: Sequence[Any]) -> list[jax.Array]:
+    """The operands of a site, all with all of its axes."""
+    return per_element(site.axes, lambda ops: [jnp.asarray(v) for v in ops], 0)(list(operands))
 
 
 def weights_of(closed: _jax.ClosedJaxpr) -> dict[Path, Address]:
