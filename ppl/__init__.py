@@ -76,6 +76,7 @@ from .programs.importance import importance
 from .programs.marginal import marginal, normalize
 from .programs.program import gen, with_estimators
 from .programs.scaled import scale
+from .programs.score_only import score_only
 from .programs.space import unconstrained
 from .programs.statements import continuous
 from .programs.target import Algorithm, Target
@@ -149,6 +150,7 @@ __all__ = [
     "reparam",
     "sample",
     "scale",
+    "score_only",
     "seed",
     "signal_to_noise",
     "stl",

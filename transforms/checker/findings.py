@@ -21,6 +21,9 @@ from ..program.flat import Op
 BIASED, UNSUPPORTED, ALMOST = "biased", "unsupported", "almost everywhere"
 AMBIGUOUS = "ambiguous"
 PLUG_IN = "plug-in"
+UNVALUED = "without its value"
+LABELS = (ALMOST, PLUG_IN, UNVALUED)
+"""Kinds of findings that are no mistakes."""
 
 
 NOT_LOOKED_AT = (
@@ -32,10 +35,10 @@ NOT_LOOKED_AT = (
 class Finding:
     """Something that the gradient of an objective must not be trusted with.
 
-    ``kind`` is "biased", "unsupported", "ambiguous", "almost everywhere" or "plug-in" (a function
-    of ``ppl.mean``, which was asked for); ``addresses`` are those of the choices concerned;
-    ``operation`` and ``source`` name the equation and its line; ``message`` says it all, and what
-    to type instead.
+    ``kind`` is "biased", "unsupported", "ambiguous", "almost everywhere", "plug-in" (a function of
+    ``ppl.mean``) or "without its value" (``ppl.score_only``), of which the last two are asked for;
+    ``addresses`` are those of the choices concerned; ``operation`` and ``source`` name the equation
+    and its line; ``message`` says it all, and what to type instead.
     """
 
     kind: str
@@ -80,6 +83,12 @@ def of_fault(
     """
     if kind == "nonlinear":
         return Finding(UNSUPPORTED, (), operation(op), op.line, _nonlinear(op))
+    if kind == "unknown":
+        return Finding(BIASED, (), operation(op), op.line, _unknown(op))
+    if kind == "score":
+        return Finding(BIASED, (), operation(op), op.line, _score(op))
+    if kind == "unvalued":
+        return Finding(UNVALUED, (), operation(op), op.line, _unvalued(op))
     if kind == "plug-in":
         return Finding(PLUG_IN, (), operation(op), op.line, _plug_in(op))
     if kind == "jump" and not sites:
@@ -222,6 +231,29 @@ def _nonlinear(op: Op) -> str:
         "independent); or make it exact with ppl.enum() at each of its choices; or type "
         "ppl.mean(inner(args), n), a plug-in with a bias of O(1/n), or ppl.debias(f, lambda: "
         "inner(args)), which has none."
+    )
+
+
+def _unknown(op: Op) -> str:
+    return (
+        f"a log density that is known by its score alone (ppl.score_only) is used in "
+        f"{operation(op)} at {op.line}, which is not linear in it, so that the gradient needs its "
+        "value. Use it linearly (ppl.elbo); or give a distribution with a density."
+    )
+
+
+def _score(op: Op) -> str:
+    return (
+        f"the score of a log density (ppl.score_only) at {op.line} depends on a parameter. The "
+        "derivative of the density in that is not known, and is dropped. Hold it constant on "
+        "purpose, ppl.detach(params); or give a distribution with a density."
+    )
+
+
+def _unvalued(op: Op) -> str:
+    return (
+        f"the log density at {op.line} is known by its score alone (ppl.score_only): the gradient "
+        "has it, and the value of the objective lacks it."
     )
 
 

@@ -35,6 +35,7 @@ from ..estimation.estimator import Enumerated, InPlace
 from ..estimation.inside import support_of
 from ..estimation.rounding import rounding_parts
 from ..estimation.support import support_operands
+from ..estimation.unknown import unknown_p
 from ..plan.assignment import assign
 from ..plan.layout import Layout
 from ..plan.layouts import Layouts
@@ -130,7 +131,7 @@ class Soundness:
         """What is wrong with the gradient in the inputs ``perturbed`` (default: in all).
 
         With ``kinks`` also where the derivative exists almost everywhere only; with ``labels`` also
-        what is not exact, and is asked for: functions of ``ppl.mean``.
+        what is no mistake.
         """
         inputs = range(len(self._inputs)) if perturbed is None else perturbed
         wanted: frozenset[Source] = frozenset(("input", i) for i in inputs)
@@ -245,9 +246,8 @@ class Soundness:
         self._settle(lambda f: any(s in self._automatic() for s in f.sources))
         while True:
             automatic = self._automatic()
-            rough = {
-                source: f for f in self._faults_reached() for source in f.sources & set(automatic)
-            }
+            jumps = [f for f in self._faults_reached() if f.kind not in UNSMOOTH]
+            rough = {source: f for f in jumps for source in f.sources & set(automatic)}
             reasons = {source: why(f.kind, f.op) for source, f in rough.items()}
             reasons |= {s: beyond(m) for m, s, _, _ in self._crossing() if s in automatic}
             if not reasons:
@@ -326,6 +326,8 @@ class Soundness:
 
     def _traced(self, flat: Flat, i: int, args: list[Value]) -> list[Value]:
         op, all_ = flat.ops[i], join(args)
+        if op.eqn.primitive is unknown_p:
+            return [self._unknown(flat, i, args[1])]
         if all_ is CONSTANT:
             return [Value(drawn=drawn_by(op))] * len(op.outs)
         if op.name == "stop_gradient" and marks.is_held(op.stack):
@@ -362,6 +364,12 @@ class Soundness:
             return [broken._replace(sources=out.sources) if j else out for j in jumps]
         broken = self._broken("stop" if stops else "jump", flat, i, out)
         return [broken if j or stops else out for j in jumps]
+
+    def _unknown(self, flat: Flat, i: int, score: Value) -> Value:
+        """A density whose value is not known, nor the derivative in parameters of its score."""
+        faults = {self._fault("unvalued", flat, i, score)}
+        faults |= {self._fault("score", flat, i, score)} if score.sources else set()
+        return Value(faults=score.faults | faults, estimates=frozenset({Estimate(0, 0)}))
 
     def _has_pole(self, flat: Flat, op: Op, args: list[Value]) -> bool:
         """Whether a draw may take an equation to where it is not defined, for all that is known."""

@@ -33,20 +33,23 @@ CONSTANT = Value()
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """The mean of ``draws`` draws of an expectation, known by the identity of its program."""
+    """The mean of ``draws`` draws of an expectation, known by the identity of its program; without
+    draws, a density whose value is not known."""
 
     program: int
     draws: int
     earlier: bool = False
 
 
-UNSMOOTH = ("nonlinear", "plug-in")
+UNSMOOTH = ("nonlinear", "plug-in", "unknown", "unvalued", "score")
 """Kinds of faults that no evaluation takes away."""
 
 
 def nonlinear(estimates: frozenset[Estimate]) -> str:
     """What a function of estimates is that is not linear: a plug-in, if all of them are means that
     the user asked for."""
+    if any(e.draws == 0 for e in estimates):
+        return "unknown"
     return "plug-in" if all(e.draws > 1 for e in estimates) else "nonlinear"
 
 
@@ -69,8 +72,8 @@ class Fault:
     def matters(self, wanted: frozenset[Source], labels: bool) -> bool:
         """Whether it makes the derivative in some sources wrong; or is to be told, with ``labels``,
         since it is no mistake."""
-        if self.kind in UNSMOOTH:
-            return labels or self.kind == "nonlinear"
+        if self.kind in UNSMOOTH and self.kind != "score":
+            return labels or self.kind in ("nonlinear", "unknown")
         return not wanted.isdisjoint(self.sources) and (bool(self.drawn) or self.kind != "jump")
 
     @property
@@ -113,7 +116,10 @@ def is_lookup(flat: Flat, op: Op) -> bool:
 def is_linear(op: Op, args: Sequence[Value]) -> bool:
     """Whether an equation is linear in the draws of expectations among its operands."""
     which = [j for j, a in enumerate(args) if a.estimates]
-    if not primitives.named(op.name).linear or marks.is_smooth(op.stack):
+    of_density = marks.is_smooth(op.stack) and any(
+        e.draws for j in which for e in args[j].estimates
+    )
+    if not primitives.named(op.name).linear or of_density:
         return False
     if op.name == "select_n":
         return 0 not in which

@@ -42,6 +42,7 @@ from ..estimation.draws import SAMPLES, Context, Watch, draw, own_key, sampled
 from ..estimation.elements import apart, element_shape, value_and_mass
 from ..estimation.estimator import Continued, Enumerated, InPlace, magic_box, refuse_rounding
 from ..estimation.rounding import as_finite, rounding_parts
+from ..estimation.unknown import known, refuse_unknown
 from ..plan.layout import Elements, Layout, Mass, laws, onto, times
 from ..program import marks
 from ..program.choices import Path
@@ -77,6 +78,7 @@ def scope(
     """Surrogate of a program whose first output is the payoff; see the module docstring."""
     assert context.layout is not None
     layout = context.layout(closed, choose)
+    refuse_unknown(layout.program, layout.terms, layout.sites)
     run = functools.partial(_run, layout, context)
     quiet = functools.partial(_run, layout, context, program=silent(layout.program))
     continued = layout.of(Continued)
@@ -214,7 +216,7 @@ def _run(
         value = lax.stop_gradient(value)
         return [value], acc, {path: _score(choice, estimator, operands, value)}
 
-    program = program or layout.program
+    program = known(program or layout.program)
     outs, _, made = interpret(program, args, rule, key=key, given=given, resumable=resumable)
     return outs, made
 
