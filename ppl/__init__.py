@@ -74,6 +74,7 @@ from .programs.generative import Generative, Trace
 from .programs.given import merge, seed
 from .programs.importance import importance
 from .programs.marginal import marginal, normalize
+from .programs.partly import partly
 from .programs.program import gen, with_estimators
 from .programs.scaled import scale
 from .programs.score_only import score_only
@@ -144,6 +145,7 @@ __all__ = [
     "mvd",
     "normalize",
     "observe",
+    "partly",
     "plots",
     "reinforce",
     "renyi",

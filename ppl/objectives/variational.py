@@ -20,6 +20,7 @@ from transforms.runs.parts import check_known, weighted
 from ..programs.detached import detach
 from ..programs.generative import Generative
 from ..programs.given import Choices, as_count, merge
+from ..programs.partly import refuse_unmasked
 from ..programs.program import check_branches, check_generative
 from ..programs.scaled import Weights, table_of
 from .closed import closed, drawn
@@ -55,6 +56,7 @@ def elbo(
     check_generative(p, "the model of an objective")
     check_generative(q, "the guide of an objective")
     check_branches(p, q)
+    refuse_unmasked(data, q.name, q.masked)
     if weights is not None or analytic:
         pair = closed(p, q, data) if analytic else drawn(p, q, data)
         table = table_of({} if weights is None else weights)
@@ -80,6 +82,7 @@ def kl(q: Generative, p: Generative, data: Choices | None = None) -> jax.Array:
     check_generative(q, "the first argument of ppl.kl")
     check_generative(p, "the second argument of ppl.kl")
     check_branches(p, q)
+    refuse_unmasked(data or {}, q.name, q.masked)
     for g in (p, q):
         if g.weighted:
             raise UnsupportedError(
@@ -157,6 +160,8 @@ def wake_phi(p: Generative, q: Generative, data: Choices, n: int) -> jax.Array:
 
 
 def _resampled(p: Generative, q: Generative, data: Choices, n: int) -> tuple[dict, jax.Array]:
+    refuse_unmasked(data, q.name, q.masked)
+
     def one() -> tuple[dict, jax.Array]:
         z = detach(q).simulate()
         return z.choices, detach(p).log_density(merge(z.choices, data)) - z.log_density
@@ -171,6 +176,7 @@ def stl(p: Generative, q: Generative, data: Choices) -> jax.Array:
     For pathwise guides; the gradient has variance 0 where ``q`` is the posterior. Unbiased for
     one sample inside the logarithm only: for the IWELBO use :func:`dreg`.
     """
+    refuse_unmasked(data, q.name, q.masked)
     z = q.simulate()
     return p.log_density(merge(z.choices, data)) - detach(q).log_density(z.choices)
 
@@ -181,6 +187,8 @@ def dreg(p: Generative, q: Generative, data: Choices, n: int) -> jax.Array:
     For pathwise guides: sum_i v_i² d log w_i/dz dz/dφ with v = softmax(log w), and sum_i v_i
     d log p/dθ for the model.
     """
+
+    refuse_unmasked(data, q.name, q.masked)
 
     def one() -> tuple[dict, jax.Array]:
         z = q.simulate().choices

@@ -67,8 +67,7 @@ def score_only(
     """
     if not callable(score):
         raise UnsupportedError(
-        ...     prior = ppl.score_only(lambda z: (denoise(z) - z) / 0.25, shape=(8,))
-        ...     z = ppl.sample("z", prior)
-            "a value to the gradient of its log density."
+            f"ppl.score_only at {_jax.user_line()} is given {describe(score)}. Give a function "
+            "from a value to the gradient of its log density."
         )
     return ScoreOnly(score, tuple(shape))

@@ -122,11 +122,7 @@ class Soundness:
             yield scope.name, scope.closed, scope.chosen
 
     def findings(
-        self,
-        perturbed: Iterable[int] | None = None,
-        *,
-        kinks: bool = False,
-        labels: bool = False,
+        self, perturbed: Iterable[int] | None = None, *, kinks: bool = False, labels: bool = False
     ) -> Any:
         """What is wrong with the gradient in the inputs ``perturbed`` (default: in all).
 
