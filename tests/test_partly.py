@@ -63,7 +63,7 @@ def test_what_would_count_twice_is_refused():
     f = ppl.expectation(lambda: ppl.elbo(walk(), without_a_mask(), DATA))
     with pytest.raises(ppl.UnsupportedError, match="without_a_mask has no mask there"):
         f.value(KEY)
-    with pytest.raises(ppl.ShapeError, match="is partly"):
+    with pytest.raises(ppl.ShapeError, match="is a Partly"):
         walk().log_density(DATA)
     with pytest.raises(ppl.ShapeError, match="observed has shape"):
         ppl.partly(Y, jnp.ones(4))
