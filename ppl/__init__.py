@@ -41,6 +41,7 @@ from transforms.estimation.estimator import (
 from . import guides
 from .fitting.batches import minibatches
 from .fitting.fit import Fit, maximize, minimize
+from .fitting.play import Played, Player, play
 from .imports.exported import to_numpyro
 from .imports.imported import Imported, from_numpyro
 from .inference import plots
@@ -101,6 +102,8 @@ __all__ = [
     "LocalSite",
     "NonFiniteError",
     "PPLError",
+    "Played",
+    "Player",
     "Posterior",
     "RandomnessWarning",
     "ShapeError",
@@ -146,6 +149,7 @@ __all__ = [
     "normalize",
     "observe",
     "partly",
+    "play",
     "plots",
     "reinforce",
     "renyi",
