@@ -108,19 +108,7 @@ def play(
         ...           "d": ppl.Player(d_loss, optax.adam(1e-3), minimize=True, turns=5)},
         ...          {"g": g, "d": d}, key=key, steps=1000)
     """
-    if set(players) != set(params):
-        raise UnsupportedError(
-            f"the players at {_jax.user_line()} are {', '.join(players) or 'none'}, and the "
-            f"parameters are those of {', '.join(params) or 'none'}. Give each player its own."
-        )
-    for name, p in players.items():
-        if not isinstance(p, Player):
-            raise UnsupportedError(
-                f"the player {name} at {_jax.user_line()} is {describe(p)}. Type "
-                "ppl.Player(objective, optimizer)."
-            )
-        as_count(p.turns, f"turns of {name}")
-        as_count(p.every, f"every of {name}")
+    _check(players, params)
     n, line = as_count(steps, "steps"), _jax.user_line()
     begun = jax.tree.map(jnp.asarray, dict(params))
     carried = jax.tree.map(jnp.asarray, state)
@@ -137,6 +125,22 @@ def play(
     found = {name: np.asarray(values) for name, values in history.items()}
     _refuse_infinite(found, players, line)
     return Played(ended, found, last, moved)
+
+
+def _check(players: Mapping[str, Player], params: Mapping[str, Any]) -> None:
+    if set(players) != set(params):
+        raise UnsupportedError(
+            f"the players at {_jax.user_line()} are {', '.join(players) or 'none'}, and the "
+            f"parameters are those of {', '.join(params) or 'none'}. Give each player its own."
+        )
+    for name, p in players.items():
+        if not isinstance(p, Player):
+            raise UnsupportedError(
+                f"the player {name} at {_jax.user_line()} is {describe(p)}. Type "
+                "ppl.Player(objective, optimizer)."
+            )
+        as_count(p.turns, f"turns of {name}")
+        as_count(p.every, f"every of {name}")
 
 
 def _round(

@@ -363,9 +363,9 @@ class Soundness:
 
     def _unknown(self, flat: Flat, i: int, score: Value) -> Value:
         """A density whose value is not known, nor the derivative in parameters of its score."""
-        faults = {self._fault("unvalued", flat, i, score)}
-        faults |= {self._fault("score", flat, i, score)} if score.sources else set()
-        return Value(faults=score.faults | faults, estimates=frozenset({Estimate(0, 0)}))
+        kinds = ["unvalued", "score"] if score.sources else ["unvalued"]
+        faults = score.faults | {self._fault(kind, flat, i, score) for kind in kinds}
+        return Value(faults=faults, estimates=frozenset({Estimate(0, 0)}))
 
     def _has_pole(self, flat: Flat, op: Op, args: list[Value]) -> bool:
         """Whether a draw may take an equation to where it is not defined, for all that is known."""

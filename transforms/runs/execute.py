@@ -187,9 +187,7 @@ def execute(
 
     acc = (np.zeros((), jnp.result_type(float)),) * (3 if masked else 2)
     retval, sums, record = interpret(closed, args, rule, given=fixed, acc=acc)
-    named = _by_address(program, weights, record)
-    law = {path: operands for path, (_, _, operands) in record.items()}
-    named["laws"] = {e.address: e.join(law) for e in program if e.address in laws}
+    named = _by_address(program, weights, record, laws)
     summed: list[Any] = list(map(jnp.asarray, sums))
     return Execution(named.pop("choices"), retval, *summed, **named)
 
@@ -205,11 +203,15 @@ def _one_way(program: Sequence[Entry], fixed: Mapping[Path, Any]) -> set[Path]:
 
 
 def _by_address(
-    program: Sequence[Entry], weights: Mapping[Path, Address], record: Record
+    program: Sequence[Entry],
+    weights: Mapping[Path, Address],
+    record: Record,
+    laws: Collection[Address],
 ) -> dict[str, Any]:
     """What a run has recorded, as fields of an :class:`Execution`."""
     made = {path: value for path, (value, _, _) in record.items()}
     densities = {path: lp for path, (_, lp, _) in record.items()}
+    law = {path: operands for path, (_, _, operands) in record.items()}
     parts = [e for e in program if e.choice.path not in weights]
     factors: dict[Address, jax.Array] = {}
     for path, address in weights.items():
@@ -220,6 +222,7 @@ def _by_address(
         "made": {e.address: e.made(made) for e in program if e.conditional},
         "parts": {e.group: Part(e.added(densities), e.n_axes) for e in parts},
         "factors": factors,
+        "laws": {e.address: e.join(law) for e in program if e.address in laws},
     }
 
 
