@@ -45,6 +45,7 @@ from transforms.estimation.estimator import (
 from . import guides
 from .fitting.batches import minibatches
 from .fitting.fit import Fit, maximize, minimize
+from .fitting.play import Played, Player, play
 from .imports.exported import to_numpyro
 from .imports.imported import Imported, from_numpyro
 from .inference import plots
@@ -55,6 +56,7 @@ from .inference.summary import Summary
 from .objectives.audit import Audit
 from .objectives.expectation import Expectation, expectation
 from .objectives.explain import Explanation
+from .objectives.nested import debias, mean
 from .objectives.signal import signal_to_noise
 from .objectives.tune import Tuned, tune
 from .objectives.variational import (
@@ -63,6 +65,7 @@ from .objectives.variational import (
     elbo,
     forward_kl,
     iwelbo,
+    kl,
     renyi,
     stl,
     wake_phi,
@@ -77,7 +80,10 @@ from .programs.generative import Generative, Trace
 from .programs.given import merge, seed
 from .programs.importance import importance
 from .programs.marginal import marginal, normalize
+from .programs.partly import partly
 from .programs.program import gen, with_estimators
+from .programs.scaled import scale
+from .programs.score_only import score_only
 from .programs.smc import smc
 from .programs.space import unconstrained
 from .programs.statements import continuous
@@ -102,6 +108,8 @@ __all__ = [
     "LocalSite",
     "NonFiniteError",
     "PPLError",
+    "Played",
+    "Player",
     "Posterior",
     "RandomnessWarning",
     "ShapeError",
@@ -115,6 +123,7 @@ __all__ = [
     "UnsupportedError",
     "chi2",
     "continuous",
+    "debias",
     "detach",
     "disarm",
     "dist",
@@ -133,11 +142,13 @@ __all__ = [
     "infer",
     "iwelbo",
     "k_hat",
+    "kl",
     "learned",
     "magic_box",
     "marginal",
     "marginals",
     "maximize",
+    "mean",
     "merge",
     "minibatches",
     "minimize",
@@ -146,6 +157,8 @@ __all__ = [
     "mvd",
     "normalize",
     "observe",
+    "partly",
+    "play",
     "plots",
     "rebar",
     "register_primitive",
@@ -154,6 +167,8 @@ __all__ = [
     "renyi",
     "reparam",
     "sample",
+    "scale",
+    "score_only",
     "seed",
     "signal_to_noise",
     "smc",

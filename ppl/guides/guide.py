@@ -23,6 +23,7 @@ from transforms.program.site import Site, sample_p
 from transforms.program.site import sample as _sample
 from transforms.runs.addresses import Entry, flatten, match_shapes, nest
 from transforms.runs.execute import Execution
+from transforms.runs.parts import Group, Part
 from transforms.runs.walk import instead
 
 from ..programs.generative import Generative, Select
@@ -128,17 +129,31 @@ class Guide(Generative):
                 x, allowed = self._preimage(z)
                 run = self._base.execute(nest(x.items()), exact=True)
                 log_q = run.log_density - run.retval[1]
-                log_q = jnp.where(allowed & ~jnp.isnan(log_q), log_q, -jnp.inf)
-            return Execution(z, z, log_q, log_q, made=run.made)
+                log_q = _inside(allowed, log_q)
+                parts = self._parts(run)
+                parts = {a: Part(_inside(allowed, p.value)) for a, p in parts.items()}
+            return Execution(z, z, log_q, log_q, made=run.made, parts=parts)
         run = self._base.execute({})
-        z, log_jacobian, _ = run.retval
+        z, log_jacobian = run.retval[:2]
         log_q = run.log_density - log_jacobian
-        return Execution(z, z, log_q, jnp.zeros_like(log_q), made=run.made)
+        none = jnp.zeros_like(log_q)
+        return Execution(z, z, log_q, none, made=run.made, parts=self._parts(run))
+
+    def _parts(self, run: Execution) -> dict[Group, Part]:
+        """The log density of each choice, or of those together that have a joint law."""
+        label = self._family.label
+        volume = run.retval[3]
+        out: dict[Group, Part] = {}
+        for (a,), part in run.densities.items():
+            group = tuple(self._space.slices) if a == label else (a,)
+            below = [volume[b] for b in (label, *group) if b in volume]
+            out[group] = Part(functools.reduce(jnp.subtract, below, part.total))
+        return out
 
     @functools.cached_property
     def _base(self) -> Program:
-        """The program of the coordinates; it returns the choices, the log Jacobian, and what it
-        draws beforehand."""
+        """The program of the coordinates; it returns the choices, the log Jacobian, what it draws
+        beforehand, and the log Jacobian by address."""
         closed, consts, out = _jax.trace(self._run)
         closed = _jax.live(closed)
         tree = jax.tree.structure(out)
@@ -146,15 +161,17 @@ class Guide(Generative):
         base.name = self.name
         return base
 
-    def _run(self) -> tuple[dict[str, Any], jax.Array, list[jax.Array]]:
+    def _run(self) -> tuple[dict[str, Any], jax.Array, list[jax.Array], Parts]:
         family, space = self._family, self._space
         params = family.own(self._params)
         parts: dict[Address, Any] = {}
+        volume: Parts = dict.fromkeys(space.slices, jnp.zeros(()))
         total, drawn = jnp.zeros(()), []
         if family.joint is not None:
             own = self._params["continuous"]
             x = _sample(family.label, family.joint.law(own), None, _jax.user_line())
             u, total = family.joint.push(own, x)
+            volume[family.label] = total
             parts, drawn = dict(space.split(u)), [x]
         for a in params:
             c = family.coordinates[a]
@@ -171,11 +188,14 @@ class Guide(Generative):
                 new, drawn = instead(site, operands, c.placed, given)
                 given = sample_p.bind(*drawn, site=new)[0]
             value, log_jacobian = forward(c, site, operands, given)
-            return value, value, acc + log_jacobian
+            total, volume = acc
+            a = entry.address
+            volume = {**volume, a: volume[a] + log_jacobian} if a in volume else volume
+            return value, value, (total + log_jacobian, volume)
 
         inside = {a: params[a] for a, c in family.coordinates.items() if c.inside}
-        made, _, total = space.walk(visit, {}, {**parts, **inside}, acc=total)
-        return nest((a, made[a]) for a in space.like), total, drawn
+        made, _, (total, volume) = space.walk(visit, {}, {**parts, **inside}, acc=(total, volume))
+        return nest((a, made[a]) for a in space.like), total, drawn, volume
 
     def _preimage(self, choices: Choices) -> tuple[dict[Address, Any], jax.Array]:
         """The choices of the program of the coordinates; and whether all are in their supports."""
@@ -195,6 +215,10 @@ class Guide(Generative):
             x = family.joint.pull(self._params["continuous"], space.join(parts))
             out[family.label] = x
         return out, allowed
+
+
+def _inside(allowed: jax.Array, log_q: jax.Array) -> jax.Array:
+    return jnp.where(allowed & ~jnp.isnan(log_q), log_q, -jnp.inf)
 
 
 def _in_words(shapes: Mapping[Address, tuple[int, ...]]) -> str:

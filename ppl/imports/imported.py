@@ -178,6 +178,9 @@ class _Continuous(Generative):
         self.name, self._inner = program.name, program
         self._guide, self._shared, self._again = guide, shared, again
 
+    def as_program(self) -> None:
+        return None
+
     def execute(
         self, given: Choices, *, exact: bool = False, select: Select = lambda address: False
     ) -> Execution:

@@ -18,8 +18,10 @@ from transforms.checker.alarm import is_strict
 from transforms.checker.findings import Finding
 from transforms.checker.soundness import Soundness
 from transforms.errors import UnsupportedError
+from transforms.estimation.unknown import refuse_value
 from transforms.gradient.lost import lost_draws
 from transforms.gradient.surrogate import surrogate
+from transforms.program.averaged import averaged
 from transforms.program.sharded import inside_shard_map
 from transforms.program.site import Expect, expect_p
 
@@ -75,6 +77,7 @@ class Expectation:
 
         where = _jax.definition(self._f)
         closed, consts, out = _jax.trace(run)
+        closed = averaged(closed)
         value = out[0] if self.has_aux and isinstance(out, tuple) and len(out) == 2 else out
         if self.has_aux and value is out:
             raise UnsupportedError(
@@ -125,20 +128,30 @@ class Expectation:
         Returns:
             f32[], or ``(f32[], aux)`` with ``has_aux``, where aux is averaged like the value.
         """
+        how = {"samples": samples, "averages": averages, "direction": direction, "report": report}
+        return self._surrogate(key, args, kwargs, **how)
+
+    def _surrogate(
+        self,
+        key: jax.Array,
+        args: Any,
+        kwargs: Any,
+        *,
+        refuse: Callable[[_jax.ClosedJaxpr], None] = lambda closed: None,
+        **how: Any,
+    ) -> Any:
         args, kwargs = self._bind(args, kwargs)
         with inside_shard_map(self.name):
             closed, consts, out = self.trace(*args, **kwargs)
+            refuse(closed)
             outs = surrogate(
                 closed,
                 consts,
                 as_key(key),
                 choose,
-                samples=samples,
-                averages=averages,
-                direction=direction,
                 name=self.name,
                 strict=self.strict,
-                report=report,
+                **how,
             )
         return jax.tree.unflatten(jax.tree.structure(out), outs)
 
@@ -316,7 +329,7 @@ class Expectation:
 
     def _value_flat(self, key: Any, arrays: Any, *, static: Any, tree: Any, samples: int) -> Any:
         args, kwargs = tree.unflatten(join(arrays, static))
-        return self.surrogate(key, *args, samples=samples, **kwargs)
+        return self._surrogate(key, args, kwargs, samples=samples, refuse=refuse_value)
 
     def _value_and_grad_flat(
         self,

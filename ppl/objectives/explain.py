@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, final
 
 from transforms import _jax
-from transforms.checker.findings import ALMOST, Finding
+from transforms.checker.findings import LABELS, PLUG_IN, Finding
 from transforms.checker.soundness import Soundness
 from transforms.estimation.chosen import Chosen
 from transforms.estimation.estimator import Continued, Enumerated
@@ -103,7 +103,9 @@ class Explanation:
     @property
     def verdict(self) -> str:
         """Whether to trust the gradient, in a sentence."""
-        wrong = [f for f in self.findings if f.kind != ALMOST]
+        wrong = [f for f in self.findings if f.kind not in LABELS]
+        if not wrong and any(f.kind == PLUG_IN for f in self.findings):
+            return "Findings: a plug-in. Value and gradient have a bias of O(1/n), and no other."
         if not wrong:
             return "Findings: none. The gradient is unbiased."
         return f"Findings: {len(wrong)}. The gradient must not be trusted."
@@ -154,7 +156,7 @@ def explain(
     groups: dict[tuple[tuple[str, ...], int], None] = {}
     loops = False
     for check, inputs in seen:
-        found = (*check.findings(inputs, kinks=kinks), *lost)
+        found = (*check.findings(inputs, kinks=kinks, labels=True), *lost)
         findings.update(dict.fromkeys(found))
         stated.update(dict.fromkeys(check.stated))
         for scope, closed, chosen in check.scopes:

@@ -13,20 +13,97 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 
+from transforms import _jax
+from transforms.errors import UnsupportedError, show
+from transforms.runs.parts import check_known, weighted
+
 from ..programs.detached import detach
 from ..programs.generative import Generative
 from ..programs.given import Choices, as_count, merge
+from ..programs.partly import refuse_unmasked
 from ..programs.program import check_branches, check_generative
+from ..programs.scaled import Weights, table_of
+from .closed import closed, drawn
 
 
-def elbo(p: Generative, q: Generative, data: Choices) -> jax.Array:
+def elbo(
+    p: Generative,
+    q: Generative,
+    data: Choices,
+    *,
+    weights: Weights | None = None,
+    analytic: bool = False,
+) -> jax.Array:
     """E_q[log p(x, z) - log q(z)] (Jordan et al. 1999). With an approximate marginal as ``q`` this
-    is hierarchical VI (Ranganath et al. 2016)."""
+    is hierarchical VI (Ranganath et al. 2016).
+
+    Args:
+        p, q, data: model, guide, observed choices.
+        weights: what log p and log q at some addresses are multiplied by, those of ``ppl.factor``
+            and ``ppl.observe`` included: numbers, or arrays with the axes of the ``vmap``\\s and
+            ``scan``\\s around the choice. ``{"z": beta}`` is a β-VAE (Higgins et al. 2017). Nested
+            addresses are tuples, or nested dicts; an outer address stands for all that it holds.
+        analytic: whether -KL(q || p) stands in the place of log p - log q at addresses where
+            numpyro has a divergence of the two laws. The expectation, and its derivative, are the
+            same. A choice stays as it is drawn where its law in ``p`` depends on choices that ``q``
+            draws after it, in branches, under masks, and in programs without laws (marginals).
+
+    Raises:
+        AddressError: a weight is at an address that neither has.
+        ShapeError: a weight has other axes. UnsupportedError: choices that have one joint density
+            have several weights.
+    """
     check_generative(p, "the model of an objective")
     check_generative(q, "the guide of an objective")
     check_branches(p, q)
+    refuse_unmasked(data, q.name, q.masked)
+    if weights is not None or analytic:
+        pair = closed(p, q, data) if analytic else drawn(p, q, data)
+        table = table_of({} if weights is None else weights)
+        check_known(table, pair.addresses, f"neither {p.name} nor {q.name}")
+        log_p = weighted(pair.p, pair.factors_p, table)
+        return log_p - weighted(pair.q, pair.factors_q, table)
     z = q.simulate()
     return p.log_density(merge(z.choices, data)) - z.log_density
+
+
+def kl(q: Generative, p: Generative, data: Choices | None = None) -> jax.Array:
+    """KL(q || p) = E_q[log q(z) - log p(z)] over the choices of ``q``: to be made small.
+
+    In closed form, address by address, where :func:`elbo` has one with ``analytic``, and drawn
+    elsewhere. ``data`` are the choices of ``p`` that ``q`` does not draw: they are held fixed, and
+    their own density does not count. So ``ppl.elbo(p, q, data)`` has the mean of the log density of
+    the data less ``ppl.kl(q, p, data)``.
+
+    Raises:
+        UnsupportedError: one of them has weights (``ppl.factor``, ``ppl.observe``), or a joint
+            density of data and choices of ``q``.
+    """
+    check_generative(q, "the first argument of ppl.kl")
+    check_generative(p, "the second argument of ppl.kl")
+    check_branches(p, q)
+    refuse_unmasked(data or {}, q.name, q.masked)
+    for g in (p, q):
+        if g.weighted:
+            raise UnsupportedError(
+                f"{g.name} in ppl.kl at {_jax.user_line()} has weights (ppl.factor, ppl.observe), "
+                "so that its density is not that of a law. Type the data as choices and give them "
+                "as data, ppl.kl(q, p, data); or use -ppl.elbo(p, q, data), which has the weights."
+            )
+    pair = closed(p, q, data or {})
+    latent = {a for group in pair.q for a in group} | pair.closed
+    own = {}
+    for group, part in pair.p.items():
+        inside = [a in latent for a in group]
+        if any(inside) and not all(inside):
+            raise UnsupportedError(
+                f"the choices {', '.join(map(show, group))} of {p.name} have one joint density, "
+                f"and some of them are data in ppl.kl at {_jax.user_line()}. Use "
+                "-ppl.elbo(p, q, data)."
+            )
+        if all(inside):
+            own[group] = part
+    return weighted(pair.q, {}, {}) - weighted(own, {}, {})
 
 
 def log_weights(p: Generative, q: Generative, data: Choices, n: int) -> jax.Array:
@@ -83,6 +160,8 @@ def wake_phi(p: Generative, q: Generative, data: Choices, n: int) -> jax.Array:
 
 
 def _resampled(p: Generative, q: Generative, data: Choices, n: int) -> tuple[dict, jax.Array]:
+    refuse_unmasked(data, q.name, q.masked)
+
     def one() -> tuple[dict, jax.Array]:
         z = detach(q).simulate()
         return z.choices, detach(p).log_density(merge(z.choices, data)) - z.log_density
@@ -97,6 +176,7 @@ def stl(p: Generative, q: Generative, data: Choices) -> jax.Array:
     For pathwise guides; the gradient has variance 0 where ``q`` is the posterior. Unbiased for
     one sample inside the logarithm only: for the IWELBO use :func:`dreg`.
     """
+    refuse_unmasked(data, q.name, q.masked)
     z = q.simulate()
     return p.log_density(merge(z.choices, data)) - detach(q).log_density(z.choices)
 
@@ -107,6 +187,8 @@ def dreg(p: Generative, q: Generative, data: Choices, n: int) -> jax.Array:
     For pathwise guides: sum_i v_i² d log w_i/dz dz/dφ with v = softmax(log w), and sum_i v_i
     d log p/dθ for the model.
     """
+
+    refuse_unmasked(data, q.name, q.masked)
 
     def one() -> tuple[dict, jax.Array]:
         z = q.simulate().choices

@@ -41,6 +41,10 @@ class _Detached(Generative):
         written = super().written()
         return dataclasses.replace(written, args=hold(list(written.args)))
 
+    def as_program(self) -> Any:
+        program = super().as_program()
+        return None if program is None else program.detached()
+
     def execute(
         self, given: Choices, *, exact: bool = False, select: Select = lambda address: False
     ) -> Execution:

@@ -14,10 +14,8 @@ from transforms import _jax
 from transforms.errors import Address, AddressError, UnsupportedError, nearest, show
 from transforms.program.site import Call, Densities, call_p
 from transforms.runs.addresses import flatten
-from transforms.runs.execute import (
-    LOG_DENSITY,
-    Execution,
-)
+from transforms.runs.execute import LOG_DENSITY, Execution
+from transforms.runs.parts import Group, Part, by_address
 
 from .given import Choices, seed
 from .sites import ProgramSite, Written, sites
@@ -37,11 +35,21 @@ class Trace:
         log_density: f32[], log density of the choices (for an approximate marginal or posterior,
             the estimate that its contract promises).
         retval: what the function returned, any pytree.
+        log_densities: the log density by address, nested like ``choices``, f32[] at each: that of
+            a choice given those before it, summed over its axes. They add up to ``log_density``,
+            less factors. Choices that have a joint density alone (of a nested marginal) have one
+            number, at the address that holds them.
+        densities: behind these, by the groups of addresses that share a density.
     """
 
     choices: dict[str, Any]
     log_density: jax.Array
     retval: Any
+    densities: dict[Group, Part] = dataclasses.field(default_factory=dict, repr=False)
+
+    @property
+    def log_densities(self) -> dict[str, Any]:
+        return by_address(self.densities, "the trace")
 
     def __getitem__(self, address: str | Address) -> Any:
         """The value at an address: ``trace["x"]``, ``trace["inner", "x"]``."""
@@ -60,8 +68,8 @@ class Trace:
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(
-            f"a trace has no {name} ({_jax.user_line()}). It has trace.choices, trace.log_density "
-            f"and trace.retval; the value at an address is trace[{name!r}]."
+            f"a trace has no {name} ({_jax.user_line()}). It has trace.choices, trace.log_density, "
+            f"trace.log_densities and trace.retval; the value at an address is trace[{name!r}]."
         )
 
 
@@ -115,7 +123,7 @@ class Generative(abc.ABC):
         if key is not None:
             return seed(self.simulate)(key)
         run = self.execute({})
-        return Trace(run.choices, _mark(run.log_density), run.retval)
+        return _trace(run)
 
     def log_density(self, choices: Choices, key: jax.Array | None = None) -> jax.Array:
         """Log density f32[] at ``choices``: exactly the addresses of the program.
@@ -133,6 +141,28 @@ class Generative(abc.ABC):
             return seed(lambda: self.log_density(choices))(key)
         return _mark(self.execute(choices, exact=True).log_density)
 
+    def log_densities(
+        self, choices: Choices, key: jax.Array | None = None, *, plates: bool = False
+    ) -> dict[str, Any]:
+        """Log densities by address, nested like ``choices``: f32[] at each address, that of the
+        choice given those before it. They add up to :meth:`log_density`, less factors.
+
+        Args:
+            choices: nested dict from addresses to values, exactly those of the program.
+            key: for densities that are estimates.
+            plates: f32[*axes] instead, with the axes of the ``vmap``\\s and ``scan``\\s around a
+                choice, outermost first, as its value has them.
+
+        Raises:
+            AddressError, ShapeError: as :meth:`log_density`.
+            UnsupportedError: choices are known by a joint density alone, and no address holds them.
+        """
+        if key is not None:
+            return seed(lambda: self.log_densities(choices, plates=plates))(key)
+        run = self.execute(choices, exact=True)
+        found = by_address(run.densities, self.name, plates=plates)
+        return jax.tree.map(_mark, found)
+
     def generate(
         self, constraints: Choices, key: jax.Array | None = None
     ) -> tuple[Trace, jax.Array]:
@@ -149,7 +179,7 @@ class Generative(abc.ABC):
             return seed(lambda: self.generate(constraints))(key)
         fixed = set(flatten(constraints))
         run = self.execute(constraints, select=lambda a: _covers(fixed, a))
-        return Trace(run.choices, _mark(run.log_density), run.retval), _mark(run.log_weight)
+        return _trace(run), _mark(run.log_weight)
 
     @property
     def masked(self) -> frozenset[Address]:
@@ -189,6 +219,11 @@ class Generative(abc.ABC):
                 "the distributions and supports of its choices are not known. Give such a program."
             )
         return self._inner.written()
+
+    def as_program(self) -> Any:
+        """The ``@ppl.gen`` program that this is, with the laws of its choices; None where it is
+        known by its density alone."""
+        return None if self._inner is None else self._inner.as_program()
 
     def sites(self, choices: Choices | None = None) -> dict[str | Address, ProgramSite]:
         """What the program chooses: by address, each site's ``.distribution``, ``.support``,
@@ -242,6 +277,10 @@ class Generative(abc.ABC):
 
 def _covers(fixed: set[Address], address: Address) -> bool:
     return any(f[: len(address)] == address for f in fixed)
+
+
+def _trace(run: Execution) -> Trace:
+    return Trace(run.choices, _mark(run.log_density), run.retval, run.densities)
 
 
 def _mark(log_density: jax.Array) -> jax.Array:

@@ -13,9 +13,11 @@ import jax.numpy as jnp
 from transforms import _jax
 from transforms.errors import AddressError, describe, show
 from transforms.gradient.seed import seeded
+from transforms.program.averaged import averaged
 from transforms.runs.addresses import flatten, nest
 
 from .advice import user_code
+from .partly import Partly
 
 Choices = Mapping[str, Any]
 
@@ -37,10 +39,18 @@ def as_count(n: Any, what: str, least: int = 1) -> int:
 def merge(a: Choices, b: Choices) -> dict[str, Any]:
     """The union of two nested dicts of choices.
 
+    What one of them has in part (``ppl.partly``), the other may have: it fills in the rest.
+
     Raises:
         AddressError: an address is in both.
     """
     left, right = flatten(a), flatten(b)
+    for address in [x for x in right if x in left]:
+        pair = left[address], right[address]
+        if sum(isinstance(v, Partly) for v in pair) == 1:
+            part, rest = pair if isinstance(pair[0], Partly) else pair[::-1]
+            left[address] = part.filled(address, rest)
+            del right[address]
     for address in right:
         clash = next((x for x in left if x[: len(address)] == address[: len(x)]), None)
         if clash is not None:
@@ -66,7 +76,7 @@ def seed(f: Callable[..., Any]) -> Callable[..., Any]:
                 return f(*args, **kwargs)
 
         closed, consts, out = _jax.trace(run)
-        outs = seeded(closed, consts, as_key(key))
+        outs = seeded(averaged(closed), consts, as_key(key))
         return jax.tree.unflatten(jax.tree.structure(out), outs)
 
     return of_key

@@ -190,14 +190,16 @@ class Lockstep:
         known = dict(fixed) if kept is None else merge(fixed, kept)
         given = match(self._model.entries, known, self._name, exact=kept is not None)
         proposed = () if kept is not None else self.path_of.values()
-        rule, start = scoring(self._model.entries, {*given, *proposed}, target.covers)
-        model = Side(self._model, given, rule, start)
+        rule, start = scoring(
+            self._model.entries, self._model.weights, {*given, *proposed}, target.covers
+        )
+        own = Side(model, given, rule, start)
         if self._guide is None or self._proposal is None:
-            return model, None
+            return own, None
         values = {} if kept is None else kept
         given = match(self._guide.entries, values, self._proposal.name, exact=kept is not None)
-        rule, start = scoring(self._guide.entries, set(given), lambda _: False)
-        return model, Side(self._guide, given, rule, start)
+        rule, start = scoring(self._guide.entries, self._guide.weights, set(given), lambda _: False)
+        return own, Side(self._guide, given, rule, start)
 
     # --- running ---------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, final
 
 import jax
@@ -13,6 +13,7 @@ from transforms.errors import Address, AddressError, UnsupportedError, describe,
 from transforms.estimation.estimator import Estimator
 from transforms.program.choices import Choice, random_of
 from transforms.program.choices import choices as _choices
+from transforms.program.marks import hold
 from transforms.program.site import Body, Call, Densities, Factor, Site, call_p
 from transforms.runs.addresses import Entry, entries, flatten, likeness, nest
 from transforms.runs.execute import (
@@ -85,11 +86,20 @@ class Program(Generative):
     def in_a_branch(self) -> frozenset[Address]:
         return frozenset(e.address for e in self.entries if e.conditional and not e.branches)
 
+    def as_program(self) -> Program:
+        return self
+
     def execute(
-        self, given: Choices, *, exact: bool = False, select: Select = lambda address: False
+        self,
+        given: Choices,
+        *,
+        exact: bool = False,
+        select: Select = lambda address: False,
+        laws: Collection[Address] = (),
     ) -> Execution:
         closed, consts, retval = self._traced
-        run = execute(closed, consts, given, name=self.name, exact=exact, select=select)
+        how: dict[str, Any] = {"exact": exact, "select": select, "laws": laws}
+        run = execute(closed, consts, given, name=self.name, **how)
         run.retval = jax.tree.unflatten(jax.tree.structure(retval), run.retval)
         return run
 
@@ -100,7 +110,7 @@ class Program(Generative):
         return jax.tree.unflatten(jax.tree.structure(retval), outs)
 
     def retargeted(self, table: Mapping[Address, Estimator]) -> Program:
-        closed, consts, retval = self._traced
+        closed, consts, _ = self._traced
         known = [c.address for c in _choices(closed, densities=True)]
         for address in table:
             if address not in known:
@@ -109,8 +119,17 @@ class Program(Generative):
                     f"({_jax.user_line()})."
                     f"{nearest(address, known)} Its addresses: {', '.join(map(show, known))}."
                 )
-        tree = jax.tree.structure(retval)
-        new = Program(lambda: jax.tree.unflatten(tree, retarget(closed, consts, table)), (), {})
+        return self.rewritten(lambda: retarget(closed, consts, table))
+
+    def detached(self) -> Program:
+        """The same distribution, of constants."""
+        closed, consts, _ = self._traced
+        return self.rewritten(lambda: _jax.evaluate(closed, *hold(consts)))
+
+    def rewritten(self, run: Callable[[], list[Any]]) -> Program:
+        """A program with the return values of this one."""
+        tree = jax.tree.structure(self._traced[2])
+        new = Program(lambda: jax.tree.unflatten(tree, run()), (), {})
         new.name = self.name
         return new
 
@@ -135,6 +154,10 @@ class _Retargeted(Generative):
 
     def __init__(self, inner: Generative, table: Mapping[Address, Estimator]):
         self.name, self._inner, self._table = inner.name, inner, table
+
+    def as_program(self) -> Program | None:
+        program = super().as_program()
+        return None if program is None else program.retargeted(self._table)
 
     def execute(
         self, given: Choices, *, exact: bool = False, select: Select = lambda address: False

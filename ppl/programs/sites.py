@@ -15,8 +15,9 @@ from transforms import _jax
 from transforms.errors import Address
 from transforms.estimation.draws import sampled, vectorised_draw
 from transforms.gradient.seed import seeded
-from transforms.program.site import Site, per_element
+from transforms.program.site import Site
 from transforms.runs.addresses import Entry, flatten, likeness, match
+from transforms.runs.execute import broadcast_operands
 from transforms.runs.walk import walk
 
 from .given import Choices
@@ -77,7 +78,7 @@ def sites(
     def visit(entry: Entry, site: Site, operands: Any, given: Any, key: Any, acc: Any) -> Any:
         value = draw(site, operands, key) if given is None else given
         templates.setdefault(entry.address, (site, []))
-        return value, _broadcast(site, operands), acc
+        return value, broadcast_operands(site, operands), acc
 
     def run(args: Sequence[Any], given: Any, key: jax.Array) -> Any:
         state: dict[str, Any] = {"given": given, "key": key, "seeded": seeded}
@@ -92,7 +93,7 @@ def sites(
             d = None
             if isinstance(entry.choice.random, Site):
                 site = templates[entry.address][0]
-                d = _distribution(site, made[entry.address], like.shape)
+                d = whole_distribution(site, made[entry.address], like.shape)
             name = address[0] if len(address) == 1 else address
             support = None if d is None else d.support
             out[name] = ProgramSite(
@@ -106,12 +107,9 @@ def draw(site: Site, operands: Sequence[Any], key: jax.Array) -> jax.Array:
     return vectorised_draw(site, operands, key, sampled)
 
 
-def _broadcast(site: Site, operands: Sequence[Any]) -> list[jax.Array]:
-    """The operands of a site with all of its axes."""
-    return per_element(site.axes, lambda ops: [jnp.asarray(v) for v in ops], 0)(list(operands))
-
-
-def _distribution(site: Site, operands: list[Any], shape: tuple[int, ...]) -> dist.Distribution:
+def whole_distribution(
+    site: Site, operands: list[Any], shape: tuple[int, ...]
+) -> dist.Distribution:
     """The distribution of the whole value, from operands with its axes in front."""
     lead = shape[: len(shape) - len(site.shape)]
     if not lead:

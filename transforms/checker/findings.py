@@ -20,6 +20,10 @@ from ..program.flat import Op
 
 BIASED, UNSUPPORTED, ALMOST = "biased", "unsupported", "almost everywhere"
 AMBIGUOUS = "ambiguous"
+PLUG_IN = "plug-in"
+UNVALUED = "without its value"
+LABELS = (ALMOST, PLUG_IN, UNVALUED)
+"""Kinds of findings that are no mistakes."""
 
 
 NOT_LOOKED_AT = (
@@ -31,9 +35,10 @@ NOT_LOOKED_AT = (
 class Finding:
     """Something that the gradient of an objective must not be trusted with.
 
-    ``kind`` is "biased", "unsupported", "ambiguous" or "almost everywhere"; ``addresses`` are
-    those of the choices concerned; ``operation`` and ``source`` name the equation and its line;
-    ``message`` says it all, and what to type instead.
+    ``kind`` is "biased", "unsupported", "ambiguous", "almost everywhere", "plug-in" (a function of
+    ``ppl.mean``) or "without its value" (``ppl.score_only``), of which the last two are asked for;
+    ``addresses`` are those of the choices concerned; ``operation`` and ``source`` name the equation
+    and its line; ``message`` says it all, and what to type instead.
     """
 
     kind: str
@@ -78,6 +83,14 @@ def of_fault(
     """
     if kind == "nonlinear":
         return Finding(UNSUPPORTED, (), operation(op), op.line, _nonlinear(op))
+    if kind == "unknown":
+        return Finding(BIASED, (), operation(op), op.line, _unknown(op))
+    if kind == "score":
+        return Finding(BIASED, (), operation(op), op.line, _score(op))
+    if kind == "unvalued":
+        return Finding(UNVALUED, (), operation(op), op.line, _unvalued(op))
+    if kind == "plug-in":
+        return Finding(PLUG_IN, (), operation(op), op.line, _plug_in(op))
     if kind == "jump" and not sites:
         message, concerned = _moving_jump(op, drawn), drawn
     else:
@@ -215,7 +228,40 @@ def _nonlinear(op: Op) -> str:
         f"a draw of an inner expectation is used in {operation(op)} at {op.line}, which is not "
         "linear in it. The draw is unbiased for the expectation, but a function of it is biased "
         "for the function of the expectation. Use it linearly (+, -, times something "
-        "independent), or make it exact with ppl.enum() at each of its choices."
+        "independent); or make it exact with ppl.enum() at each of its choices; or type "
+        "ppl.mean(inner(args), n), a plug-in with a bias of O(1/n), or ppl.debias(f, lambda: "
+        "inner(args)), which has none."
+    )
+
+
+def _unknown(op: Op) -> str:
+    return (
+        f"a log density that is known by its score alone (ppl.score_only) is used in "
+        f"{operation(op)} at {op.line}, which is not linear in it, so that the gradient needs its "
+        "value. Use it linearly (ppl.elbo); or give a distribution with a density."
+    )
+
+
+def _score(op: Op) -> str:
+    return (
+        f"the score of a log density (ppl.score_only) at {op.line} depends on a parameter. The "
+        "derivative of the density in that is not known, and is dropped. Hold it constant on "
+        "purpose, ppl.detach(params); or give a distribution with a density."
+    )
+
+
+def _unvalued(op: Op) -> str:
+    return (
+        f"the log density at {op.line} is known by its score alone (ppl.score_only): the gradient "
+        "has it, and the value of the objective lacks it."
+    )
+
+
+def _plug_in(op: Op) -> str:
+    return (
+        f"a mean of draws (ppl.mean) is used in {operation(op)} at {op.line}, which is not linear "
+        "in it: a plug-in, whose value and gradient have a bias of O(1/n) in the number n of "
+        "draws. ppl.debias(f, lambda: inner(args)) has none."
     )
 
 

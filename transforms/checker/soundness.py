@@ -35,6 +35,7 @@ from ..estimation.estimator import Enumerated, InPlace
 from ..estimation.inside import support_of
 from ..estimation.rounding import rounding_parts
 from ..estimation.support import support_operands
+from ..estimation.unknown import unknown_p
 from ..plan.assignment import assign
 from ..plan.layout import Layout
 from ..plan.layouts import Layouts
@@ -63,6 +64,8 @@ from .outside import NOWHERE, TEST, Outside, is_infinite, passed_on
 from .scopes import Scope
 from .traits import (
     CONSTANT,
+    UNSMOOTH,
+    Estimate,
     Fault,
     Source,
     Value,
@@ -71,6 +74,7 @@ from .traits import (
     is_linear,
     is_lookup,
     join,
+    nonlinear,
     of_last_step,
 )
 
@@ -117,17 +121,17 @@ class Soundness:
         for scope in self._scopes.values():
             yield scope.name, scope.closed, scope.chosen
 
-    def findings(self, perturbed: Iterable[int] | None = None, *, kinks: bool = False) -> Any:
+    def findings(
+        self, perturbed: Iterable[int] | None = None, *, kinks: bool = False, labels: bool = False
+    ) -> Any:
         """What is wrong with the gradient in the inputs ``perturbed`` (default: in all).
 
-        With ``kinks`` also where the derivative exists almost everywhere only.
+        With ``kinks`` also where the derivative exists almost everywhere only; with ``labels`` also
+        what is no mistake.
         """
         inputs = range(len(self._inputs)) if perturbed is None else perturbed
         wanted: frozenset[Source] = frozenset(("input", i) for i in inputs)
-        matters = lambda f: (
-            f.kind == "nonlinear"
-            or (not wanted.isdisjoint(f.sources) and (bool(f.drawn) or f.kind != "jump"))
-        )
+        matters = lambda f: f.matters(wanted, labels)
         self._settle(matters)
         found = [self._finding(f) for f in self._faults_reached() if matters(f)]
         found += self._misfitting(wanted)
@@ -227,7 +231,7 @@ class Soundness:
             self._sweep()
             cured = False
             for f in sorted(self._faults_reached(), key=lambda f: (f.suspect, f.index)):
-                if f.kind == "nonlinear" or self._cures.is_tried(f) or not matters(f):
+                if f.kind in UNSMOOTH or self._cures.is_tried(f) or not matters(f):
                     continue
                 cured |= self._cures.cure(f, Known(self._values, self._sunk, self._draws.domains))
             if not cured:
@@ -238,9 +242,8 @@ class Soundness:
         self._settle(lambda f: any(s in self._automatic() for s in f.sources))
         while True:
             automatic = self._automatic()
-            rough = {
-                source: f for f in self._faults_reached() for source in f.sources & set(automatic)
-            }
+            jumps = [f for f in self._faults_reached() if f.kind not in UNSMOOTH]
+            rough = {source: f for f in jumps for source in f.sources & set(automatic)}
             reasons = {source: why(f.kind, f.op) for source, f in rough.items()}
             reasons |= {s: beyond(m) for m, s, _, _ in self._crossing() if s in automatic}
             if not reasons:
@@ -319,13 +322,15 @@ class Soundness:
 
     def _traced(self, flat: Flat, i: int, args: list[Value]) -> list[Value]:
         op, all_ = flat.ops[i], join(args)
+        if op.eqn.primitive is unknown_p:
+            return [self._unknown(flat, i, args[1])]
         if all_ is CONSTANT:
             return [Value(drawn=drawn_by(op))] * len(op.outs)
         if op.name == "stop_gradient" and marks.is_held(op.stack):
             return [Value(drawn=all_.drawn)]
         faults, estimates = all_.faults, all_.estimates
-        if estimates and not is_linear(op, args):
-            faults |= {self._fault("nonlinear", flat, i, all_)}
+        if estimates and not is_linear(op, args) and not marks.is_debiased(op.stack):
+            faults |= {self._fault(nonlinear(estimates), flat, i, all_)}
             estimates = frozenset()
         out = Value(all_.sources, faults, all_.drawn | drawn_by(op), estimates)
         smooth = lambda v: jnp.issubdtype(flat.avals[v].dtype, jnp.inexact)
@@ -356,6 +361,12 @@ class Soundness:
             return [broken._replace(sources=out.sources) if j else out for j in jumps]
         broken = self._broken("stop" if stops else "jump", flat, i, out)
         return [broken if j or stops else out for j in jumps]
+
+    def _unknown(self, flat: Flat, i: int, score: Value) -> Value:
+        """A density whose value is not known, nor the derivative in parameters of its score."""
+        kinds = ["unvalued", "score"] if score.sources else ["unvalued"]
+        faults = score.faults | {self._fault(kind, flat, i, score) for kind in kinds}
+        return Value(faults=faults, estimates=frozenset({Estimate(0, 0)}))
 
     def _has_pole(self, flat: Flat, op: Op, args: list[Value]) -> bool:
         """Whether a draw may take an equation to where it is not defined, for all that is known."""
@@ -397,7 +408,7 @@ class Soundness:
         self._sunk.setdefault(flat, set()).update(flat.ops[i].values)
         self._outside |= parameters.outside
         if parameters.estimates:
-            self._reached[self._fault("nonlinear", flat, i, parameters)] = None
+            self._reached[self._fault(nonlinear(parameters.estimates), flat, i, parameters)] = None
         source: Source = ("site", (id(scope.closed), chosen.choice.path))
         own = frozenset({source})
         # some have draws of floating point type
@@ -427,7 +438,7 @@ class Soundness:
         self._cures.pass_on(flat, flat.ops[i].ins, inner.flat)
         outs = self._run(inner.flat, args, inner)
         exact = all(isinstance(s.estimator, Enumerated) for s in inner.chosen)
-        own = frozenset() if exact else frozenset({id(expect.jaxpr)})
+        own = frozenset() if exact else frozenset({Estimate(id(expect.jaxpr), expect.draws)})
         return [
             o._replace(
                 drawn=o.drawn | {("expectation", id(expect.jaxpr))}, estimates=o.estimates | own
@@ -463,7 +474,7 @@ class Soundness:
             self._cures.pass_on(flat, flat.ops[i].ins[1:], body)
         outs = [self._run(body, operands, scope) for body in flat.ops[i].bodies]
         if index.estimates:
-            fault = self._fault("nonlinear", flat, i, index)
+            fault = self._fault(nonlinear(index.estimates), flat, i, index)
             index = index._replace(faults=index.faults | {fault}, estimates=frozenset())
         return [join([index, *cases]) for cases in zip(*outs, strict=True)]
 

@@ -24,11 +24,33 @@ class Value(NamedTuple):
     sources: frozenset[Source] = frozenset()
     faults: frozenset[Fault] = frozenset()
     drawn: frozenset[Source] = frozenset()
-    estimates: frozenset[Any] = frozenset()
+    estimates: frozenset[Estimate] = frozenset()
     outside: Outside = NOWHERE
 
 
 CONSTANT = Value()
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """The mean of ``draws`` draws of an expectation, known by the identity of its program; without
+    draws, a density whose value is not known."""
+
+    program: int
+    draws: int
+    earlier: bool = False
+
+
+UNSMOOTH = ("nonlinear", "plug-in", "unknown", "unvalued", "score")
+"""Kinds of faults that no evaluation takes away."""
+
+
+def nonlinear(estimates: frozenset[Estimate]) -> str:
+    """What a function of estimates is that is not linear: a plug-in, if all of them are means that
+    the user asked for."""
+    if any(e.draws == 0 for e in estimates):
+        return "unknown"
+    return "plug-in" if all(e.draws > 1 for e in estimates) else "nonlinear"
 
 
 @dataclasses.dataclass(eq=False)
@@ -46,6 +68,13 @@ class Fault:
     @property
     def op(self) -> Op:
         return self.flat.ops[self.index]
+
+    def matters(self, wanted: frozenset[Source], labels: bool) -> bool:
+        """Whether it makes the derivative in some sources wrong; or is to be told, with ``labels``,
+        since it is no mistake."""
+        if self.kind in UNSMOOTH and self.kind != "score":
+            return labels or self.kind in ("nonlinear", "unknown")
+        return not wanted.isdisjoint(self.sources) and (bool(self.drawn) or self.kind != "jump")
 
     @property
     def at(self) -> tuple[Flat, int, str]:
@@ -69,7 +98,7 @@ def drawn_by(op: Op) -> frozenset[Source]:
 
 def of_last_step(value: Value) -> Value:
     """Draws of expectations in the last step of a loop are independent of those in this one."""
-    earlier = frozenset(e if isinstance(e, tuple) else ("earlier", e) for e in value.estimates)
+    earlier = frozenset(dataclasses.replace(e, earlier=True) for e in value.estimates)
     return value._replace(estimates=earlier)
 
 
@@ -87,7 +116,10 @@ def is_lookup(flat: Flat, op: Op) -> bool:
 def is_linear(op: Op, args: Sequence[Value]) -> bool:
     """Whether an equation is linear in the draws of expectations among its operands."""
     which = [j for j, a in enumerate(args) if a.estimates]
-    if not primitives.named(op.name).linear or marks.is_smooth(op.stack):
+    of_density = marks.is_smooth(op.stack) and any(
+        e.draws for j in which for e in args[j].estimates
+    )
+    if not primitives.named(op.name).linear or of_density:
         return False
     if op.name == "select_n":
         return 0 not in which

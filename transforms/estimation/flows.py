@@ -96,8 +96,8 @@ def _base(d: Any) -> Any:
 def push(
     site: Site, operands: Sequence[Any], x: Any, *, hidden: bool = False
 ) -> tuple[jax.Array, jax.Array]:
-    """The draw that a draw of the base is taken to, and what its log density has more than that of
-    the base: a scalar. With ``hidden``, of the elements that a mask hides."""
+    """The draw that a draw of the base is taken to, and what the log density of each element has
+    more than that of the base. With ``hidden``, of what a mask hides."""
 
     def one(operands: list[Any], x: Any) -> tuple[Any, Any]:
         d = site.rebuild(site.live(operands))
@@ -107,8 +107,7 @@ def push(
             total = jnp.where(site.mask(operands), total, 0.0) if site.masked else total
         return pairs[0][0], total
 
-    y, more = per_element(site.axes, one, 1)(list(operands), x)
-    return y, jnp.sum(more)
+    return per_element(site.axes, one, 1)(list(operands), x)
 
 
 def _pushed(d: Any, x: Any) -> tuple[Any, Any]:

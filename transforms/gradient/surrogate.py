@@ -42,6 +42,7 @@ from ..estimation.draws import SAMPLES, Context, Watch, draw, own_key, sampled
 from ..estimation.elements import apart, element_shape, value_and_mass
 from ..estimation.estimator import Continued, Enumerated, InPlace, magic_box, refuse_rounding
 from ..estimation.rounding import as_finite, rounding_parts
+from ..estimation.unknown import known, refuse_unknown
 from ..plan.layout import Elements, Layout, Mass, Scores, laws, onto, times
 from ..plan.within import within
 from ..program import marks
@@ -62,6 +63,7 @@ from ..program.site import (
     sample,
 )
 from ..program.sums import added, sum_over
+from .repeated import counted_mean
 from .replay import correction
 
 # --- one scope ----------------------------------------------------------------------------------
@@ -77,6 +79,7 @@ def scope(
     """Surrogate of a program whose first output is the payoff; see the module docstring."""
     assert context.layout is not None
     layout = context.layout(closed, choose)
+    refuse_unknown(layout.program, layout.terms, layout.sites)
     run = functools.partial(_run, layout, context)
     quiet = functools.partial(_run, layout, context, program=silent(layout.program))
     continued = layout.of(Continued)
@@ -223,7 +226,7 @@ def _run(
         value = lax.stop_gradient(value)
         return [value], acc, {path: _score(choice, estimator, operands, value)}
 
-    program = program or layout.program
+    program = known(program or layout.program)
     outs, _, made = interpret(program, args, rule, key=key, given=given, resumable=resumable)
     return outs, made
 
@@ -313,7 +316,15 @@ def estimate(
     inner = dataclasses.replace(context, averages={})
 
     def one(operands: list[Any], key: jax.Array) -> list[Any]:
-        return scope(expect.jaxpr, operands, key, expect.choose, inner)
+        if expect.counted:
+            alone = dataclasses.replace(inner, samples=1, watch=None)
+            run = lambda ops, key: scope(expect.jaxpr, ops, key, expect.choose, alone)
+            return counted_mean(run, operands, key)
+        run = lambda key: scope(expect.jaxpr, operands, key, expect.choose, inner)
+        if expect.draws == 1:
+            return run(key)
+        outs = jax.vmap(run)(jax.random.split(key, expect.draws))
+        return [jnp.mean(o, axis=0) for o in outs]
 
     return per_element(expect.axes, one, 1)(list(operands), element_keys(key, expect.axes))
 

@@ -19,6 +19,8 @@ OUTSIDE = "ppl.outside"
 """The mask that makes a log density minus infinity outside its support."""
 HELD = "ppl.held"
 """Held constant on purpose (``ppl.detach``)."""
+DEBIASED = "ppl.debiased"
+"""A function of means whose bias is taken away (``ppl.debias``)."""
 CONTINUOUS = "ppl.continuous"
 """Stated by the user to be continuous (``ppl.continuous``)."""
 
@@ -67,6 +69,11 @@ def is_differentiated_outside(stack: str) -> bool:
 def is_outside(stack: str) -> bool:
     """Whether an equation under this name stack makes log densities minus infinity."""
     return OUTSIDE in stack
+
+
+def is_debiased(stack: str) -> bool:
+    """Whether equations under this name stack are of a function that is made unbiased."""
+    return DEBIASED in stack
 
 
 def is_held(stack: str) -> bool:

@@ -452,13 +452,19 @@ call_p = _jax.define_primitive(
 
 @dataclasses.dataclass(frozen=True)
 class Expect:
-    """An expectation used inside another: its jaxpr, and how its estimators are chosen."""
+    """An expectation used inside another: its jaxpr, and how its estimators are chosen.
+
+    It stands for the mean of ``draws`` independent estimates; if ``counted``, of as many as its
+    last operand says.
+    """
 
     source: str
     name: str
     jaxpr: _jax.ClosedJaxpr
     choose: Any
     axes: tuple[Axis, ...] = ()
+    draws: int = 1
+    counted: bool = False
 
     @property
     def address(self) -> Address:

@@ -20,7 +20,8 @@ import jax.numpy as jnp
 from .. import _jax
 from ..errors import Address, AddressError, ShapeError, UnsupportedError, describe, nearest, show
 from ..program.choices import Choice, Path, choices
-from ..program.site import Axis, Call, Densities, Expect, Factor, Site
+from ..program.site import Call, Densities, Expect, Factor, Site
+from .axes import axes_of, batch_size, halves, inverse, order, own_loop, same_map, split_axis
 
 Choices = dict[str, Any]
 
@@ -85,19 +86,40 @@ class Entry:
 
     def made(self, values: Mapping[Path, Any]) -> jax.Array:
         """Which of the choices are in a branch that is taken, bool of the axes around them."""
+        return self.added({c.path: values[c.path][1] for c in self.parts}, jnp.logical_or)
+
+    def added(self, values: Mapping[Path, jax.Array], add: Any = jnp.add) -> jax.Array:
+        """A number for each of the axes around the choice, of which it has one in each branch."""
 
         def window(choices: Sequence[Choice]) -> jax.Array:
-            taken = [
-                jnp.transpose(t, _order(c, t.ndim)) for c in choices for t in [values[c.path][1]]
-            ]
-            return functools.reduce(jnp.logical_or, taken)
+            found = [jnp.transpose(v, order(c, v.ndim)) for c in choices for v in [values[c.path]]]
+            return functools.reduce(add, found)
 
         return self._together([window(choices) for choices in self.windows])
+
+    @property
+    def n_axes(self) -> int:
+        """How many axes a user sees around the choice."""
+        last = self.windows[-1][0]
+        return len(last.lengths) + len(axes_of(last))
+
+    @property
+    def loop_axes(self) -> list[int]:
+        """Which of these each loop around the choice is, outermost first."""
+        at = order(self.choice, self.n_axes)
+        return [at.index(i) for i in range(len(self.choice.lengths))]
+
+    @property
+    def group(self) -> tuple[Address, ...]:
+        """The addresses that share its density."""
+        r = self.choice.random
+        inner = flatten(r.program.choices) if isinstance(r, Call) else ((),)  # type: ignore[union-attr]
+        return tuple((*self.address, *a) for a in inner)
 
     def _together(self, outer: Sequence[Any]) -> Any:
         if len(outer) == 1:
             return outer[0]
-        at = _split_axis(*_halves(self.windows))
+        at = split_axis(*halves(self.windows))
 
         def together(batches: jax.Array, rest: jax.Array) -> jax.Array:
             shape = batches.shape
@@ -110,9 +132,9 @@ class Entry:
         """The values that the interpreter has, from the one that a user gives."""
         outer = [value]
         if len(self.windows) > 1:
-            halves = _halves(self.windows)
-            at = _split_axis(*halves)
-            n, b = halves[0].lengths[_own_loop(*halves)], _batch_size(*halves)
+            parts = halves(self.windows)
+            at = split_axis(*parts)
+            n, b = parts[0].lengths[own_loop(*parts)], batch_size(*parts)
 
             def batches(v: jax.Array) -> jax.Array:
                 full = jax.lax.slice_in_dim(v, 0, n * b, axis=at)
@@ -123,7 +145,7 @@ class Entry:
 
             outer = [jax.tree.map(batches, value), jax.tree.map(rest, value)]
         return {
-            c.path: jax.tree.map(lambda u, c=c: jnp.transpose(u, _inverse(_order(c, u.ndim))), v)
+            c.path: jax.tree.map(lambda u, c=c: jnp.transpose(u, inverse(order(c, u.ndim))), v)
             for window, v in zip(self.windows, outer, strict=True)
             for c in window
         }
@@ -133,7 +155,7 @@ def _outer(window: Sequence[Choice], values: Mapping[Path, Any]) -> Any:
     """The value of the choice that is made, with its axes in the order of a user."""
 
     def outer(c: Choice, tree: Any) -> Any:
-        return jax.tree.map(lambda v: jnp.transpose(v, _order(c, v.ndim)), tree)
+        return jax.tree.map(lambda v: jnp.transpose(v, order(c, v.ndim)), tree)
 
     if len(window) == 1:
         return outer(window[0], values[window[0].path][0])
@@ -149,13 +171,8 @@ def _outer(window: Sequence[Choice], values: Mapping[Path, Any]) -> Any:
 
 
 def _like_taken(choice: Choice) -> Any:
-    sizes = (a.size for a in _axes(choice))
+    sizes = (a.size for a in axes_of(choice))
     return jax.ShapeDtypeStruct((*choice.lengths, *sizes), jnp.bool_)
-
-
-def _axes(choice: Choice) -> tuple[Axis, ...]:
-    assert isinstance(choice.random, Site | Call)
-    return choice.random.axes
 
 
 def _like(choice: Choice) -> Any:
@@ -167,61 +184,6 @@ def _like(choice: Choice) -> Any:
     return jax.tree.map(
         lambda s: jax.ShapeDtypeStruct((*choice.lengths, *s.shape), s.dtype), r.program.choices
     )
-
-
-def _order(choice: Choice, ndim: int) -> list[int]:
-    """The axes of the interpreter in the order of a user: outermost first."""
-    k, axes = len(choice.lengths), _axes(choice)
-    depth = [(i, 1) for i in range(k)] + [(max(k - a.loops, 0), 0) for a in axes]
-    front = sorted(range(len(depth)), key=lambda i: depth[i])
-    return [*front, *range(len(front), ndim)]
-
-
-def _inverse(order: Sequence[int]) -> list[int]:
-    return sorted(range(len(order)), key=order.__getitem__)
-
-
-# --- the two parts of a batched lax.map ---------------------------------------------------------
-
-
-def _own_loop(batches: Choice, rest: Choice) -> int:
-    """Which of the loops around the batches is that of the ``lax.map``."""
-    common = 0
-    while batches.path[common] == rest.path[common]:
-        common += 1
-    return sum(len(p) <= common for p in batches.loops)
-
-
-def _batch_size(batches: Choice, rest: Choice) -> int:
-    return _axes(batches)[_own_axis(batches, rest)].size
-
-
-def _own_axis(batches: Choice, rest: Choice) -> int:
-    sizes = [(a.size, b.size) for a, b in zip(_axes(batches), _axes(rest), strict=True)]
-    return next(i for i, (a, b) in enumerate(sizes) if a != b)
-
-
-def _split_axis(batches: Choice, rest: Choice) -> int:
-    """The axis of a user's value that the two parts share."""
-    return _order(batches, len(batches.lengths) + len(_axes(batches))).index(
-        _own_loop(batches, rest)
-    )
-
-
-def _halves(windows: Sequence[Sequence[Choice]]) -> tuple[Choice, Choice]:
-    """A choice of the batches, and the same one of the remainder."""
-    return next((a, b) for a in windows[0] for b in windows[1] if _same_map(a, b))
-
-
-def _same_map(a: Choice, b: Choice) -> bool:
-    """Whether b is the remainder of the ``lax.map`` in batches that a is in."""
-    if a.source != b.source or type(a.random) is not type(b.random):
-        return False
-    if isinstance(a.random, Factor) or len(_axes(a)) != len(_axes(b)):
-        return False
-    own = _own_loop(a, b)
-    differing = [s for s, t in zip(_axes(a), _axes(b), strict=True) if s.size != t.size]
-    return a.lengths[:own] + a.lengths[own + 1 :] == b.lengths and len(differing) == 1
 
 
 # --- all addresses of a program -------------------------------------------------------------------
@@ -271,7 +233,7 @@ def _admit(windows: list[list[Choice]], c: Choice) -> bool:
         if all(_exclusive(p, c) for p in window) and _seen(window[0]) == _seen(c):
             window.append(c)
             return True
-    if len(windows) == 1 and any(_same_map(*_ordered(p, c)) for p in windows[0]):
+    if len(windows) == 1 and any(same_map(*_ordered(p, c)) for p in windows[0]):
         windows.append([c])
         windows.sort(key=lambda window: -len(window[0].lengths))
         return True
@@ -303,7 +265,7 @@ def _check_windows(windows: Sequence[Sequence[Choice]]) -> None:
         return
     for mine, others in (windows, windows[::-1]):
         for c in mine:
-            if not any(_same_map(*_ordered(c, o)) for o in others):
+            if not any(same_map(*_ordered(c, o)) for o in others):
                 raise _used_twice(next(p for w in windows for p in w if p is not c), c)
 
 

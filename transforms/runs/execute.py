@@ -26,11 +26,12 @@ from ..estimation import inside
 from ..estimation.elements import absent, apart, is_masked
 from ..estimation.flows import base_of, is_one_way, push
 from ..program import marks
-from ..program.choices import Choice, Path, abstract_distribution
+from ..program.choices import Choice, Path, abstract_distribution, choices
 from ..program.interpret import Record, Rule, entering, interpret
 from ..program.site import Call, Densities, Factor, Site, own_density, per_element, sample_p
 from ..program.sums import sum_over
-from .addresses import Choices, Entry, entries, match, nest
+from .addresses import Choices, Entry, entries, flatten, match, nest
+from .parts import Group, Part
 
 LOG_DENSITY = "ppl.log_density"  # marks densities, for the checks and for the checker
 
@@ -43,7 +44,9 @@ class Execution:
     ``log_absent`` is the log density of what the masks of choices hide, of those that are not
     selected (None where nothing is masked): it counts in none of the others, and yet the choices
     are drawn from it. ``made`` says of the choices in branches whether they are in one that is
-    taken, by element; others are absent, and weigh nothing.
+    taken, by element; others are absent, and weigh nothing. ``parts`` has the log density by
+    choices, and ``factors`` the log weights by address; together they are ``log_density``. ``laws``
+    has the operands of the choices that were asked for, with all the axes around them in front.
     """
 
     choices: Choices
@@ -52,6 +55,16 @@ class Execution:
     log_weight: jax.Array
     log_absent: jax.Array | None = None
     made: dict[Address, jax.Array] = dataclasses.field(default_factory=dict)
+    parts: dict[Group, Part] = dataclasses.field(default_factory=dict)
+    factors: dict[Address, jax.Array] = dataclasses.field(default_factory=dict)
+    laws: dict[Address, list[jax.Array]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def densities(self) -> dict[Group, Part]:
+        """``parts``; without them all of the choices are one group."""
+        group = tuple(flatten(self.choices))
+        joint = {} if self.parts or not group else {group: Part(self.log_density)}
+        return self.parts or joint
 
     @property
     def log_integrand(self) -> jax.Array:
@@ -72,7 +85,7 @@ def log_density_of(
     other: bool = False,
     hidden: bool = False,
 ) -> jax.Array:
-    """Log density of all elements of a site at ``value``: a scalar.
+    """Log density of each element of a site at ``value``: f32[*sizes of the surrounding vmaps].
 
     ``own`` says that the value is the draw of the site; the density of each element has a name
     then, by which it is found among the terms of an objective. ``other`` says that in a branch that
@@ -98,7 +111,7 @@ def log_density_of(
         return jnp.where(site.mask(operands), log_density, 0.0) if site.masked else log_density
 
     with marks.mark(marks.DENSITY):
-        return sum_over(per_element(site.axes, one, 1)(list(operands), value))
+        return per_element(site.axes, one, 1)(list(operands), value)
 
 
 def _no_density(site: Site, d: Any) -> str:
@@ -118,34 +131,34 @@ def execute(
     name: str,
     exact: bool = False,
     select: Callable[[Address], bool] = lambda address: False,
+    laws: Collection[Address] = (),
 ) -> Execution:
     """Run a program with the choices in ``given`` fixed; see the module docstring."""
-    program = entries(closed)
+    program, weights = entries(closed), weights_of(closed)
     fixed = match(program, given, name, exact=exact)
-    rule, acc = scoring(program, fixed, select)
-    retval, sums, made = interpret(closed, args, rule, given=fixed, acc=acc)
-    values = nest((e.address, e.join(made)) for e in program)
-    taken = {e.address: e.made(made) for e in program if e.conditional}
-    return Execution(values, retval, *map(jnp.asarray, sums), made=taken)
+    rule, acc = scoring(program, weights, fixed, select, laws)
+    retval, sums, record = interpret(closed, args, rule, given=fixed, acc=acc)
+    named = _by_address(program, weights, record, laws)
+    summed: list[Any] = list(map(jnp.asarray, sums))
+    return Execution(named.pop("choices"), retval, *summed, **named)
 
 
 def scoring(
-    program: Sequence[Entry], fixed: Collection[Path], select: Callable[[Address], bool]
+    program: Sequence[Entry],
+    weights: Mapping[Path, Address],
+    fixed: Collection[Path],
+    select: Callable[[Address], bool],
+    laws: Collection[Address] = (),
 ) -> tuple[Rule, tuple[Any, ...]]:
     """The rule that draws and scores the choices of a program, those at ``fixed`` paths as given.
 
-    It records the value of each choice, and accumulates log densities: of all of them, of what is
-    selected, and of what masks hide, where there are masks. Also what it starts from.
+    It records of each choice its value, its log density and (of those in ``laws``) its operands,
+    and accumulates log densities: of all of them, of what is selected, and of what masks hide,
+    where there are masks. Also what it starts from.
     """
     by_path = {c.path: e for e in program for c in e.parts}
     masked = masked_choices(program)
-    sites = [c for e in program for c in e.parts if isinstance(c.random, Site)]
-    for c in sites:
-        if c.site.role == "carried" and c.path in fixed:
-            _refuse_carried(c)
-    one_way = {
-        c.path for c in sites if c.path not in fixed and is_one_way(abstract_distribution(c))
-    }
+    one_way = _one_way(program, fixed)
 
     @entering
     def rule(
@@ -154,7 +167,8 @@ def scoring(
         total, selected, *missing = acc
         if isinstance(choice, Factor):
             weight = sum_over(operands[0])
-            return [], (_add(total, weight), _add(selected, weight), *missing), {}
+            acc = (_add(total, weight), _add(selected, weight), *missing)
+            return [], acc, {path: (None, weight, ())}
         if isinstance(choice, Site) and choice.role == "hidden":
             site = dataclasses.replace(choice, drawn=True)
             return sample_p.bind(*operands, site=site), acc, {}
@@ -171,15 +185,80 @@ def scoring(
                 )
             outs, lp = [value.astype(choice.dtype)], score(own=path not in given)
             if address in masked and not select(address):
-                missing = [_add(missing[0], score(hidden=True))]
+                missing = [_add(missing[0], _whole(score(hidden=True)))]
         else:
             value, outs, lp = _call(choice, operands, given.get(path))
-        weighs = isinstance(choice, Call) and not jax.tree.leaves(value)  # an evidence: a factor
-        add = _add(selected, lp) if weighs or select(address) else selected
+        weighs = path in weights  # an evidence
+        whole = _whole(lp)
+        add = _add(selected, whole) if weighs or select(address) else selected
         made = (value, choice.taken(operands)) if entry.conditional else value
-        return outs, (_add(total, lp), add, *missing), {path: made}
+        law = broadcast_operands(choice, operands) if address in laws else ()
+        record = {path: (made, whole if weighs else lp, law)}
+        return outs, (_add(total, whole), add, *missing), record
 
     return rule, (np.zeros((), jnp.result_type(float)),) * (3 if masked else 2)
+
+
+def values_in(record: Record) -> Record:
+    """What choices took, of what the rule records."""
+    return {path: value for path, (value, _, _) in record.items() if value is not None}
+
+
+def _one_way(program: Sequence[Entry], fixed: Collection[Path]) -> set[Path]:
+    """The choices that are drawn here and could not be scored at another value."""
+    sites = [c for e in program for c in e.parts if isinstance(c.random, Site)]
+    for c in sites:
+        if c.site.role == "carried" and c.path in fixed:
+            _refuse_carried(c)
+    free = [c for c in sites if c.path not in fixed]
+    return {c.path for c in free if is_one_way(abstract_distribution(c))}
+
+
+def _by_address(
+    program: Sequence[Entry],
+    weights: Mapping[Path, Address],
+    record: Record,
+    laws: Collection[Address],
+) -> dict[str, Any]:
+    """What a run has recorded, as fields of an :class:`Execution`."""
+    made = values_in(record)
+    densities = {path: lp for path, (_, lp, _) in record.items()}
+    law = {path: operands for path, (_, _, operands) in record.items()}
+    parts = [e for e in program if e.choice.path not in weights]
+    factors: dict[Address, jax.Array] = {}
+    for path, address in weights.items():
+        weight = sum_over(jnp.asarray(densities[path]))
+        factors[address] = factors[address] + weight if address in factors else weight
+    return {
+        "choices": nest((e.address, e.join(made)) for e in program),
+        "made": {e.address: e.made(made) for e in program if e.conditional},
+        "parts": {e.group: Part(e.added(densities), e.n_axes) for e in parts},
+        "factors": factors,
+        "laws": {e.address: e.join(law) for e in program if e.address in laws},
+    }
+
+
+def broadcast_operands(site: Site, operands: Sequence[Any]) -> list[jax.Array]:
+    """The operands of a site, all with all of its axes."""
+    return per_element(site.axes, lambda ops: [jnp.asarray(v) for v in ops], 0)(list(operands))
+
+
+def weights_of(closed: _jax.ClosedJaxpr) -> dict[Path, Address]:
+    """Where the weights of a program are: its factors, and evidences that are sites of it."""
+    return {
+        c.path: c.address
+        for c in choices(closed)
+        if isinstance(c.random, Factor) or (isinstance(c.random, Call) and _is_evidence(c.random))
+    }
+
+
+def _is_evidence(call: Call) -> bool:
+    return isinstance(call.program, Densities) and not jax.tree.leaves(call.program.choices)
+
+
+def _whole(lp: jax.Array) -> jax.Array:
+    with marks.mark(marks.DENSITY):
+        return sum_over(lp)
 
 
 def _taken_through(site: Site, operands: list[Any]) -> tuple[jax.Array, Callable[..., jax.Array]]:
@@ -237,7 +316,7 @@ def _call(call: Call, operands: Sequence[Any], given: Any) -> Any:
         leaves = [v.astype(s.dtype) for v, s in zip(jax.tree.leaves(given), shapes, strict=True)]
         outs = _jax.evaluate(p.log_density, *operands, *leaves)
         value = given
-    return value, outs[: p.n_retval], jnp.sum(outs[-1])
+    return value, outs[: p.n_retval], outs[-1]
 
 
 def _refuse_weighted(call: Call, program: Densities) -> NoReturn:

@@ -16,10 +16,12 @@ import jax
 from jax import lax
 
 from .. import _jax
+from ..errors import Address
 from ..program.choices import Choice, Path, choices, is_random
 from ..program.interpret import Record, Rule, entering, interpret
 from ..program.site import Call, Factor, Site, call_p, factor_p, sample_p
 from .addresses import Entry, entries
+from .execute import values_in, weights_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +81,7 @@ class Stages:
 
     entries: list[Entry]
     choices: list[Choice]
+    weights: Mapping[Path, Address]
     known: Mapping[Any, Any]
     stages: list[Stage]
 
@@ -136,7 +139,7 @@ def cut(closed: _jax.ClosedJaxpr, args: Sequence[Any]) -> Stages:
         part = _jax.open_jaxpr(jaxpr, invars, outvars, [e for _, e in group])
         stages.append(Plain(part, tuple(i for i, _ in group)))
         needed.update(invars)
-    return Stages(entries(flat), list(choices(flat)), known, stages[::-1])
+    return Stages(entries(flat), list(choices(flat)), weights_of(flat), known, stages[::-1])
 
 
 def _read(env: Mapping[Any, Any], v: Any) -> Any:
@@ -165,7 +168,7 @@ def _unnested(closed: _jax.ClosedJaxpr) -> _jax.ClosedJaxpr:
 def run_plain(
     stage: Plain, inputs: Sequence[Any], rule: Rule, given: Record, acc: Any
 ) -> tuple[list[Any], Any, Record]:
-    """A plain stage of one run."""
+    """A plain stage of one run: its results, ``acc``, and what was chosen."""
     place = dict(enumerate(stage.numbers))
     here = {number: i for i, number in place.items()}
     inner = lambda path: (here[path[0]], *path[1:])
@@ -176,13 +179,15 @@ def run_plain(
         return rule(choice, operands, path=outer(path), given=known, **rest)
 
     mine = {inner(p): v for p, v in given.items() if p[0] in here}
-    return interpret(stage.jaxpr, inputs, renumbered, given=mine, acc=acc)
+    outs, acc, made = interpret(stage.jaxpr, inputs, renumbered, given=mine, acc=acc)
+    return outs, acc, values_in(made)
 
 
 def run_step(
     loop: Loop, operands: Sequence[Any], rule: Rule, given: Record, acc: Any
 ) -> tuple[list[Any], list[Any], Any, Record]:
-    """One step of a loop of one run: its carries, what it stacks up, ``acc``, and the record."""
+    """One step of a loop of one run: its carries, what it stacks up, ``acc``, and what was
+    chosen."""
     path = (loop.number,)
     mine = {p: v for p, v in given.items() if p[0] == loop.number}
     outs, acc, made = interpret(loop.body, operands, rule, given=mine, acc=acc, path=path)
@@ -192,4 +197,4 @@ def run_step(
         o if o.dtype == dtype else lax.convert_element_type(o, dtype)
         for o, dtype in zip(outs, declared, strict=True)
     ]
-    return outs[:m], outs[m:], acc, made
+    return outs[:m], outs[m:], acc, values_in(made)

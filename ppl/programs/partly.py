@@ -1,0 +1,89 @@
+"""``ppl.partly``: a value of which some elements are observed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, final
+
+import jax
+import jax.numpy as jnp
+
+from transforms import _jax
+from transforms.errors import Address, ShapeError, UnsupportedError, show
+from transforms.runs.addresses import flatten
+
+
+@final
+@jax.tree_util.register_pytree_node_class
+class Partly:
+    """See :func:`partly`."""
+
+    def __init__(self, values: Any, observed: Any):
+        self.values, self.observed = values, observed
+
+    def tree_flatten(self) -> tuple[tuple[Any, Any], None]:
+        return (self.values, self.observed), None
+
+    @classmethod
+    def tree_unflatten(cls, _: None, children: Any) -> Partly:
+        return cls(*children)
+
+    def __repr__(self) -> str:
+        return f"partly(f{list(jnp.shape(self.values))})"
+
+    def filled(self, address: Address, rest: Any) -> jax.Array:
+        """The observed elements, and those of ``rest`` elsewhere.
+
+        Raises:
+            ShapeError: ``rest`` has another shape.
+        """
+        if jnp.shape(rest) != jnp.shape(self.values):
+            raise ShapeError(
+                f"the value drawn for {show(address)} at {_jax.user_line()} has shape "
+                f"{jnp.shape(rest)}, and that observed in part {jnp.shape(self.values)}. Draw all "
+                "elements, with the density of those that are missing: d.mask(~observed)."
+            )
+        return jnp.where(self.observed, self.values, rest)
+
+
+def partly(values: Any, observed: Any) -> Partly:
+    """Data of which some elements are missing, and latent.
+
+    In ``data`` of an objective it stands beside a draw of a guide at the same address, whose
+    elements take the place of those that are missing (:func:`ppl.merge`). The guide gives those
+    alone a density: ``dist.Normal(m, s).mask(~observed)``.
+
+    Args:
+        values: f32[*shape], anything finite in the support where an element is missing.
+        observed: bool[*shape], or of axes in front of it: which elements are observed.
+
+    Raises:
+        ShapeError: ``observed`` has other axes.
+
+    Example:
+        >>> seen = ~jnp.isnan(y)
+        >>> data = {"y": ppl.partly(jnp.nan_to_num(y), seen)}
+    """
+    shape, mask = jnp.shape(values), jnp.asarray(observed, bool)
+    if mask.shape != shape[: mask.ndim]:
+        raise ShapeError(
+            f"observed has shape {mask.shape} in ppl.partly at {_jax.user_line()}, and the values "
+            f"{shape}: it says which elements are observed, by the first of their axes."
+        )
+    mask = mask.reshape(*mask.shape, *[1] * (len(shape) - mask.ndim))
+    return Partly(jnp.asarray(values), jnp.broadcast_to(mask, shape))
+
+
+def refuse_unmasked(data: Mapping[str, Any], name: str, masked: frozenset[Address]) -> None:
+    """Refuse a guide with a density for elements that are observed.
+
+    Raises:
+        UnsupportedError: its choice has no mask.
+    """
+    for address, value in flatten(data).items():
+        if isinstance(value, Partly) and address not in masked:
+            raise UnsupportedError(
+                f"{show(address)} is observed in part (ppl.partly, {_jax.user_line()}), and {name} "
+                "has no mask there: the density of the elements that it draws for nothing would "
+                'count. Type ppl.sample("...", d.mask(~observed)) in the guide.'
+            )

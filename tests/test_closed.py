@@ -1,0 +1,276 @@
+"""Weights by address, and closed forms: exact where they are, equal in the mean everywhere."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import ztest
+
+import ppl
+from ppl import dist
+
+KEY = jax.random.key(0)
+
+
+@ppl.gen
+def chain(theta):
+    z1 = ppl.sample("z1", dist.Normal(theta, 1.0))
+    z2 = ppl.sample("z2", dist.Normal(jnp.sin(z1), 0.7))
+    ppl.sample("x", dist.Normal(z1 * z2, 1.0))
+
+
+@ppl.gen
+def down(phi, estimator=None):
+    z1 = ppl.sample("z1", dist.Normal(phi, 0.6), estimator)
+    ppl.sample("z2", dist.Normal(phi * z1, 0.5))
+
+
+@ppl.gen
+def up(phi):
+    z2 = ppl.sample("z2", dist.Normal(phi, 0.6))
+    ppl.sample("z1", dist.Normal(phi * z2, 0.5))
+
+
+def parts(guide, theta, phi, order):
+    """The mean of each log ratio and of the likelihood, by quadrature."""
+    t, w = np.polynomial.hermite_e.hermegauss(60)
+    w = w / w.sum()
+    a, b = jnp.meshgrid(t, t, indexing="ij")
+    first = phi + 0.6 * a
+    second = phi * first + 0.5 * b
+    z1, z2 = (first, second) if order == "down" else (second, first)
+    q = {"first": dist.Normal(phi, 0.6).log_prob(first)}
+    q["second"] = dist.Normal(phi * first, 0.5).log_prob(second)
+    q1, q2 = (q["first"], q["second"]) if order == "down" else (q["second"], q["first"])
+    mean = lambda f: jnp.sum(jnp.outer(w, w) * f)
+    return (
+        mean(dist.Normal(theta, 1.0).log_prob(z1) - q1),
+        mean(dist.Normal(jnp.sin(z1), 0.7).log_prob(z2) - q2),
+        mean(dist.Normal(z1 * z2, 1.0).log_prob(1.3)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("order", "estimator"),
+    [("down", None), ("down", ppl.reinforce()), ("down", ppl.mvd()), ("up", None)],
+)
+def test_weights_and_closed_forms_have_the_exact_mean_and_gradient(order, estimator):
+    guide = up if order == "up" else lambda phi: down(phi, estimator)
+    data = {"x": 1.3}
+    with jax.enable_x64(True):
+
+        def exact(x):
+            a, b, c = parts(guide, x[0], x[1], order)
+            return 0.3 * a + b + 2.0 * c
+
+        @ppl.expectation
+        def f(x):
+            weights = {"z1": 0.3, "x": 2.0}
+            return ppl.elbo(chain(x[0]), guide(x[1]), data, weights=weights, analytic=True)
+
+        x = jnp.array([0.4, 0.8])
+        goal = (exact(x), jax.grad(exact)(x))
+        ztest.check(lambda key: f.value_and_grad(key, x), goal)
+
+
+def test_what_has_a_closed_form_has_no_variance():
+    @ppl.gen
+    def p():
+        ppl.sample("a", dist.Normal(jnp.zeros(3), 1.0).to_event(1))
+        jax.vmap(lambda m: ppl.sample("b", dist.Gamma(m, 2.0)))(jnp.arange(1.0, 4.0))
+        mean = jnp.array([0.3, 0.1])
+        ppl.sample("c", dist.MultivariateNormal(mean, jnp.array([[1.0, 0.2], [0.2, 0.5]])))
+        ppl.sample("d", dist.Categorical(probs=jnp.array([0.2, 0.3, 0.5])))
+        ppl.sample("e", dist.Dirichlet(jnp.ones(3)))
+        ppl.sample("f", dist.Beta(2.0, 3.0))
+
+        def step(x, _):
+            x = ppl.sample("x", dist.Normal(0.0, 2.0))
+            jax.vmap(lambda: ppl.sample("y", dist.Normal(1.0, 1.0)), axis_size=2)()
+            return x, None
+
+        jax.lax.scan(step, 0.0, length=4)
+
+    @ppl.gen
+    def q():
+        jax.vmap(lambda s: ppl.sample("a", dist.Normal(0.5, s)))(jnp.arange(1.0, 4.0))
+        ppl.sample("b", dist.Gamma(jnp.arange(2.0, 5.0), 1.5))
+        ppl.sample("c", dist.MultivariateNormal(jnp.zeros(2), jnp.eye(2)))
+        ppl.sample("d", dist.Categorical(probs=jnp.array([0.6, 0.3, 0.1])))
+        ppl.sample("e", dist.Dirichlet(jnp.arange(1.0, 4.0)))
+        ppl.sample("f", dist.Beta(1.0, 1.5))
+        jax.vmap(lambda t: ppl.sample("x", dist.Normal(t, 1.0)))(jnp.arange(4.0))
+        ppl.sample("y", dist.Normal(0.0, jnp.ones((4, 2))))
+
+    exact = {
+        "a": (dist.Normal(0.5, jnp.arange(1.0, 4.0)), dist.Normal(0.0, 1.0)),
+        "b": (dist.Gamma(jnp.arange(2.0, 5.0), 1.5), dist.Gamma(jnp.arange(1.0, 4.0), 2.0)),
+        "c": (
+            dist.MultivariateNormal(jnp.zeros(2), jnp.eye(2)),
+            dist.MultivariateNormal(jnp.array([0.3, 0.1]), jnp.array([[1.0, 0.2], [0.2, 0.5]])),
+        ),
+        "d": (
+            dist.CategoricalProbs(jnp.array([0.6, 0.3, 0.1])),
+            dist.CategoricalProbs(jnp.array([0.2, 0.3, 0.5])),
+        ),
+        "e": (dist.Dirichlet(jnp.arange(1.0, 4.0)), dist.Dirichlet(jnp.ones(3))),
+        "f": (dist.Beta(1.0, 1.5), dist.Beta(2.0, 3.0)),
+        "x": (dist.Normal(jnp.arange(4.0), 1.0), dist.Normal(0.0, 2.0)),
+        "y": (dist.Normal(0.0, jnp.ones((4, 2))), dist.Normal(1.0, 1.0)),
+    }
+    total = sum(dist.kl_divergence(*pair).sum() for pair in exact.values())
+    f = ppl.expectation(lambda: ppl.kl(q(), p()))
+    for key in jax.random.split(KEY, 3):
+        np.testing.assert_allclose(f.value(key), total, rtol=1e-5)
+
+
+@ppl.gen
+def space(phi, data_scale):
+    def step(z, _):
+        z = ppl.sample("z", dist.Normal(phi * z, 1.0))
+        ppl.sample("y", dist.Normal(z, data_scale))
+        return z, None
+
+    jax.lax.scan(step, 0.3, length=3)
+
+
+@ppl.gen
+def filtered(psi):
+    def step(z, y):
+        z = ppl.sample("z", dist.Normal(0.5 * z + psi * y, 0.8))
+        return z, None
+
+    jax.lax.scan(step, 0.0, jnp.array([0.2, -1.0, 0.7]))
+
+
+@ppl.gen
+def backwards(psi):
+    def step(z, y):
+        z = ppl.sample("z", dist.Normal(0.5 * z + psi * y, 0.8))
+        return z, None
+
+    jax.lax.scan(step, 0.0, jnp.array([0.2, -1.0, 0.7]), reverse=True)
+
+
+@ppl.gen
+def plate(psi):
+    ppl.sample("z", dist.Normal(psi * jnp.array([0.2, -1.0, 0.7]), 0.8))
+
+
+STEPS = {"y": jnp.array([0.1, 0.5, -0.4])}
+
+
+def gaussian(matrix, psi, phi):
+    """The ELBO of a chain z_t ~ N(phi z_{t-1}, 1) and a guide z = matrix(psi) (eps + shift)."""
+    a, m = matrix(psi)
+    cov = a @ a.T
+    steps = jnp.eye(3) - phi * jnp.eye(3, k=-1)
+    start = jnp.array([phi * 0.3, 0.0, 0.0])
+    off = steps @ m - start
+    prior = -0.5 * (off @ off + jnp.trace(steps @ cov @ steps.T) + 3 * jnp.log(2 * jnp.pi))
+    miss = STEPS["y"] - m
+    like = -0.5 * ((miss @ miss + jnp.trace(cov)) / 0.25 + 3 * jnp.log(2 * jnp.pi * 0.25))
+    entropy = 0.5 * jnp.linalg.slogdet(2 * jnp.pi * jnp.e * cov)[1]
+    return prior + like + entropy
+
+
+def _recursion(order):
+    def matrix(psi):
+        steps = jnp.eye(3) - 0.5 * jnp.eye(3, k=-1 if order == "forward" else 1)
+        inverse = jnp.linalg.inv(steps)
+        return 0.8 * inverse, inverse @ (psi * jnp.array([0.2, -1.0, 0.7]))
+
+    return matrix
+
+
+def _plate(psi):
+    return 0.8 * jnp.eye(3), psi * jnp.array([0.2, -1.0, 0.7])
+
+
+@pytest.mark.parametrize(
+    ("guide", "matrix", "is_closed"),
+    [
+        (filtered, _recursion("forward"), True),
+        (backwards, _recursion("backwards"), False),
+        (plate, _plate, True),
+    ],
+)
+def test_a_scan_is_integrated_out_step_by_step(guide, matrix, is_closed):
+    with jax.enable_x64(True):
+        f = ppl.expectation(lambda x: ppl.elbo(space(x[0], 0.5), guide(x[1]), STEPS, analytic=True))
+        plain = ppl.expectation(lambda x: ppl.elbo(space(x[0], 0.5), guide(x[1]), STEPS))
+        x = jnp.array([0.7, 0.4])
+        exact = lambda x: gaussian(matrix, x[1], x[0])
+        ztest.check(lambda key: f.value_and_grad(key, x), (exact(x), jax.grad(exact)(x)))
+        keys = jax.random.split(KEY, 20)
+        same = np.allclose(*(jax.vmap(lambda k, g=g: g.value(k, x))(keys) for g in (f, plain)))
+        assert same != is_closed
+
+
+def test_kl_of_a_conditional_model_has_the_likelihood_left_out():
+    f = ppl.expectation(
+        lambda phi: (
+            ppl.elbo(chain(0.4), down(phi), {"x": 1.3}, analytic=True)
+            + ppl.kl(down(phi), chain(0.4), {"x": 1.3})
+        )
+    )
+    like = parts(down, 0.4, 0.8, "down")[2]
+    ztest.check(lambda key: f.value(key, 0.8), like)
+
+
+def test_weights_along_a_scan():
+    w = jnp.array([0.5, 2.0, 0.0])
+    g = ppl.seed(lambda: filtered(0.4).simulate())(KEY)
+    z = jnp.concatenate([jnp.array([0.3]), g["z"][:-1]])
+    before = jnp.concatenate([jnp.zeros(1), g["z"][:-1]])
+    y = jnp.array([0.2, -1.0, 0.7])
+    ratio = dist.Normal(0.7 * z, 1.0).log_prob(g["z"])
+    ratio -= dist.Normal(0.5 * before + 0.4 * y, 0.8).log_prob(g["z"])
+    again = ppl.seed(
+        lambda: ppl.elbo(space(0.7, 0.5), filtered(0.4), STEPS, weights={"z": w, "y": 0.0})
+    )(KEY)
+    np.testing.assert_allclose(again, w @ ratio, rtol=1e-5)
+
+
+@ppl.gen
+def nested(theta):
+    ppl.sample("u", chain(theta))
+    ppl.observe("seen", dist.Normal(theta, 1.0), 0.2)
+
+
+@ppl.gen
+def nested_guide(phi):
+    ppl.sample("u", down(phi))
+
+
+def test_nested_addresses_factors_and_scale():
+    data = {"u": {"x": 1.3}}
+    table = {"u": {"z1": 0.5}, ("u", "x"): 3.0, "seen": 4.0}
+    f = lambda: ppl.elbo(nested(0.4), nested_guide(0.8), data, weights=table)
+    other = lambda: ppl.elbo(
+        ppl.scale(nested(0.4), table), ppl.scale(nested_guide(0.8), {("u", "z1"): 0.5}), data
+    )
+    z = ppl.seed(lambda: nested_guide(0.8).simulate())(KEY)
+    p = nested(0.4).log_densities(ppl.merge(z.choices, data))["u"]
+    q = z.log_densities["u"]
+    exact = 0.5 * (p["z1"] - q["z1"]) + p["z2"] - q["z2"] + 3.0 * p["x"]
+    exact += 4.0 * dist.Normal(0.4, 1.0).log_prob(0.2)
+    for g in (f, other):
+        np.testing.assert_allclose(ppl.seed(g)(KEY), exact, rtol=1e-5)
+
+
+def test_what_is_wrong_is_refused():
+    run = lambda f: ppl.seed(f)(KEY)
+    model, guide, data = chain(0.4), down(0.8), {"x": 1.3}
+    with pytest.raises(ppl.AddressError, match=r"neither chain nor down.*'z3'.*'z1', 'z2', 'x'"):
+        run(lambda: ppl.elbo(model, guide, data, weights={"z3": 1.0}))
+    with pytest.raises(ppl.ShapeError, match="weight of 'z1'"):
+        run(lambda: ppl.elbo(model, guide, data, weights={"z1": jnp.ones(3)}))
+    posterior = ppl.normalize(model, data)
+    with pytest.raises(ppl.UnsupportedError, match="several weights"):
+        run(lambda: ppl.elbo(model, posterior, data, weights={"z1": 2.0}))
+    with pytest.raises(ppl.UnsupportedError, match=r"nested in ppl.kl at .* has weights"):
+        run(lambda: ppl.kl(nested_guide(0.8), nested(0.4), {"u": {"x": 1.3}}))
+    by = ppl.importance(2, ppl.scale(guide, {"z1": 2.0}))
+    with pytest.raises(ppl.UnsupportedError, match="is a proposal"):
+        run(lambda: ppl.normalize(model, data, by).simulate())

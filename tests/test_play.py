@@ -1,0 +1,81 @@
+"""Several players: as a loop by hand, with state and schedule, and no derivative across."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import ppl
+from ppl import dist
+
+KEY = jax.random.key(0)
+DOWN, UP = optax.sgd(0.1), optax.adam(0.05)
+
+
+def loss(x, game):
+    value = jnp.sum(x**2) + x[0] * game.params["up"] + 0.1 * game.step * x[1] + game.state
+    return value, 0.9 * game.state + x[0]
+
+
+def gain(y, game):
+    return -((y - game.params["down"][0]) ** 2) + y * game.state
+
+
+START = {"down": jnp.array([1.0, -0.5]), "up": jnp.array(0.3)}
+
+
+def test_it_is_the_loop_that_one_writes_by_hand():
+    players = {
+        "down": ppl.Player(ppl.expectation(loss, has_aux=True), DOWN, minimize=True, turns=2),
+        "up": ppl.Player(gain, UP, every=3),
+    }
+    played = ppl.play(players, START, key=KEY, steps=7, state=0.5)
+
+    x, y, state = START["down"], START["up"], 0.5
+    a, b = DOWN.init(x), UP.init(y)
+    downs, ups = [], []
+    for step in range(7):
+        for _ in range(2):
+            value = jnp.sum(x**2) + x[0] * y + 0.1 * step * x[1] + state
+            grad = 2.0 * x + jnp.array([y, 0.1 * step])
+            state = 0.9 * state + x[0]
+            moved, a = DOWN.update(grad, a)
+            x = x + moved
+        downs.append(value)
+        ups.append(np.nan)
+        if step % 3 == 0:
+            ups[-1] = -((y - x[0]) ** 2) + y * state
+            moved, b = UP.update(2.0 * (y - x[0]) - state, b)
+            y = y + moved
+    np.testing.assert_allclose(played.params["down"], x, rtol=1e-5)
+    np.testing.assert_allclose(played.params["up"], y, rtol=1e-5)
+    np.testing.assert_allclose(played.state, state, rtol=1e-5)
+    np.testing.assert_allclose(played.history["down"], downs, rtol=1e-5)
+    np.testing.assert_allclose(played.history["up"], ups, rtol=1e-4)
+
+
+def test_random_players_reach_the_saddle():
+    """E[(x + e)(y - 1)] + x² - y² has its saddle where 2 x = 1 - y and x = 2 y: (.4, .2)."""
+
+    def f(x, y):
+        e = ppl.sample("e", dist.Normal(0.0, 0.1))
+        k = ppl.sample("k", dist.Bernoulli(jax.nn.sigmoid(x)), ppl.reinforce())
+        return (x + e) * (y - 1.0) + x**2 - y**2 + 0.0 * k
+
+    players = {
+        "x": ppl.Player(lambda x, g: f(x, g.params["y"]), optax.sgd(0.1), minimize=True),
+        "y": ppl.Player(lambda y, g: f(g.params["x"], y), optax.sgd(0.1)),
+    }
+    start = {"x": jnp.array(0.0), "y": jnp.array(0.0)}
+    played = ppl.play(players, start, key=KEY, steps=200, samples=20)
+    np.testing.assert_allclose(played.params["x"], 0.4, atol=0.03)
+    np.testing.assert_allclose(played.params["y"], 0.2, atol=0.03)
+
+
+def test_what_is_wrong_is_told():
+    with pytest.raises(ppl.UnsupportedError, match="Give each player its own"):
+        ppl.play({"a": ppl.Player(gain, UP)}, {"b": 1.0}, key=KEY, steps=1)
+    diverging = ppl.Player(lambda x, game: jnp.log(1.0 - x), optax.sgd(-0.6))
+    with pytest.raises(ppl.NonFiniteError, match=r"player a is not finite in round 2"):
+        ppl.play({"a": diverging}, {"a": jnp.array(0.0)}, key=KEY, steps=6)
