@@ -33,7 +33,7 @@ class Page(HTMLParser):
 
 
 def problems(site: pathlib.Path) -> list[str]:
-    pages = {p: Page(p) for p in sorted(site.rglob("*.html"))}
+    pages = {p: Page(p) for p in sorted(site.rglob("*.html")) if "_static" not in p.parts}
     found = []
     for path, page in pages.items():
         where = path.relative_to(site)

@@ -26,7 +26,8 @@ nb_execution_mode = "off"  # the tests execute the notebooks; here their outputs
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(jax|jaxlib|numpy|np|numpyro|optax|dist|collections|typing|abc|os)(\..*)?"),
-    ("py:.*", r"(transforms|estimators|ppl\.(?!guides|plots)\w+|types)\..*"),  # the inside
+    ("py:.*", r"(transforms|estimators|ppl\.(?!guides\.\w+$|plots)\w+|types)\..*"),  # the inside
+    ("py:.*", r"[A-Z]\w*|(?=.*[ ]|\d).*"),  # beside it, in its own module; prose in "Returns"
 ]
 
 autodoc_member_order = "bysource"
@@ -39,6 +40,7 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sourcelink = False
 html_copy_source = False
+html_context = {"default_mode": "auto"}
 html_theme_options = {
     "navbar_align": "left",
     "header_links_before_dropdown": 6,
