@@ -20,7 +20,7 @@ FITS = """() => {
   };
   const wide = [...document.querySelectorAll("main *")].filter(
     e => e.getBoundingClientRect().right > innerWidth + 1 && e.checkVisibility() && !held(e));
-  return wide.slice(0, 3).map(e => `<${e.localName} class="${e.className}">: ${e.textContent.trim().slice(0, 40)}`);
+  return wide.slice(0, 3).map(e => `<${e.localName} class="${e.className}">: ${e.innerText}`);
 }"""
 CONTRAST = """() => {
   const channel = c => (c /= 255) <= .03928 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4;
@@ -36,10 +36,12 @@ CONTRAST = """() => {
   const bad = new Set();
   for (const e of document.querySelectorAll("main *")) {
     const text = [...e.childNodes].filter(n => n.nodeType === 3 && n.data.trim()).map(n => n.data);
-    if (!text.length || !e.checkVisibility({visibilityProperty: true, opacityProperty: true})) continue;
+    const seen = {visibilityProperty: true, opacityProperty: true};
+    if (!text.length || !e.checkVisibility(seen)) continue;
     const [a, b] = [numbers(getComputedStyle(e).color), ground(e)].map(light);
     const ratio = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
-    if (ratio < 4.5) bad.add(`${ratio.toFixed(1)} in <${e.localName} class="${e.className}">: ${text[0].trim().slice(0, 40)}`);
+    const where = `<${e.localName} class="${e.className}">: ${text[0].trim()}`;
+    if (ratio < 4.5) bad.add(`${ratio.toFixed(1)} in ${where}`);
   }
   return [...bad].slice(0, 5);
 }"""
@@ -64,7 +66,7 @@ def problems(site, pictures):
             page.goto(path.as_uri())
             opened += 1
             for wide in page.evaluate(FITS):
-                complain(f"wider than 360 pixels: {wide}")
+                complain(f"wider than 360 pixels: {wide[:120]}")
             for mode in ("light", "dark"):
                 page.emulate_media(color_scheme=mode)
                 for weak in page.evaluate(CONTRAST):

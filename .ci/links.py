@@ -1,4 +1,4 @@
-"""What a built site links to is there, and nothing is fetched from elsewhere: python links.py FOLDER."""
+"""Of a built site: what it links to is there, nothing is fetched: python links.py FOLDER."""
 
 import pathlib
 import re

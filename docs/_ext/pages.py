@@ -3,7 +3,6 @@
 import inspect
 import pathlib
 import re
-import shutil
 
 import ppl
 
@@ -22,9 +21,6 @@ GROUPS = {
 }
 """Titles, by the folder in which a name is defined. A folder that is not here gets its own name."""
 PAGE = """\
----
-orphan: true
----
 # {title}
 
 ```{{eval-rst}}
@@ -52,7 +48,8 @@ def reference(folder):
         groups.setdefault(group(name), []).append(name)
     entries = {title(g): [("ppl", n) for n in names] for g, names in groups.items() if names}
     for module in ("guides", "plots"):
-        names = [n for n, o in vars(getattr(ppl, module)).items() if public(n, o)]
+        within = getattr(ppl, module)
+        names = [n for n, o in vars(within).items() if public(within, n, o)]
         entries[f"ppl.{module}"] = [(f"ppl.{module}", n) for n in names]
     lines = ["# Reference", "", "Every public name, by what it is for.", ""]
     lines += ["`ppl.dist` is `numpyro.distributions`, as it is.", ""]
@@ -71,8 +68,9 @@ def title(folder):
     return GROUPS.get(folder, folder.capitalize())
 
 
-def public(name, value):
-    return not name.startswith("_") and inspect.isfunction(value) and "ppl" in value.__module__
+def public(module, name, value):
+    own = inspect.isfunction(value) and value.__module__.startswith(module.__name__)
+    return own and not name.startswith("_")
 
 
 def find(module, name):
@@ -94,9 +92,8 @@ def entry(module, name):
         kind, options = "exception", "\n   :no-members:"
     elif kind == "class":
         options = "\n   :members:\n   :inherited-members: object, ABC, Generic, Mapping"
-    return PAGE.format(
-        title=f"{module}.{name}", module=module, kind=kind, name=name, options=options
-    ).replace("---\norphan: true\n---\n", "")
+    title = f"{module}.{name}"
+    return PAGE.format(title=title, module=module, kind=kind, name=name, options=options)
 
 
 def errors(file):
@@ -104,14 +101,15 @@ def errors(file):
     _, *entries = re.split(r"\n(?=\*\*[^*\n]+\*\*: `)", (ROOT / "tests/messages.md").read_text())
     kinds = {}
     for text in entries:
-        what, kind, message = re.fullmatch(r"\*\*(.*)\*\*: `(\w+)`\n\n> (.*)\n*", text, re.S).groups()
+        parts = re.fullmatch(r"\*\*(.*)\*\*: `(\w+)`\n\n> (.*)\n*", text, re.S)
+        what, kind, message = parts.groups()
         kinds.setdefault(kind, []).append((what, message))
     lines = [
         "# Errors",
         "",
-        "Every message of the library, as its tests hold it: what is wrong, at which line of yours, why,",
-        "and what to type instead. `example.py:1` stands for the line at fault, `example.py:_` for",
-        "another one. Errors of JAX, numpyro or Python stand here with the note that is added.",
+        "Every message of the library, as its tests hold it: what is wrong, at which line of yours,",
+        "why, and what to type instead. `example.py:1` stands for the line at fault, `example.py:_`",
+        "for another one. Errors of JAX, numpyro or Python stand here with the note that is added.",
         "",
     ]
     for kind, messages in sorted(kinds.items(), key=lambda k: (k[0] not in ppl.__all__, k[0])):
@@ -154,7 +152,12 @@ def resolve(app, env, node, contnode):
     )
 
 
-MARKUP = re.compile(r"``.*?``|:[\w:]+:`[^`]*`|`[^`]*`|(?<![\w*])\*\w[\w ]*\*(?![\w*])|(?m:^ *(?:>>>|\.\.\.).*$)", re.S)
+MARKUP = re.compile(
+    r"``.*?``|:[\w:]+:`[^`]*`|`[^`]*`"  # literals and roles
+    r"|(?<![\w*])\*\w[\w ]*\*(?![\w*])"  # emphasis
+    r"|(?m:^ *(?:>>>|\.\.\.).*$)",  # examples
+    re.S,
+)
 
 
 def plain(app, what, name, obj, options, lines):

@@ -96,6 +96,11 @@ class Tuned:
         tried: a :class:`Trial` for each combination: the best, the others, the inadmissible ones.
         before: that of the objective as it was.
         exhaustive: whether all combinations were tried.
+
+    Example:
+        >>> tuned = ppl.tune(elbo, key, phi, budget=0.2)
+        >>> list(tuned.assignment)
+        ['x']
     """
 
     assignment: Mapping[Address, Any]

@@ -37,6 +37,11 @@ class Trace:
         log_density: f32[], log density of the choices (for an approximate marginal or posterior,
             the estimate that its contract promises).
         retval: what the function returned, any pytree.
+
+    Example:
+        >>> trace = model().simulate(key)
+        >>> sorted(trace.choices), trace["x"].shape
+        (['x', 'y'], ())
     """
 
     choices: dict[str, Any]
@@ -86,6 +91,11 @@ class Generative(abc.ABC):
 
     ``simulate``, ``log_density`` and ``generate`` take no key inside ``@ppl.expectation`` and
     ``ppl.seed(f)``, where randomness is implicit; elsewhere they need one.
+
+    Example:
+        >>> trace = model().simulate(key)
+        >>> bool(model().log_density(trace.choices) == trace.log_density)
+        True
     """
 
     name: str = "generative"

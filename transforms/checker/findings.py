@@ -34,6 +34,13 @@ class Finding:
     ``kind`` is "biased", "unsupported", "ambiguous" or "almost everywhere"; ``addresses`` are
     those of the choices concerned; ``operation`` and ``source`` name the equation and its line;
     ``message`` says it all, and what to type instead.
+
+    Example:
+        >>> @ppl.expectation
+        ... def jumps(m):
+        ...     return jnp.where(ppl.sample("x", dist.Normal(m, 1.0), ppl.reparam()) > 0, 1.0, 0.0)
+        >>> jumps.explain(0.5).findings[0].kind
+        'biased'
     """
 
     kind: str
