@@ -145,7 +145,8 @@ def learned(value: Any, weight: float = 1.0) -> Learned:
     Example:
         >>> @ppl.expectation
         ... def f(params):
-        ...     x = ppl.sample("x", dist.Normal(params["m"], 1.0), ppl.reinforce(ppl.learned(params["b"])))
+        ...     score = ppl.reinforce(ppl.learned(params["b"]))
+        ...     x = ppl.sample("x", dist.Normal(params["m"], 1.0), score)
         ...     return -((x - 3.0) ** 2)
         >>> start = {"m": 0.0, "b": 0.0}
         >>> fit = ppl.maximize(f, start, optax.adam(0.1), key=key, steps=10, progress=False)

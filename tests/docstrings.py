@@ -1,13 +1,13 @@
 """What the examples in docstrings share, as on the first page of the reference."""
 
-import warnings  # noqa: F401
+import warnings
 
 import jax
 import jax.numpy as jnp
-import numpy as np  # noqa: F401
-import numpyro  # noqa: F401
-import optax  # noqa: F401
-from numpyro.infer import MCMC, NUTS  # noqa: F401
+import numpy as np
+import numpyro
+import optax
+from numpyro.infer import MCMC, NUTS
 
 import ppl
 from ppl import dist

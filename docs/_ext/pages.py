@@ -52,7 +52,12 @@ def reference(folder):
         names = [n for n, o in vars(within).items() if public(within, n, o)]
         entries[f"ppl.{module}"] = [(f"ppl.{module}", n) for n in names]
     lines = ["# Reference", "", "Every public name, by what it is for.", ""]
-    lines += ["`ppl.dist` is `numpyro.distributions`, as it is.", ""]
+    lines += [
+        "`ppl.dist` is `numpyro.distributions`, as it is. All examples share these names:",
+        "",
+    ]
+    lines += ["```{literalinclude} ../../tests/docstrings.py", ":language: python"]
+    lines += [':start-after: \'first page of the reference."""\'', "```", ""]
     for heading, names in entries.items():
         lines += [f"## {heading}", "", "| | |", "|---|---|"]
         for module, name in names:
@@ -107,9 +112,10 @@ def errors(file):
     lines = [
         "# Errors",
         "",
-        "Every message of the library, as its tests hold it: what is wrong, at which line of yours,",
-        "why, and what to type instead. `example.py:1` stands for the line at fault, `example.py:_`",
-        "for another one. Errors of JAX, numpyro or Python stand here with the note that is added.",
+        "Every message of the library, as its tests hold it: what is wrong, at which of your",
+        "lines, why, and what to type instead. `example.py:1` stands for the line at fault,",
+        "`example.py:_` for another one. Errors of JAX, numpyro or Python stand here with the note",
+        "that is added.",
         "",
     ]
     for kind, messages in sorted(kinds.items(), key=lambda k: (k[0] not in ppl.__all__, k[0])):
@@ -128,8 +134,12 @@ def notebooks(folder):
         write(folder / path.name, path.read_text().replace("../docs/", "../"))
 
 
+WRITTEN = set()
+
+
 def write(path, text):
     """If it is another text, so that a second build reads only what has changed."""
+    WRITTEN.add(path)
     path.parent.mkdir(exist_ok=True)
     if not path.exists() or path.read_text() != text:
         path.write_text(text)
@@ -139,6 +149,8 @@ def make(app):
     reference(DOCS / "reference")
     errors(DOCS / "errors.md")
     notebooks(DOCS / "notebooks")
+    for path in {*(DOCS / "reference").iterdir(), *(DOCS / "notebooks").iterdir()} - WRITTEN:
+        path.unlink()  # of an earlier build
 
 
 def resolve(app, env, node, contnode):

@@ -33,7 +33,8 @@ def detach(x: Any) -> Any:
         >>> @ppl.expectation
         ... def landing(phi):  # ppl.stl
         ...     q = guide(phi).simulate()
-        ...     return model().log_density(q.choices | data) - ppl.detach(guide(phi)).log_density(q.choices)
+        ...     log_q = ppl.detach(guide(phi)).log_density(q.choices)
+        ...     return model().log_density(q.choices | data) - log_q
         >>> grad = landing.grad(key, phi)
     """
     return _Detached(x) if isinstance(x, Generative) else hold(x)

@@ -48,7 +48,7 @@ class InPlace(Estimator):
     Example:
         >>> class Quantile(ppl.InPlace):
         ...     def unsuitable(self, d):
-        ...         return None if hasattr(d, "icdf") else "it has no inverse cdf. Use ppl.reinforce()."
+        ...         return None if hasattr(d, "icdf") else "it has no inverse cdf."
         ...
         ...     def draw(self, d, key, sample_shape):
         ...         return d.icdf(jax.random.uniform(key, (*sample_shape, *d.batch_shape)))
@@ -84,7 +84,7 @@ class Enumerated(Estimator):
     Example:
         >>> class Coin(ppl.Enumerated):
         ...     def unsuitable(self, d):
-        ...         return None if isinstance(d, dist.BernoulliProbs) else "it is no Bernoulli(probs)."
+        ...         return None if isinstance(d, dist.BernoulliProbs) else "no Bernoulli(p)."
         ...
         ...     def support(self, d):
         ...         return jnp.arange(2)
@@ -117,7 +117,7 @@ class Continued(Estimator):
         >>> class Both(ppl.Continued):
         ...     # both values of one Bernoulli(probs)
         ...     def unsuitable(self, d):
-        ...         return None if isinstance(d, dist.BernoulliProbs) else "it is no Bernoulli(probs)."
+        ...         return None if isinstance(d, dist.BernoulliProbs) else "no Bernoulli(p)."
         ...
         ...     def surrogate(self, site, key, k):
         ...         one = jnp.ones_like(site.value)
