@@ -14,7 +14,7 @@ LOCAL = ("file:", "data:", "blob:")
 NARROW = {"width": 360, "height": 740}
 FITS = """() => {
   const held = e => {  // by something that scrolls
-    for (; e && e !== document.body; e = e.parentElement)
+    for (; e && !e.matches("article, main, .bd-article-container"); e = e.parentElement)
       if (["auto", "scroll"].includes(getComputedStyle(e).overflowX)) return true;
     return false;
   };

@@ -31,6 +31,7 @@ nitpick_ignore_regex = [
 ]
 
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
 autosummary_ignore_module_all = False
 napoleon_use_ivar = True
@@ -41,9 +42,11 @@ html_css_files = ["site.css"]
 html_show_sourcelink = False
 html_copy_source = False
 html_context = {"default_mode": "auto"}
+ALONE = "coming-from guides fitting-and-posteriors numpyro soundness errors limits design benchmarks"
+html_sidebars = dict.fromkeys(ALONE.split(), [])  # no pages below them
 html_theme_options = {
     "navbar_align": "left",
-    "header_links_before_dropdown": 6,
+    "header_links_before_dropdown": 7,
     "show_prev_next": True,
     "secondary_sidebar_items": ["page-toc"],
     "footer_start": [],

@@ -28,7 +28,7 @@ def main(file):
         panel.set(xlim=(-2.9, 2.9), ylim=(-2.9, 2.9), xticks=(), yticks=(), aspect="equal")
         panel.set_title(TITLES[case.label], fontsize=11)
         panel.set_xlabel(f"log evidence ≥ {result.value:.2f}", fontsize=11)
-    figure.savefig(file, dpi=80)
+    figure.savefig(file, dpi=80, bbox_inches="tight")
 
 
 if __name__ == "__main__":

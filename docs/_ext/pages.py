@@ -64,7 +64,7 @@ def reference(folder):
             lines.append(f"| [{module}.{name}]({module}.{name}.md) | {first(module, name)} |")
             write(folder / f"{module}.{name}.md", entry(module, name))
         lines.append("")
-    pages = sorted(f"{m}.{n}" for names in entries.values() for m, n in names)
+    pages = sorted((f"{m}.{n}" for names in entries.values() for m, n in names), key=str.lower)
     lines += ["```{toctree}", ":hidden:", ":maxdepth: 1", "", *pages, "```"]
     write(folder / "index.md", "\n".join(lines) + "\n")
 
