@@ -42,8 +42,9 @@ html_css_files = ["site.css"]
 html_show_sourcelink = False
 html_copy_source = False
 html_context = {"default_mode": "auto"}
-ALONE = "coming-from guides fitting-and-posteriors numpyro soundness errors limits design benchmarks"
-html_sidebars = dict.fromkeys(ALONE.split(), [])  # no pages below them
+ALONE = """coming-from guides fitting-and-posteriors numpyro soundness errors limits design
+    benchmarks"""
+html_sidebars = {page: [] for page in ALONE.split()}  # no pages below them
 html_theme_options = {
     "navbar_align": "left",
     "header_links_before_dropdown": 7,
