@@ -86,4 +86,4 @@ if __name__ == "__main__":
     pictures = pathlib.Path(sys.argv[2]).resolve() if len(sys.argv) > 2 else None
     if pictures:
         pictures.mkdir(parents=True, exist_ok=True)
-    sys.exit("\n".join(problems(site, pictures)))
+    sys.exit("\n".join(problems(site, pictures)) or None)

@@ -59,4 +59,4 @@ def problems(site: pathlib.Path) -> list[str]:
 
 if __name__ == "__main__":
     wrong = problems(pathlib.Path(sys.argv[1]).resolve())
-    sys.exit("\n".join(wrong))
+    sys.exit("\n".join(wrong) or None)
