@@ -161,12 +161,29 @@ def learned(value: Any, weight: float = 1.0) -> Learned:
         value: f32[] or f32[batch_shape of the choice].
         weight: step size of the baseline relative to the other parameters; see
             :class:`Learned` for its sign.
+
+    Example:
+        >>> @ppl.expectation
+        ... def f(params):
+        ...     score = ppl.reinforce(ppl.learned(params["b"]))
+        ...     x = ppl.sample("x", dist.Normal(params["m"], 1.0), score)
+        ...     return -((x - 3.0) ** 2)
+        >>> start = {"m": 0.0, "b": 0.0}
+        >>> fit = ppl.maximize(f, start, optax.adam(0.1), key=key, steps=10, progress=False)
     """
     return Learned(value, weight)
 
 
 def moving_average(decay: float = 0.9) -> MovingAverage:
-    """A baseline that averages the payoffs of past steps of a fit, with weight ``decay``."""
+    """A baseline that averages the payoffs of past steps of a fit, with weight ``decay``.
+
+    Example:
+        >>> @ppl.expectation
+        ... def f(m):
+        ...     x = ppl.sample("x", dist.Normal(m, 1.0), ppl.reinforce(ppl.moving_average(0.9)))
+        ...     return -((x - 3.0) ** 2)
+        >>> fit = ppl.maximize(f, 0.0, optax.adam(0.1), key=key, steps=10, progress=False)
+    """
     if not 0.0 <= decay < 1.0:
         raise ValueError(
             f"decay is {describe(decay)} ({_jax.user_line()}), and is the weight of the past: 0 or "

@@ -61,7 +61,13 @@ class Enum(Enumerated):
 
 
 def enum() -> Enum:
-    """Enumeration of a finite support: exact value and gradient, K^D runs as one ``vmap``."""
+    """Enumeration of a finite support: exact value and gradient, K^D runs as one ``vmap``.
+
+    Example:
+        >>> f = ppl.expectation(lambda p: 3.0 * ppl.sample("b", dist.Bernoulli(p), ppl.enum()))
+        >>> float(f.grad(key, 0.5))
+        3.0
+    """
     return Enum()
 
 

@@ -115,6 +115,12 @@ def mvd() -> MVD:
     parameters (as one ``vmap``), and nothing where only the value is wanted. Bernoulli,
     Categorical, Binomial, Poisson, Geometric, NegativeBinomial; Normal, LogNormal, HalfNormal,
     Laplace, Uniform (also its ends), Exponential, Gamma, Weibull, Beta.
+
+    Example:
+        >>> @ppl.expectation
+        ... def above(m):
+        ...     return jnp.where(ppl.sample("x", dist.Normal(m, 1.0), ppl.mvd()) > 0.0, 1.0, 0.0)
+        >>> grad = above.grad(key, 0.5, samples=100)
     """
     return MVD()
 

@@ -42,7 +42,13 @@ class Reparam(InPlace):
 
 
 def reparam() -> Reparam:
-    """The pathwise estimator: differentiates through the draw."""
+    """The pathwise estimator: differentiates through the draw.
+
+    Example:
+        >>> f = ppl.expectation(lambda m: ppl.sample("x", dist.Normal(m, 1.0), ppl.reparam()))
+        >>> float(f.grad(key, 0.0))
+        1.0
+    """
     return Reparam()
 
 

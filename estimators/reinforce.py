@@ -73,5 +73,11 @@ def reinforce(baseline: Any = None) -> Reinforce:
             f32[batch_shape] that does not depend on the draw; ``"loo"``, the mean of the other
             ``samples``; ``"within"``, inside a multi-sample bound like ``ppl.iwelbo``, the bound
             without the particle (VIMCO); ``ppl.learned(value)``; ``ppl.moving_average(decay)``.
+
+    Example:
+        >>> @ppl.expectation
+        ... def f(rate):
+        ...     return ppl.sample("n", dist.Poisson(rate), ppl.reinforce("loo")) * 1.0
+        >>> grad = f.grad(key, 2.0, samples=10)
     """
     return Reinforce(_baseline(baseline))

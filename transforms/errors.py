@@ -10,46 +10,127 @@ Address = tuple[str, ...]
 
 
 class PPLError(Exception):
-    """Base class of the errors of this library."""
+    """Base class of the errors of this library.
+
+    Example:
+        >>> issubclass(ppl.AddressError, ppl.PPLError)
+        True
+    """
 
 
 class AddressError(PPLError, KeyError):
-    """An address is missing, unknown, or used twice."""
+    """An address is missing, unknown, or used twice.
+
+    Example:
+        >>> try:
+        ...     model().log_density({"x": 1.0})  # and no "y"
+        ... except ppl.AddressError as error:
+        ...     print(error)
+    """
 
     def __str__(self) -> str:  # KeyError would print the repr
         return str(self.args[0])
 
 
 class ShapeError(PPLError, ValueError):
-    """A value does not have the shape of its random choice."""
+    """A value does not have the shape of its random choice.
+
+    Example:
+        >>> try:
+        ...     model().log_density({"x": jnp.zeros(3), "y": 0.0})
+        ... except ppl.ShapeError as error:
+        ...     print(error)
+    """
 
 
 class SupportError(PPLError, ValueError):
-    """Data are outside the support of the choice at which they are scored."""
+    """Data are outside the support of the choice at which they are scored.
+
+    Example:
+        >>> @ppl.gen
+        ... def wait():
+        ...     ppl.sample("t", dist.Exponential(1.0))
+        >>> try:
+        ...     ppl.expectation(lambda: wait().log_density({"t": -1.0})).value(key)
+        ... except ppl.SupportError as error:
+        ...     print(error)
+    """
 
 
 class KeyRequiredError(PPLError, TypeError):
-    """A random choice was reached where no randomness is available."""
+    """A random choice was reached where no randomness is available.
+
+    Example:
+        >>> try:
+        ...     model().simulate()
+        ... except ppl.KeyRequiredError as error:
+        ...     print(error)
+    """
 
 
 class UnsupportedError(PPLError, TypeError):
-    """A program uses a construct or an estimator that cannot be transformed soundly."""
+    """A program uses a construct or an estimator that cannot be transformed soundly.
+
+    Example:
+        >>> f = ppl.expectation(lambda m: ppl.sample("x", dist.Normal(m, 1.0), ppl.enum()))
+        >>> try:
+        ...     f.grad(key, 0.0)
+        ... except ppl.UnsupportedError as error:
+        ...     print(error)
+    """
 
 
 class NonFiniteError(PPLError, FloatingPointError):
-    """An objective became NaN or infinite during a fit."""
+    """An objective became NaN or infinite during a fit.
+
+    Example:
+        >>> f = ppl.expectation(lambda m: jnp.log(ppl.sample("x", dist.Normal(m, 1.0))))
+        >>> try:
+        ...     ppl.maximize(f, -9.0, optax.adam(0.1), key=key, steps=9, progress=False)
+        ... except ppl.NonFiniteError as error:
+        ...     print(error)
+    """
 
 
 class SoundnessWarning(UserWarning):
-    """The gradient of an objective is estimated with a bias."""
+    """The gradient of an objective is estimated with a bias.
+
+    Example:
+        >>> @ppl.expectation
+        ... def jumps(m):
+        ...     return jnp.where(ppl.sample("x", dist.Normal(m, 1.0), ppl.reparam()) > 0, 1.0, 0.0)
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     grad = jumps.grad(key, 0.5)
+        >>> caught[0].category.__name__
+        'SoundnessWarning'
+    """
 
 
 class RandomnessWarning(UserWarning):
-    """Numbers of a global random number generator are constants of a traced program."""
+    """Numbers of a global random number generator are constants of a traced program.
+
+    Example:
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     value = ppl.expectation(lambda m: m * np.random.normal()).value(key, 1.0)
+        >>> caught[0].category.__name__
+        'RandomnessWarning'
+    """
 
 
 class SoundnessError(PPLError):
-    """As :class:`SoundnessWarning`, under ``strict``."""
+    """As :class:`SoundnessWarning`, under ``strict``.
+
+    Example:
+        >>> @ppl.expectation(strict=True)
+        ... def jumps(m):
+        ...     return jnp.where(ppl.sample("x", dist.Normal(m, 1.0), ppl.reparam()) > 0, 1.0, 0.0)
+        >>> try:
+        ...     jumps.grad(key, 0.5)
+        ... except ppl.SoundnessError as error:
+        ...     print(error)
+    """
 
 
 def show(address: Address) -> str:

@@ -35,6 +35,13 @@ def minibatches(data: Any, size: int) -> Minibatches:
     Args:
         data: a pytree of arrays ``[n, ...]`` with the same ``n``.
         size: rows in a batch. For an unbiased sum over the data scale the batch's by n / size.
+
+    Example:
+        >>> f = ppl.expectation(lambda m, xs: -jnp.mean((xs - m) ** 2))
+        >>> batches = ppl.minibatches(jnp.arange(100.0), 10)
+        >>> fit = ppl.maximize(
+        ...     f, 0.0, optax.adam(0.1), key=key, steps=10, batches=batches, progress=False
+        ... )
     """
     _rows(data)
     return Minibatches(data, as_count(size, "size"))

@@ -46,6 +46,11 @@ class Fit:
             one failed.
         converged: with ``tolerance``, whether the fit converged.
         verdict: a sentence on whether it did.
+
+    Example:
+        >>> fit = ppl.maximize(elbo, phi, optax.adam(0.1), key=key, steps=10, progress=False)
+        >>> fit.history.shape
+        (10,)
     """
 
     params: Any
@@ -126,6 +131,11 @@ def maximize(
         NonFiniteError: a value or gradient became NaN or infinite; names the random choice at
             which this shows first.
         ValueError: the checkpoint, or the state, is damaged or of another fit; says what differs.
+
+    Example:
+        >>> fit = ppl.maximize(elbo, phi, optax.adam(0.1), key=key, steps=10, progress=False)
+        >>> fit.history.shape
+        (10,)
     """
     return _fit(1, **locals())
 
@@ -148,7 +158,12 @@ def minimize(
     tolerance: float | None = None,
     restarts: int | None = None,
 ) -> Fit:
-    """Descend an objective; arguments and result as in :func:`maximize`."""
+    """Descend an objective; arguments and result as in :func:`maximize`.
+
+    Example:
+        >>> loss = ppl.expectation(lambda phi: -ppl.elbo(model(), guide(phi), data))
+        >>> fit = ppl.minimize(loss, phi, optax.adam(0.1), key=key, steps=10, progress=False)
+    """
     return _fit(-1, **locals())
 
 

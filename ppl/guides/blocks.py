@@ -95,6 +95,11 @@ def blocks(
         AddressError: a plate has an unknown address, or one that is in another.
         UnsupportedError: as :func:`full_rank`; or addresses of a plate have first axes of
             different sizes.
+
+    Example:
+        >>> guide, params = ppl.guides.blocks(model(), data, key=key)
+        >>> list(guide(params).simulate(key).choices)
+        ['x']
     """
     space, point, discrete = start(g, data, key, "ppl.guides.blocks")
     groups = _by_size(space) if plates is None else [list(map(_address, p)) for p in plates]

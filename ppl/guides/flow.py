@@ -92,6 +92,11 @@ def flow(
 
     Source: Kingma et al., "Improving variational inference with inverse autoregressive flow",
     NeurIPS 2016.
+
+    Example:
+        >>> guide, params = ppl.guides.flow(model(), data, key=key)
+        >>> list(guide(params).simulate(key).choices)
+        ['x']
     """
     space, point, discrete = start(g, data, key, "ppl.guides.flow")
     n = space.size

@@ -46,6 +46,11 @@ def full_rank(g: Generative, data: Choices, *, key: jax.Array, scale: float = 0.
             absent; or its support has no bijection.
 
     Source: Kucukelbir et al., "Automatic differentiation variational inference", JMLR 2017.
+
+    Example:
+        >>> guide, params = ppl.guides.full_rank(model(), data, key=key)
+        >>> list(guide(params).simulate(key).choices)
+        ['x']
     """
     space, point, discrete = start(g, data, key, "ppl.guides.full_rank")
     return made("full_rank", space, FullRank(space.size), space.join(point), discrete, scale)
@@ -61,6 +66,11 @@ def low_rank(
 
     Source: Ong, Nott & Smith, "Gaussian variational approximation with a factor covariance
     structure", JCGS 2018.
+
+    Example:
+        >>> guide, params = ppl.guides.low_rank(model(), data, key=key)
+        >>> list(guide(params).simulate(key).choices)
+        ['x']
     """
     rank = as_count(rank, "the rank")
     space, point, discrete = start(g, data, key, "ppl.guides.low_rank")
@@ -78,6 +88,11 @@ def laplace(g: Generative, data: Choices, *, key: jax.Array) -> Made:
 
     Raises:
         UnsupportedError: as :func:`full_rank`; or no mode is found.
+
+    Example:
+        >>> guide, params = ppl.guides.laplace(model(), data, key=key)
+        >>> list(guide(params).simulate(key).choices)
+        ['x']
     """
     space, point, discrete = start(g, data, key, "ppl.guides.laplace")
     if not space.size:

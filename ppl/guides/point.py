@@ -52,6 +52,11 @@ def map(g: Generative, data: Choices, *, key: jax.Array) -> tuple[Family, dict[s
 
     Raises:
         UnsupportedError: the support of a continuous choice has no bijection.
+
+    Example:
+        >>> guide, params = ppl.guides.map(model(), data, key=key)
+        >>> list(guide(params).simulate(key).choices)
+        ['x']
     """
     space, parts, discrete = start(g, data, key, "ppl.guides.map")
     found = coordinates(space, Point)

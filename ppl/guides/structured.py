@@ -83,6 +83,11 @@ def structured(
 
     Source: after Ambrogioni et al., "Automatic structured variational inference", AISTATS 2021,
     where a parameter is a convex combination of the model's and a free one.
+
+    Example:
+        >>> guide, params = ppl.guides.structured(model(), data, key=key)
+        >>> list(guide(params).simulate(key).choices)
+        ['x']
     """
     space, parts, discrete = start(g, data, key, "ppl.guides.structured")
     found = coordinates(space, Dependent)

@@ -47,7 +47,8 @@ def to_numpyro(g: Generative, data: Choices | None = None) -> Callable[[], None]
             draws noise in every run; supports of two choices depend on one another.
 
     Example:
-        >>> mcmc = MCMC(NUTS(ppl.to_numpyro(model(), {"y": 1.0})), num_warmup=500, num_samples=500)
+        >>> nuts = NUTS(ppl.to_numpyro(model(), {"y": 1.0}))
+        >>> mcmc = MCMC(nuts, num_warmup=50, num_samples=50)
         >>> mcmc.run(jax.random.key(0))
     """
     data = data or {}

@@ -28,7 +28,13 @@ from .control_flow import flow
 
 @final
 class Imported:
-    """A NumPyro model or guide; calling it gives a :class:`Generative`."""
+    """A NumPyro model or guide; calling it gives a :class:`Generative`.
+
+    Example:
+        >>> program = ppl.from_numpyro(lambda: numpyro.sample("x", dist.Normal(0.0, 1.0)))
+        >>> list(program().simulate(key).choices)
+        ['x']
+    """
 
     def __init__(self, fn: Callable[..., Any], unconstrained: bool = False):
         self._fn, self._unconstrained = fn, unconstrained

@@ -62,7 +62,7 @@ def infer(
         covers the posterior.
 
     Example:
-        >>> posterior = ppl.infer(model(x), {"y": y}, key=jax.random.key(0))
+        >>> posterior = ppl.infer(model(), data, key=key, steps=500)
         >>> posterior.summary()
     """
     check_generative(g, "the model of ppl.infer")

@@ -24,7 +24,11 @@ MOST = 16
 
 
 def history(fit: Any, window: int = 100) -> Any:
-    """The estimates of the objective at every step of a fit, and their mean over ``window``."""
+    """The estimates of the objective at every step of a fit, and their mean over ``window``.
+
+    Example:
+        >>> figure = ppl.plots.history(posterior.fit)
+    """
     values = np.asarray(fit.history, np.float64)
     figure, (axes,) = _figure(1)
     axes.plot(np.arange(1, values.size + 1), values, ".", ms=1, alpha=0.3, label="estimates")
@@ -42,7 +46,11 @@ def history(fit: Any, window: int = 100) -> Any:
 
 
 def marginals(posterior: Posterior, key: Any, n: int = 2_000) -> Any:
-    """A histogram of each number of the posterior, the first 16."""
+    """A histogram of each number of the posterior, the first 16.
+
+    Example:
+        >>> figure = ppl.plots.marginals(posterior, key)
+    """
     columns = _columns(posterior.sample(key, n))
     figure, all_axes = _figure(len(columns))
     for axes, (name, values) in zip(all_axes, columns.items(), strict=False):
@@ -53,7 +61,11 @@ def marginals(posterior: Posterior, key: Any, n: int = 2_000) -> Any:
 
 
 def pairs(posterior: Posterior, key: Any, n: int = 1_000, most: int = 6) -> Any:
-    """Scatter plots of each two of the first ``most`` numbers of the posterior."""
+    """Scatter plots of each two of the first ``most`` numbers of the posterior.
+
+    Example:
+        >>> figure = ppl.plots.pairs(posterior, key)
+    """
     columns = list(_columns(posterior.sample(key, n)).items())[:most]
     k = len(columns)
     figure, all_axes = _figure(k * k, k)
@@ -72,7 +84,11 @@ def pairs(posterior: Posterior, key: Any, n: int = 1_000, most: int = 6) -> Any:
 
 
 def predictive(posterior: Posterior, key: Any, n: int = 50, data: Choices | None = None) -> Any:
-    """Data beside ``n`` replications of them, as distribution functions, one for each address."""
+    """Data beside ``n`` replications of them, as distribution functions, one for each address.
+
+    Example:
+        >>> figure = ppl.plots.predictive(posterior, key)
+    """
     drawn = flatten(posterior.predict(key, posterior.model, n))
     observed = flatten(posterior.data if data is None else data)
     shown = [a for a in observed if a in drawn]
@@ -87,7 +103,11 @@ def predictive(posterior: Posterior, key: Any, n: int = 50, data: Choices | None
 
 
 def k_hat(posterior: Posterior) -> Any:
-    """The largest importance weights of a posterior, and the Pareto shape of their tail."""
+    """The largest importance weights of a posterior, and the Pareto shape of their tail.
+
+    Example:
+        >>> figure = ppl.plots.k_hat(posterior)
+    """
     _, log_p, log_q = posterior.diagnosed
     found = smoothed(log_p - log_q)
     weights = np.sort(np.exp(log_p - log_q - np.max(log_p - log_q)))[::-1]

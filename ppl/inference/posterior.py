@@ -59,6 +59,11 @@ class Posterior:
         data: its observed choices.
         fit: the :class:`ppl.Fit` behind it.
         guide: the guide at ``fit.averaged``, a Generative over the choices that are not in data.
+
+    Example:
+        >>> posterior = ppl.infer(model(), data, key=key, steps=500)
+        >>> posterior.sample(key, 100)["x"].shape
+        (100,)
     """
 
     def __init__(self, model: Generative, data: Choices, guide: Any, fit: Fit, key: jax.Array):

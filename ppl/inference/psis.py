@@ -57,6 +57,10 @@ def ess(log_ratios: Any) -> float:
 
     Args:
         log_ratios: ``log p(x, z) - log q(z)`` at draws z of q, f[n].
+
+    Example:
+        >>> round(ppl.ess(np.zeros(100)))
+        100
     """
     return float(1.0 / np.sum(np.exp(2.0 * smoothed(log_ratios).log_weights)))
 

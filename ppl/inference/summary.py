@@ -42,6 +42,11 @@ class Summary:
     """A row for each number that was drawn; prints as text, shows as HTML in a notebook.
 
     ``summary["theta[3]"]`` is a row.
+
+    Example:
+        >>> table = posterior.summary()
+        >>> table["x"].mean.round(1)
+        np.float64(0.5)
     """
 
     rows: tuple[Row, ...]

@@ -91,6 +91,10 @@ class Audit:
         suspects: addresses of the choices whose estimators explain the bias.
         notes: sentences on what the suspects do not explain.
         findings: what ``objective.explain`` says is wrong, from reading the program.
+
+    Example:
+        >>> elbo.audit(key, phi, samples=500).ok
+        True
     """
 
     name: str

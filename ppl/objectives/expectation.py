@@ -39,6 +39,11 @@ class Expectation:
     Calling it inside another expectation gives one unbiased draw, to be used linearly, and is a
     *scope*: what follows the call is not part of the continuation of its choices, so
     ``jax.vmap(inner)(xs).mean()`` enumerates each element by itself, at linear cost.
+
+    Example:
+        >>> value, grad = elbo.value_and_grad(key, phi, samples=100)
+        >>> sorted(grad)
+        ['m', 's']
     """
 
     def __init__(self, f: Callable[..., Any], has_aux: bool = False, strict: bool = False):

@@ -33,6 +33,11 @@ def signal_to_noise(
 
     Returns:
         A pytree like ``params``, f32[] for each array, less what ``n`` finite adds to the norm.
+
+    Example:
+        >>> ratios = ppl.signal_to_noise(elbo, key, phi, n=100)
+        >>> sorted(ratios)
+        ['m', 's']
     """
     n = as_count(n, "n", 2)
     blocks = -(-n // TOGETHER)

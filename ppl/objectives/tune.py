@@ -98,6 +98,11 @@ class Tuned:
         tried: a :class:`Trial` for each combination: the best, the others, the inadmissible ones.
         before: that of the objective as it was.
         exhaustive: whether all combinations were tried.
+
+    Example:
+        >>> tuned = ppl.tune(elbo, key, phi, budget=0.2)
+        >>> list(tuned.assignment)
+        ['x']
     """
 
     assignment: Mapping[Address, Any]
@@ -163,8 +168,8 @@ def tune(
         AddressError: an address is unknown. ValueError: the budget is too small.
 
     Example:
-        >>> tuned = ppl.tune(elbo, jax.random.key(0), phi, samples=8)
-        >>> fit = ppl.maximize(tuned.objective, phi, optax.adam(1e-2), key=key, steps=1000)
+        >>> tuned = ppl.tune(elbo, key, phi, samples=8, budget=0.5)
+        >>> fit = ppl.maximize(tuned.objective, phi, optax.adam(0.1), key=key, steps=100)
     """
     if not isinstance(objective, Expectation):
         raise UnsupportedError(

@@ -52,6 +52,10 @@ def elbo(
         AddressError: a weight is at an address that neither has.
         ShapeError: a weight has other axes. UnsupportedError: choices that have one joint density
             have several weights.
+
+    Example:
+        >>> f = ppl.expectation(lambda phi: ppl.elbo(model(), guide(phi), data))
+        >>> value, grad = f.value_and_grad(key, phi, samples=10)
     """
     check_generative(p, "the model of an objective")
     check_generative(q, "the guide of an objective")
@@ -113,7 +117,12 @@ def log_weights(p: Generative, q: Generative, data: Choices, n: int) -> jax.Arra
 
 
 def iwelbo(p: Generative, q: Generative, data: Choices, n: int) -> jax.Array:
-    """E[log 1/n sum_i p(x, z_i) / q(z_i)] (IWAE, Burda et al. 2016)."""
+    """E[log 1/n sum_i p(x, z_i) / q(z_i)] (IWAE, Burda et al. 2016).
+
+    Example:
+        >>> f = ppl.expectation(lambda phi: ppl.iwelbo(model(), guide(phi), data, n=5))
+        >>> value, grad = f.value_and_grad(key, phi, samples=10)
+    """
     return logsumexp(log_weights(p, q, data, n)) - math.log(n)
 
 
@@ -121,6 +130,10 @@ def renyi(p: Generative, q: Generative, data: Choices, alpha: float, n: int) -> 
     """The variational Rényi bound 1/(1-α) log 1/n sum_i w_i^(1-α) (Li & Turner 2016).
 
     Its expectation depends on ``n``, and tends to the exact bound as n grows; α = 1 is the ELBO.
+
+    Example:
+        >>> f = ppl.expectation(lambda phi: ppl.renyi(model(), guide(phi), data, 0.5, n=5))
+        >>> value, grad = f.value_and_grad(key, phi, samples=10)
     """
     log_w = log_weights(p, q, data, n)
     if alpha == 1.0:
@@ -129,7 +142,12 @@ def renyi(p: Generative, q: Generative, data: Choices, alpha: float, n: int) -> 
 
 
 def chi2(p: Generative, q: Generative, data: Choices, n: int) -> jax.Array:
-    """-1/2 log 1/n sum_i w_i^2: minus the χ² upper bound CUBO_2 (Dieng et al. 2017)."""
+    """-1/2 log 1/n sum_i w_i^2: minus the χ² upper bound CUBO_2 (Dieng et al. 2017).
+
+    Example:
+        >>> f = ppl.expectation(lambda phi: ppl.chi2(model(), guide(phi), data, n=5))
+        >>> value, grad = f.value_and_grad(key, phi, samples=10)
+    """
     return -renyi(p, q, data, -1.0, n)
 
 
@@ -138,6 +156,11 @@ def forward_kl(posterior: Generative, q: Generative) -> jax.Array:
 
     ``posterior`` is any Generative over the addresses of ``q``: an exact posterior, or
     ``ppl.normalize(model, data, by=...)``.
+
+    Example:
+        >>> posterior = ppl.normalize(model(), data, by=ppl.importance(5))
+        >>> f = ppl.expectation(lambda phi: ppl.forward_kl(posterior, guide(phi)))
+        >>> value, grad = f.value_and_grad(key, phi, samples=10)
     """
     z = posterior.simulate()
     return q.log_density(z.choices) - z.log_density
@@ -146,7 +169,12 @@ def forward_kl(posterior: Generative, q: Generative) -> jax.Array:
 def wake_theta(p: Generative, q: Generative, data: Choices, n: int) -> jax.Array:
     """E_SIR[log p(x, z)] for the parameters of the model (reweighted wake-sleep, Bornschein &
     Bengio 2015). The particles and their weights are constants; the gradient is that of the
-    IWELBO in the parameters of ``p``."""
+    IWELBO in the parameters of ``p``.
+
+    Example:
+        >>> f = ppl.expectation(lambda phi: ppl.wake_theta(model(), guide(phi), data, n=5))
+        >>> value, grad = f.value_and_grad(key, phi, samples=10)
+    """
     z, weights = _resampled(p, q, data, n)
     return weights @ jax.vmap(lambda z: p.log_density(merge(z, data)))(z)
 
@@ -154,7 +182,12 @@ def wake_theta(p: Generative, q: Generative, data: Choices, n: int) -> jax.Array
 def wake_phi(p: Generative, q: Generative, data: Choices, n: int) -> jax.Array:
     """E_SIR[log q(z)] for the parameters of the guide (reweighted wake-sleep, Bornschein &
     Bengio 2015). The particles and their weights are constants; biased for -∇KL(posterior||q)
-    at finite ``n``."""
+    at finite ``n``.
+
+    Example:
+        >>> f = ppl.expectation(lambda phi: ppl.wake_phi(model(), guide(phi), data, n=5))
+        >>> value, grad = f.value_and_grad(key, phi, samples=10)
+    """
     z, weights = _resampled(p, q, data, n)
     return weights @ jax.vmap(q.log_density)(z)
 
@@ -175,6 +208,10 @@ def stl(p: Generative, q: Generative, data: Choices) -> jax.Array:
 
     For pathwise guides; the gradient has variance 0 where ``q`` is the posterior. Unbiased for
     one sample inside the logarithm only: for the IWELBO use :func:`dreg`.
+
+    Example:
+        >>> f = ppl.expectation(lambda phi: ppl.stl(model(), guide(phi), data))
+        >>> value, grad = f.value_and_grad(key, phi, samples=10)
     """
     refuse_unmasked(data, q.name, q.masked)
     z = q.simulate()
@@ -186,6 +223,10 @@ def dreg(p: Generative, q: Generative, data: Choices, n: int) -> jax.Array:
 
     For pathwise guides: sum_i v_i² d log w_i/dz dz/dφ with v = softmax(log w), and sum_i v_i
     d log p/dθ for the model.
+
+    Example:
+        >>> f = ppl.expectation(lambda phi: ppl.dreg(model(), guide(phi), data, n=5))
+        >>> value, grad = f.value_and_grad(key, phi, samples=10)
     """
 
     refuse_unmasked(data, q.name, q.masked)

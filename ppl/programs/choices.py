@@ -39,6 +39,13 @@ def sample(
 
     Raises:
         KeyRequiredError: outside @ppl.gen, @ppl.expectation and ppl.seed.
+
+    Example:
+        >>> @ppl.gen
+        ... def plate():
+        ...     ppl.sample("x", dist.Normal(jnp.zeros(3), 1.0), ppl.reinforce())
+        >>> plate().simulate(key)["x"].shape
+        (3,)
     """
     check_address(address)
     _check_distribution(address, d)
@@ -103,7 +110,14 @@ def _parameters(d: Any) -> list[tuple[str, Any]]:
 
 
 def factor(address: str, log_weight: Any) -> None:
-    """Add ``log_weight`` (all its elements) to the log density of the program."""
+    """Add ``log_weight`` (all its elements) to the log density of the program.
+
+    Example:
+        >>> @ppl.gen
+        ... def weighted():
+        ...     x = ppl.sample("x", dist.Normal(0.0, 1.0))
+        ...     ppl.factor("near 1", -((x - 1.0) ** 2))
+    """
     check_address(address)
     _factor((address,), log_weight)
 
@@ -113,6 +127,12 @@ def observe(address: str, d: dist.Distribution, value: Any) -> None:
 
     Raises:
         ShapeError: ``value`` does not have the shape of ``d``.
+
+    Example:
+        >>> @ppl.gen
+        ... def seen():
+        ...     x = ppl.sample("x", dist.Normal(0.0, 1.0))
+        ...     ppl.observe("y", dist.Normal(x, 1.0), 1.0)
     """
     check_address(address)
     _check_distribution(address, d)

@@ -28,6 +28,14 @@ def detach(x: Any) -> Any:
 
     Of arrays: ``jax.lax.stop_gradient``, which the soundness checker takes for a mistake where it
     drops the derivative of a pathwise draw or of a parameter; what is detached is taken as meant.
+
+    Example:
+        >>> @ppl.expectation
+        ... def landing(phi):  # ppl.stl
+        ...     q = guide(phi).simulate()
+        ...     log_q = ppl.detach(guide(phi)).log_density(q.choices)
+        ...     return model().log_density(q.choices | data) - log_q
+        >>> grad = landing.grad(key, phi)
     """
     return _Detached(x) if isinstance(x, Generative) else hold(x)
 

@@ -149,5 +149,15 @@ def variables_of(free: Mapping[Address, Free]) -> list[Variable]:
 
 
 def enumeration() -> Enumeration:
-    """Exact marginals and posteriors over finite supports."""
+    """Exact marginals and posteriors over finite supports.
+
+    Example:
+        >>> @ppl.gen
+        ... def coin():
+        ...     fair = ppl.sample("fair", dist.Bernoulli(0.5))
+        ...     ppl.sample("heads", dist.Bernoulli(jnp.where(fair == 1, 0.5, 1.0)))
+        >>> heads = ppl.marginal(coin(), ["heads"], by=ppl.enumeration())
+        >>> round(float(jnp.exp(heads.log_density({"heads": 1}, key))), 6)
+        0.75
+    """
     return Enumeration()

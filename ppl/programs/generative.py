@@ -40,6 +40,11 @@ class Trace:
             less factors. Choices that have a joint density alone (of a nested marginal) have one
             number, at the address that holds them.
         densities: behind these, by the groups of addresses that share a density.
+
+    Example:
+        >>> trace = model().simulate(key)
+        >>> sorted(trace.choices), trace["x"].shape
+        (['x', 'y'], ())
     """
 
     choices: dict[str, Any]
@@ -94,6 +99,11 @@ class Generative(abc.ABC):
 
     ``simulate``, ``log_density`` and ``generate`` take no key inside ``@ppl.expectation`` and
     ``ppl.seed(f)``, where randomness is implicit; elsewhere they need one.
+
+    Example:
+        >>> trace = model().simulate(key)
+        >>> bool(model().log_density(trace.choices) == trace.log_density)
+        True
     """
 
     name: str = "generative"

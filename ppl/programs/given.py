@@ -43,6 +43,10 @@ def merge(a: Choices, b: Choices) -> dict[str, Any]:
 
     Raises:
         AddressError: an address is in both.
+
+    Example:
+        >>> ppl.merge({"a": {"x": 1.0}}, {"a": {"y": 2.0}})
+        {'a': {'x': 1.0, 'y': 2.0}}
     """
     left, right = flatten(a), flatten(b)
     for address in [x for x in right if x in left]:
@@ -66,6 +70,11 @@ def seed(f: Callable[..., Any]) -> Callable[..., Any]:
 
     Draws made with an explicit key carry no score: only an ``Expectation`` estimates gradients
     through discrete choices.
+
+    Example:
+        >>> draw = ppl.seed(lambda: ppl.sample("x", dist.Normal(0.0, 1.0)))
+        >>> jax.vmap(draw)(jax.random.split(key, 5)).shape
+        (5,)
     """
     name = getattr(f, "__name__", "the function")
 

@@ -133,5 +133,9 @@ def importance(
         n: number of particles.
         proposal: a Generative over the free choices, or a function from the fixed choices to
             one; None proposes from the program itself. Its support must be that of the target.
+
+    Example:
+        >>> posterior = ppl.normalize(model(), data, by=ppl.importance(10, guide(phi)))
+        >>> x = posterior.simulate(key)["x"]
     """
     return Importance(as_count(n, "the number n of particles"), proposal)

@@ -193,7 +193,7 @@ class Lockstep:
         rule, start = scoring(
             self._model.entries, self._model.weights, {*given, *proposed}, target.covers
         )
-        own = Side(model, given, rule, start)
+        own = Side(self._model, given, rule, start)
         if self._guide is None or self._proposal is None:
             return own, None
         values = {} if kept is None else kept

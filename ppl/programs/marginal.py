@@ -162,6 +162,10 @@ def marginal(
 
     Returns:
         A Generative over ``keep``; its ``retval`` is the dict of kept choices.
+
+    Example:
+        >>> evidence = ppl.marginal(model(), ["y"], by=ppl.importance(100))
+        >>> log_y = evidence.log_density(data, key)
     """
     check_generative(g, "ppl.marginal")
     return Marginal(g, _addresses(keep), _algorithm(by))
@@ -178,6 +182,10 @@ def normalize(g: Generative, data: Choices, by: Algorithm | None = None) -> Gene
 
     Returns:
         A Generative over the addresses not in ``data``; its ``retval`` is the dict of them.
+
+    Example:
+        >>> posterior = ppl.normalize(model(), data, by=ppl.importance(100))
+        >>> x = posterior.simulate(key)["x"]
     """
     check_generative(g, "ppl.normalize")
     flatten(data)

@@ -308,6 +308,11 @@ def with_estimators(g: Generative, estimators: Mapping[str | Address, Estimator]
 
     Raises:
         AddressError: an address is not one of the program's.
+
+    Example:
+        >>> by_score = ppl.with_estimators(guide(phi), {"x": ppl.reinforce()})
+        >>> f = ppl.expectation(lambda: ppl.elbo(model(), by_score, data))
+        >>> value = f.value(key)
     """
     check_generative(g, "ppl.with_estimators")
     if not isinstance(estimators, Mapping):

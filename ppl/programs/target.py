@@ -36,7 +36,18 @@ from .given import Choices, merge
 @final
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """The unnormalized density of the choices of ``program`` that are not in ``fixed``."""
+    """The unnormalized density of the choices of ``program`` that are not in ``fixed``.
+
+    Example:
+        >>> class Prior(ppl.Algorithm):
+        ...     # one draw of the program itself
+        ...     def sample(self, target):
+        ...         run = target.draw()
+        ...         return run, run.log_weight
+        ...
+        ...     def estimate(self, target, retained):
+        ...         return target.score(retained).log_weight
+    """
 
     program: Generative
     fixed: Choices
@@ -65,6 +76,10 @@ class Algorithm(abc.ABC):
     The contract: with (u, log p(u), log Z) from ``sample``, the law of (u, Z) is p(u) / Z times
     that of Z from ``estimate`` given u. Importance sampling with resampling, exact enumeration,
     and (conditional) sequential Monte Carlo fulfil it.
+
+    Example:
+        >>> isinstance(ppl.importance(5), ppl.Algorithm)
+        True
     """
 
     @abc.abstractmethod

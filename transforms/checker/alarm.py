@@ -20,6 +20,10 @@ class strict:
 
     From the call on: ``ppl.strict()`` at the top of a notebook or a script; or within a block:
     ``with ppl.strict(): ...``.
+
+    Example:
+        >>> with ppl.strict():
+        ...     grad = elbo.grad(key, phi)
     """
 
     def __init__(self) -> None:

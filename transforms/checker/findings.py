@@ -39,6 +39,13 @@ class Finding:
     ``ppl.mean``) or "without its value" (``ppl.score_only``), of which the last two are asked for;
     ``addresses`` are those of the choices concerned; ``operation`` and ``source`` name the equation
     and its line; ``message`` says it all, and what to type instead.
+
+    Example:
+        >>> @ppl.expectation
+        ... def jumps(m):
+        ...     return jnp.where(ppl.sample("x", dist.Normal(m, 1.0), ppl.reparam()) > 0, 1.0, 0.0)
+        >>> jumps.explain(0.5).findings[0].kind
+        'biased'
     """
 
     kind: str

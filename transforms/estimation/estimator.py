@@ -25,7 +25,12 @@ from ..program.site import Site, element_keys, per_element
 
 
 class Estimator(abc.ABC):
-    """How the gradient flows through one random choice; the base of the three kinds."""
+    """How the gradient flows through one random choice; the base of the three kinds.
+
+    Example:
+        >>> isinstance(ppl.reparam(), ppl.InPlace), isinstance(ppl.mvd(), ppl.Continued)
+        (True, True)
+    """
 
     name: str = "estimator"
 
@@ -38,7 +43,19 @@ class Estimator(abc.ABC):
 
 
 class InPlace(Estimator):
-    """One draw where the choice stands: works in loops and branches at no extra cost."""
+    """One draw where the choice stands: works in loops and branches at no extra cost.
+
+    Example:
+        >>> class Quantile(ppl.InPlace):
+        ...     def unsuitable(self, d):
+        ...         return None if hasattr(d, "icdf") else "it has no inverse cdf."
+        ...
+        ...     def draw(self, d, key, sample_shape):
+        ...         return d.icdf(jax.random.uniform(key, (*sample_shape, *d.batch_shape)))
+        >>> f = ppl.expectation(lambda m: ppl.sample("x", dist.Normal(m, 1.0), Quantile()))
+        >>> float(f.grad(key, 0.0))
+        1.0
+    """
 
     score: bool = False
     """Whether the log density of the draw is a score that multiplies what comes after."""
@@ -62,7 +79,22 @@ class InPlace(Estimator):
 
 
 class Enumerated(Estimator):
-    """Every value of a finite support, weighted by its probability: exact, no variance."""
+    """Every value of a finite support, weighted by its probability: exact, no variance.
+
+    Example:
+        >>> class Coin(ppl.Enumerated):
+        ...     def unsuitable(self, d):
+        ...         return None if isinstance(d, dist.BernoulliProbs) else "no Bernoulli(p)."
+        ...
+        ...     def support(self, d):
+        ...         return jnp.arange(2)
+        ...
+        ...     def mass(self, d, value):
+        ...         return jnp.where(value == 1, d.probs, 1 - d.probs)
+        >>> f = ppl.expectation(lambda p: 3.0 * ppl.sample("b", dist.Bernoulli(p), Coin()))
+        >>> float(f.grad(key, 0.5))
+        3.0
+    """
 
     @abc.abstractmethod
     def support(self, d: Any) -> jax.Array:
@@ -80,6 +112,21 @@ class Continued(Estimator):
     differentiated, with respect to the parameters of the site's distribution, and its
     derivative is added to the derivative at the fixed draw. The estimate must therefore be
     unbiased for d/d(parameters) E[k(x)], for *every* function k.
+
+    Example:
+        >>> class Both(ppl.Continued):
+        ...     # both values of one Bernoulli(probs)
+        ...     def unsuitable(self, d):
+        ...         return None if isinstance(d, dist.BernoulliProbs) else "no Bernoulli(p)."
+        ...
+        ...     def surrogate(self, site, key, k):
+        ...         one = jnp.ones_like(site.value)
+        ...         return site.per_element(lambda d: d.probs) * (k(one) - k(0 * one))
+        >>> @ppl.expectation
+        ... def f(p):
+        ...     return 3.0 * ppl.sample("b", dist.Bernoulli(p), Both())
+        >>> float(f.grad(key, 0.5))
+        3.0
     """
 
     elementwise: bool = False
@@ -100,7 +147,17 @@ class Continued(Estimator):
 @final
 @dataclasses.dataclass(frozen=True)
 class LocalSite:
-    """A random choice as a :class:`Continued` estimator sees it."""
+    """A random choice as a :class:`Continued` estimator sees it.
+
+    Example:
+        >>> class Both(ppl.Continued):
+        ...     def unsuitable(self, d):
+        ...         return None
+        ...
+        ...     def surrogate(self, site, key, k):
+        ...         one = jnp.ones_like(site.value)
+        ...         return site.per_element(lambda d: d.probs) * (k(one) - k(0 * one))
+    """
 
     site: Site
     operands: list[Any]
@@ -148,6 +205,21 @@ class Baseline(abc.ABC):
     :meth:`accumulate` is called where the choice stands, :meth:`finish` when the payoffs are known:
     it returns terms of value 0. A baseline must not depend on the draw that it is for, or on
     anything that comes after it.
+
+    Example:
+        >>> @jax.tree_util.register_static
+        ... class Three(ppl.Baseline):
+        ...     independent = True
+        ...
+        ...     def accumulate(self, log_prob):
+        ...         return {"log_prob": log_prob}
+        ...
+        ...     def finish(self, totals, payoff, context):
+        ...         return -3.0 * (ppl.magic_box(totals["log_prob"]) - 1.0)
+        >>> @ppl.expectation
+        ... def f(m):
+        ...     return ppl.sample("x", dist.Normal(m, 1.0), ppl.reinforce(Three())) + 3.0
+        >>> grad = f.grad(key, 0.0, samples=10)
     """
 
     independent: bool = False
@@ -192,7 +264,13 @@ def constant(value: float, *like: Any) -> jax.Array:
 
 @jax.custom_jvp
 def magic_box(log_prob: jax.Array) -> jax.Array:
-    """1, with the derivative of exp(log_prob) at every order (DiCE, Foerster et al. 2018)."""
+    """1, with the derivative of exp(log_prob) at every order (DiCE, Foerster et al. 2018).
+
+    Example:
+        >>> score = lambda m: ppl.magic_box(dist.Normal(m, 1.0).log_prob(2.0))
+        >>> float(score(0.5)), float(jax.grad(score)(0.5))
+        (1.0, 1.5)
+    """
     return jnp.where(log_prob > 0, jnp.ones_like(log_prob), jnp.ones_like(log_prob))
 
 
