@@ -67,6 +67,10 @@ def disarm() -> Disarm:
     same.
 
     Example:
-        >>> b = ppl.sample("b", dist.Bernoulli(logits=phi), ppl.disarm())
+        >>> @ppl.expectation
+        ... def loss(logits):
+        ...     b = ppl.sample("b", dist.Bernoulli(logits=logits), ppl.disarm())
+        ...     return jnp.sum((b - 0.4) ** 2)
+        >>> grad = loss.grad(key, jnp.zeros(3), samples=10)
     """
     return Disarm()

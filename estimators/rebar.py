@@ -51,9 +51,12 @@ def rebar(
         weight: step size of that, relative to the other parameters.
 
     Example:
-        >>> loss = lambda t, b: jnp.sum((b - t) ** 2)
-        >>> b = ppl.sample("b", dist.Bernoulli(logits=phi), ppl.rebar(loss, target))
-        >>> value = loss(target, b)
+        >>> after = lambda target, b: jnp.sum((b - target) ** 2)
+        >>> @ppl.expectation
+        ... def loss(logits, target):
+        ...     b = ppl.sample("b", dist.Bernoulli(logits=logits), ppl.rebar(after, target))
+        ...     return after(target, b)
+        >>> grad = loss.grad(key, jnp.zeros(3), 0.4, samples=10)
     """
     check_control(relaxed, "ppl.rebar(relaxed)")
     f = relaxed if params is not None else Alone(relaxed)

@@ -105,8 +105,12 @@ def relax(control: Callable[..., Any], params: Any = None, *, weight: float = 1.
         weight: step size of that, relative to the other parameters.
 
     Example:
-        >>> control = lambda w, z: w @ jax.nn.sigmoid(z)
-        >>> b = ppl.sample("b", dist.Bernoulli(logits=phi["q"]), ppl.relax(control, phi["w"]))
+        >>> control = lambda w, z: jnp.sum(w * jax.nn.sigmoid(z))
+        >>> @ppl.expectation
+        ... def loss(p):
+        ...     coins = dist.Bernoulli(logits=p["logits"])
+        ...     return jnp.sum((ppl.sample("b", coins, ppl.relax(control, p["w"])) - 0.4) ** 2)
+        >>> grad = loss.grad(key, {"logits": jnp.zeros(3), "w": jnp.zeros(3)}, samples=10)
     """
     check_control(control, "ppl.relax(control)")
     return Relax(params, control if params is not None else Alone(control), weight)

@@ -46,6 +46,9 @@ class Player:
         minimize: whether it goes down.
         turns: how many steps it takes in a round.
         every: it takes them in each round whose number this divides.
+
+    Example:
+        >>> player = ppl.Player(lambda own, game: own**2, optax.sgd(0.1), minimize=True)
     """
 
     objective: Expectation | Callable[..., Any]
@@ -66,6 +69,11 @@ class Played:
             number in rounds without.
         state: what was carried last.
         optimizers: the states of the optimizers, by name.
+
+    Example:
+        >>> player = ppl.Player(lambda own, game: own**2, optax.sgd(0.1), minimize=True)
+        >>> ppl.play({"a": player}, {"a": 1.0}, key=key, steps=3).history["a"].shape
+        (3,)
     """
 
     params: dict[str, Any]
@@ -104,9 +112,13 @@ def play(
         NonFiniteError: a value is not finite; names the player and the round.
 
     Example:
-        >>> ppl.play({"g": ppl.Player(g_loss, optax.adam(1e-3), minimize=True),
-        ...           "d": ppl.Player(d_loss, optax.adam(1e-3), minimize=True, turns=5)},
-        ...          {"g": g, "d": d}, key=key, steps=1000)
+        >>> up = lambda own, game: own * game.params["b"] - 0.5 * own**2
+        >>> down = lambda own, game: own * game.params["a"] + 0.5 * own**2
+        >>> players = {"a": ppl.Player(up, optax.sgd(0.1)),
+        ...            "b": ppl.Player(down, optax.sgd(0.1), minimize=True, turns=2)}
+        >>> played = ppl.play(players, {"a": 1.0, "b": 1.0}, key=key, steps=100)
+        >>> abs(float(played.params["a"])) < 0.01
+        True
     """
     _check(players, params)
     n, line = as_count(steps, "steps"), _jax.user_line()

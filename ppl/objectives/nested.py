@@ -42,8 +42,11 @@ def mean(inner: Any, n: int) -> jax.Array:
 
     Example:
         >>> @ppl.expectation
-        ... def log_evidence(theta):
-        ...     return jnp.log(ppl.mean(likelihood(theta), 20))
+        ... def likelihood(y):
+        ...     x = ppl.sample("x", dist.Normal(0.0, 1.0))
+        ...     return jnp.exp(dist.Normal(x, 1.0).log_prob(y))
+        >>> log_evidence = ppl.expectation(lambda y: jnp.log(ppl.mean(likelihood(y), 20)))
+        >>> value = log_evidence.value(key, 1.0, samples=10)
     """
     n = as_count(n, "the number of draws in ppl.mean")
     if callable(inner):
@@ -81,6 +84,15 @@ def debias(f: Callable[..., Any], *inner: Any, n: int = 1, rate: float = 1.5) ->
     Raises:
         UnsupportedError: no expectation is given, or what is none.
         ValueError: a rate outside (1, 2).
+
+    Example:
+        >>> @ppl.expectation
+        ... def likelihood(y):
+        ...     x = ppl.sample("x", dist.Normal(0.0, 1.0))
+        ...     return jnp.exp(dist.Normal(x, 1.0).log_prob(y))
+        >>> log_p = lambda y: ppl.debias(jnp.log, lambda: likelihood(y), n=4)
+        >>> log_evidence = ppl.expectation(log_p)
+        >>> value = log_evidence.value(key, 1.0, samples=10)
 
     Source: Blanchet & Glynn, "Unbiased Monte Carlo for optimization and functions of expectations
     via multi-level randomization", WSC 2015.

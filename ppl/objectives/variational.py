@@ -82,6 +82,12 @@ def kl(q: Generative, p: Generative, data: Choices | None = None) -> jax.Array:
     Raises:
         UnsupportedError: one of them has weights (``ppl.factor``, ``ppl.observe``), or a joint
             density of data and choices of ``q``.
+
+    Example:
+        >>> prior = ppl.gen(lambda: ppl.sample("x", dist.Normal(0.0, 1.0)))
+        >>> divergence = ppl.expectation(lambda phi: ppl.kl(guide(phi), prior()))
+        >>> float(divergence.value(key, {"m": 1.0, "s": 0.0}))
+        0.5
     """
     check_generative(q, "the first argument of ppl.kl")
     check_generative(p, "the second argument of ppl.kl")

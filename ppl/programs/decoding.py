@@ -49,7 +49,12 @@ def most_likely(g: Generative, data: Choices) -> dict[str, Any]:
         SupportError: the data has probability 0 (found where it is no tracer).
 
     Example:
-        >>> path = ppl.most_likely(hmm(transitions, means, 50), {"y": y})["z"]  # i32[50]
+        >>> @ppl.gen
+        ... def coin():
+        ...     z = ppl.sample("z", dist.Bernoulli(0.3))
+        ...     ppl.sample("x", dist.Normal(2.0 * z, 1.0))
+        >>> int(ppl.most_likely(coin(), {"x": 1.9})["z"])
+        1
     """
     who: Who = "ppl.most_likely", _INSTEAD
     target, free = _target(g, data, who)
@@ -75,7 +80,12 @@ def marginals(g: Generative, data: Choices) -> dict[str, Any]:
         SupportError: the data has probability 0 (found where it is no tracer).
 
     Example:
-        >>> ppl.marginals(mixture(weights, means), {"y": y})["z"]  # responsibilities, f32[N, K]
+        >>> @ppl.gen
+        ... def coin():
+        ...     z = ppl.sample("z", dist.Bernoulli(0.3))
+        ...     ppl.sample("x", dist.Normal(2.0 * z, 1.0))
+        >>> round(float(ppl.marginals(coin(), {"x": 1.0})["z"][1]), 3)
+        0.3
     """
     who: Who = "ppl.marginals", _INSTEAD
     target, free = _target(g, data, who)

@@ -61,8 +61,12 @@ def partly(values: Any, observed: Any) -> Partly:
         ShapeError: ``observed`` has other axes.
 
     Example:
-        >>> seen = ~jnp.isnan(y)
-        >>> data = {"y": ppl.partly(jnp.nan_to_num(y), seen)}
+        >>> seen = jnp.array([True, False])
+        >>> pair = ppl.gen(lambda: ppl.sample("y", dist.Normal(jnp.zeros(2), 1.0)))
+        >>> rest = ppl.gen(lambda m: ppl.sample("y", dist.Normal(m, 1.0).mask(~seen)))
+        >>> known = {"y": ppl.partly(jnp.array([1.0, 0.0]), seen)}
+        >>> f = ppl.expectation(lambda m: ppl.elbo(pair(), rest(m), known))
+        >>> grad = f.grad(key, jnp.zeros(2))
     """
     shape, mask = jnp.shape(values), jnp.asarray(observed, bool)
     if mask.shape != shape[: mask.ndim]:

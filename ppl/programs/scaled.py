@@ -99,6 +99,11 @@ def scale(g: Generative, weights: Weights) -> Generative:
 
     Raises:
         AddressError: a weight is at an address that it does not have.
+
+    Example:
+        >>> tenfold = ppl.scale(model(), {"y": 10.0})
+        >>> f = ppl.expectation(lambda phi: ppl.elbo(tenfold, guide(phi), data))
+        >>> grad = f.grad(key, phi, samples=10)
     """
     check_generative(g, "ppl.scale")
     return Scaled(g, weights)

@@ -60,10 +60,11 @@ def score_only(
 
     Example:
         >>> @ppl.gen
-        ... def model():
-        ...     prior = ppl.score_only(lambda z: (denoise(z) - z) / 0.25, shape=(8,))
-        ...     z = ppl.sample("z", prior)
-        ...     ppl.sample("y", dist.Normal(z, 0.1))
+        ... def denoised():
+        ...     x = ppl.sample("x", ppl.score_only(lambda x: -x))
+        ...     ppl.sample("y", dist.Normal(x, 1.0))
+        >>> f = ppl.expectation(lambda phi: ppl.elbo(denoised(), guide(phi), data))
+        >>> grad = f.grad(key, phi, samples=10)
     """
     if not callable(score):
         raise UnsupportedError(

@@ -176,6 +176,18 @@ def smc(
     Raises:
         UnsupportedError: the program has no ``scan`` that makes choices, or the proposal none like
             it.
+
+    Example:
+        >>> @ppl.gen
+        ... def walk():
+        ...     def step(z, _):
+        ...         z = ppl.sample("z", dist.Normal(z, 1.0))
+        ...         ppl.sample("y", dist.Normal(z, 0.5))
+        ...         return z, None
+        ...     jax.lax.scan(step, 0.0, length=5)
+        >>> evidence = ppl.marginal(walk(), ["y"], by=ppl.smc(20))
+        >>> fivo = ppl.expectation(lambda y: evidence.log_density({"y": y}))
+        >>> value = fivo.value(key, jnp.ones(5))
     """
     if resampling is not None:
         check_estimator(("ancestor",), resampling)

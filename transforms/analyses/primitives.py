@@ -110,10 +110,10 @@ def register_primitive(
         jumps: its value jumps somewhere, so that a pathwise gradient is biased.
         kinks: its derivative does.
 
-    Example::
-
-        ppl.register_primitive("my_step", axes="elementwise", jumps=True)
-        ppl.register_primitive("my_rowsum", axes=lambda shapes, out, p: [{0: 0}.get], linear=True)
+    Example:
+        >>> ppl.register_primitive("my_step", axes="elementwise", jumps=True)
+        >>> rows = lambda shapes, out, p: [{0: 0}.get]
+        >>> ppl.register_primitive("my_rowsum", axes=rows, linear=True)
     """
     rule = elementwise if axes == "elementwise" else axes
     register(name, axes=rule, linear=linear, jointly=linear, jumps=jumps, kinks=kinks)
