@@ -319,7 +319,7 @@ def estimate(
         if expect.counted:
             alone = dataclasses.replace(inner, samples=1, watch=None)
             run = lambda ops, key: scope(expect.jaxpr, ops, key, expect.choose, alone)
-            return counted_mean(run, operands, key)
+            return counted_mean(run, operands, own_key(key, context))
         run = lambda key: scope(expect.jaxpr, operands, key, expect.choose, inner)
         if expect.draws == 1:
             return run(key)
