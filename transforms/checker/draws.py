@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from ..program.flat import Flat
+from ..program.flat import Flat, Op
 from ..program.site import Site
 from ..smoothness import verdicts
 from ..smoothness.domains import Domain, domain_of
@@ -32,3 +33,12 @@ class Draws:
             positive = {v for v, domain in draws.items() if domain.positive}
             self._positive[flat] = verdicts.positive(flat, positive)
         return v not in self._positive[flat]
+
+    def reach_pole(self, flat: Flat, op: Op, args: Sequence[Any]) -> bool:
+        """Whether a draw may take an equation to where it is not defined, for all that is known of
+        its operands."""
+        v = verdicts.pole(op)
+        if v is None:
+            return False
+        moving = args[op.ins.index(v)]
+        return bool(moving.sources and moving.drawn) and self.may_be_zero(flat, v)

@@ -73,7 +73,9 @@ from .traits import (
     is_circular,
     is_linear,
     is_lookup,
+    is_smooth,
     join,
+    jumps_of,
     nonlinear,
     of_last_step,
 )
@@ -333,12 +335,9 @@ class Soundness:
             faults |= {self._fault(nonlinear(estimates), flat, i, all_)}
             estimates = frozenset()
         out = Value(all_.sources, faults, all_.drawn | drawn_by(op), estimates)
-        smooth = lambda v: jnp.issubdtype(flat.avals[v].dtype, jnp.inexact)
-        jumps = [primitives.named(op.name).jumps or not smooth(v) for v in op.outs]
-        jumps[1:] = [j or op.name == "sort" for j in jumps[1:]]  # what is sorted along with keys
-        jumps = [j or op.name in verdicts.FACTORS for j in jumps]
+        jumps = jumps_of(flat, op)
         suspect = op.name in verdicts.FACTORS or op.name == "is_finite"
-        if not any(jumps) and (self._has_pole(flat, op, args) or verdicts.is_cut(op)):
+        if not any(jumps) and (self._draws.reach_pole(flat, op, args) or verdicts.is_cut(op)):
             jumps, suspect = [True] * len(jumps), True
         stops = op.name in ("stop_gradient", "bitcast_convert_type")
         if out.sources and primitives.named(op.name).kinks:
@@ -354,7 +353,9 @@ class Soundness:
             return [broken._replace(sources=out.sources)] * len(op.outs)
         if (suspect or verdict == verdicts.SUSPECT) and not stops:
             pairs = zip(op.ins, args, strict=True)
-            known = any(a.sources and isinstance(v, int) and not smooth(v) for v, a in pairs)
+            known = any(
+                a.sources and isinstance(v, int) and not is_smooth(flat, v) for v, a in pairs
+            )
             if known or not out.drawn:  # what is whole was tried where it became so
                 return [out] * len(op.outs)
             broken = self._broken("jump", flat, i, out, suspect=True)
@@ -367,14 +368,6 @@ class Soundness:
         kinds = ["unvalued", "score"] if score.sources else ["unvalued"]
         faults = score.faults | {self._fault(kind, flat, i, score) for kind in kinds}
         return Value(faults=faults, estimates=frozenset({Estimate(0, 0)}))
-
-    def _has_pole(self, flat: Flat, op: Op, args: list[Value]) -> bool:
-        """Whether a draw may take an equation to where it is not defined, for all that is known."""
-        v = verdicts.pole(op)
-        if v is None:
-            return False
-        moving = args[op.ins.index(v)]
-        return bool(moving.sources and moving.drawn) and self._draws.may_be_zero(flat, v)
 
     def _verdict(self, op: Op) -> str:
         reason = marks.reason_of(op.stack)

@@ -12,6 +12,7 @@ from ..analyses import primitives
 from ..estimation.inside import support_of
 from ..program import marks
 from ..program.flat import Flat, Op
+from ..smoothness import verdicts
 from .outside import NOWHERE, Outside
 
 Source = tuple[str, Any]
@@ -128,3 +129,15 @@ def is_linear(op: Op, args: Sequence[Value]) -> bool:
     if op.name in ("mul", "dot_general", "conv_general_dilated") and len(which) == 2:
         return args[0].estimates.isdisjoint(args[1].estimates)
     return True
+
+
+def is_smooth(flat: Flat, v: int) -> bool:
+    """Whether a variable is of a type that can move a little."""
+    return jnp.issubdtype(flat.avals[v].dtype, jnp.inexact)
+
+
+def jumps_of(flat: Flat, op: Op) -> list[bool]:
+    """Of each result, whether it can jump for all that is known of the primitive."""
+    jumps = [primitives.named(op.name).jumps or not is_smooth(flat, v) for v in op.outs]
+    jumps[1:] = [j or op.name == "sort" for j in jumps[1:]]  # what is sorted along with keys
+    return [j or op.name in verdicts.FACTORS for j in jumps]

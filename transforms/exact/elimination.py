@@ -271,6 +271,24 @@ def _summed_out(
     return Table(tuple(rest), tuple(classes), reduce(every, axis=0)), backward
 
 
+def _steps(
+    tables: Sequence[Table], order: list[tuple[int, int]], classes: list[Class], late: set[Any]
+) -> tuple[jax.Array, list[jax.Array], list[jax.Array]]:
+    """The sum of tables in the first step of a chain, and in the later ones: what is the same in
+    all of them, and what is not, of pairs of elements and of single ones; steps in front."""
+    none = jnp.zeros([1] * (len(order) + len(classes)))
+    first, fixed, varying = none, [none, none], [none, none]
+    for t in tables:
+        x = t.laid_out(order, classes)
+        x = jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0), x)
+        start, later = (x.first, x.later) if isinstance(x, Stacked) else (x[:1], x[1:])
+        first = first + start
+        which = 0 if set(t.digits) & late else 1
+        where = fixed if len(later) == 1 else varying
+        where[which] = where[which] + later
+    return first, fixed, varying
+
+
 def _along_chain(
     plan: Plan, tables: Sequence[Table], group: set[int], chain: Class, dry: bool, reduce: Reduce
 ) -> tuple[Table, Backward]:
@@ -284,16 +302,7 @@ def _along_chain(
     now, late = [(j, 0) for j in sorted(group)], [(j, 1) for j in sorted(group)]
     n, length = len(group), class_size(plan, i, chain)
     sizes, order = [plan.values(j) for j in sorted(group)], [*late, *now, *rest]
-    none = jnp.zeros([1] * (1 + len(order) + len(classes)))
-    first, fixed, varying = none, [none, none], [none, none]
-    for t in tables:
-        x = t.laid_out(order, [*classes, chain])
-        x = jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0), x)
-        start, later = (x.first, x.later) if isinstance(x, Stacked) else (x[:1], x[1:])
-        first = first + start
-        which = 0 if set(t.digits) & set(late) else 1  # of pairs, or of single elements
-        where = fixed if len(later) == 1 else varying
-        where[which] = where[which] + later
+    first, fixed, varying = _steps(tables, order, [*classes, chain], set(late))
     outer = jnp.broadcast_shapes(*(x.shape[1 + 2 * n :] for x in [first, *fixed, *varying]))
     drop = (0,) * n  # the first step has none before it; single terms never do
 

@@ -35,6 +35,7 @@ from jax import lax
 from .. import _jax
 from ..analyses.alike import NO, compress
 from ..analyses.contained import resolve
+from ..analyses.dependence import Dependence
 from ..checker.alarm import sound_the_alarm
 from ..checker.soundness import Soundness
 from ..estimation.chosen import Choose
@@ -80,87 +81,144 @@ def scope(
     assert context.layout is not None
     layout = context.layout(closed, choose)
     refuse_unknown(layout.program, layout.terms, layout.sites)
-    run = functools.partial(_run, layout, context)
-    quiet = functools.partial(_run, layout, context, program=silent(layout.program))
-    continued = layout.of(Continued)
-    averaged = {i: layout.on_grid(d) for i, d in enumerate(layout.others) if layout.is_apart(d)}
-    entropic = [s for s in layout.of(InPlace) if s.own]
-    grids = layout.grids([*layout.terms, *(s.parameters for s in entropic)])
     zero = jnp.zeros((), closed.out_avals[0].dtype)
-    baselines = [s for s in layout.of(InPlace) if _baseline(s) is not None]
-    reach = {s.path: layout.grids([d for d in layout.terms if s.path in d]) for s in baselines}
-    inside = [s for s in baselines if _baseline(s).within]
-    others_of = within(layout, inside) if inside else None
+    parts = _Parts(layout, context, args, key, zero)
+    values, payoffs, baselines, means, extra = layout.over_grid(parts.point, parts.spec)
+    flat = [v if v.ndim < 2 else v.reshape(-1) for v in values]  # one sum is pairwise, nested not
+    summands = [*map(sum_over, flat), *(map(sum_over, extra) if parts.continued else [])]
+    summands += parts.of_baselines(payoffs, baselines)
+    return [added(summands, zero).astype(zero.dtype), *parts.outputs(means)]
 
-    def point(*indices: Any) -> Any:
+
+class _Parts:
+    """What the surrogate of a scope is made of: at a point of the grid, and then all together."""
+
+    def __init__(
+        self, layout: Layout, context: Context, args: Sequence[Any], key: jax.Array, zero: jax.Array
+    ) -> None:
+        self._layout, self._context, self._zero = layout, context, zero
+        self._args, self._key = args, key
+        self._quiet = functools.partial(_run, layout, context, program=silent(layout.program))
+        self.continued = layout.of(Continued)
+        self._averaged = {
+            i: layout.on_grid(d) for i, d in enumerate(layout.others) if layout.is_apart(d)
+        }
+        self._entropic = [s for s in layout.of(InPlace) if s.own]
+        self._grids = layout.grids([*layout.terms, *(s.parameters for s in self._entropic)])
+        self._baselines = [s for s in layout.of(InPlace) if _baseline(s) is not None]
+        self._reach = {
+            s.path: layout.grids([d for d in layout.terms if s.path in d]) for s in self._baselines
+        }
+        self._inside = [s for s in self._baselines if _baseline(s).within]
+        self._within = within(layout, self._inside) if self._inside else None
+
+    @property
+    def spec(self) -> Any:
+        """On which axes of the grid the parts of a point depend."""
+        layout = self._layout
+        return (
+            self._grids,
+            self._reach,
+            {s.path: layout.on_grid(s.parameters) for s in self._baselines},
+            list(self._averaged.values()),
+            [layout.everywhere if self.continued else frozenset()],
+        )
+
+    def point(self, *indices: Any) -> Any:
+        """Sums of terms with their scores; payoffs for baselines, and what these recorded; the mean
+        of other outputs; the sampling terms of continued choices."""
+        layout = self._layout
         given = _given(layout, indices)
-        program = others_of and others_of.program
-        outs, made = run(args, key, given, resumable=bool(continued), program=program)
-        outs, extra_outs = outs[: len(layout.outputs)], outs[len(layout.outputs) :]
+        program = self._within and self._within.program
+        outs, made = _run(
+            layout,
+            self._context,
+            self._args,
+            self._key,
+            given,
+            bool(self.continued),
+            program=program,
+        )
+        outs, read = outs[: len(layout.outputs)], outs[len(layout.outputs) :]
         terms, others = outs[: len(layout.terms)], outs[len(layout.terms) :]
         weights = laws(layout, made)
+        recorded = {
+            s.path: (made[s.path]["baseline"], self._law(s.parameters, len(s.shape), weights))
+            for s in self._baselines
+        }
+        means = [
+            times(self._law(layout.others[i], others[i].ndim, weights), others[i])
+            for i in self._averaged
+        ]
+        args, direction = list(self._args), self._context.direction
+        extra = [
+            correction(layout, s, self._quiet, args, self._key, given, made, terms, direction)
+            for s in self.continued
+        ]
+        values, payoffs = self._sums(terms, weights, made, read)
+        return values, payoffs, recorded, means, [added(extra, self._zero)]
+
+    def _law(self, dependence: Dependence, ndim: int, weights: Any) -> Any:
+        return self._layout.law(dependence, ndim, weights)
+
+    def _sums(self, terms: Any, weights: Any, made: Record, read: Any) -> tuple[Any, Any]:
+        """The terms with their scores by grid, and by choice those that a baseline is compared
+        with."""
+        layout = self._layout
         scores = Scores({s.path: made[s.path]["score"] for s in layout.of(InPlace)})
-        values: list[list[Any]] = [[] for _ in grids]
-        payoffs: dict[Path, list[list[Any]]] = {p: [[] for _ in reach[p]] for p in reach}
+        values: list[list[Any]] = [[] for _ in self._grids]
+        payoffs: dict[Path, list[list[Any]]] = {p: [[] for _ in g] for p, g in self._reach.items()}
+
+        def pay(s: Elements, grid: Any, part: jax.Array) -> None:
+            payoffs[s.path][self._reach[s.path].index(grid)].append(part)
+
         for t, d, grid in layout.grouped(terms):
-            weighted = times(layout.law(d, t.ndim, weights), t)
+            weighted = times(self._law(d, t.ndim, weights), t)
             score = scores.sum(d, t.ndim)
             value = weighted if score is None else weighted * magic_box(score)
-            values[grids.index(grid)].append(sum_over(value))
-            for s in baselines:
-                if s.path in d and s not in inside:
-                    part = onto(lax.stop_gradient(weighted), d[s.path], [True] * len(s.shape))
-                    payoffs[s.path][reach[s.path].index(grid)].append(part)
-        for s in inside:
-            assert others_of is not None
-            for d, part in others_of.parts(layout, s, extra_outs, weights):
-                payoffs[s.path][reach[s.path].index(layout.on_grid(d))].append(part)
-        for s in entropic:  # a baseline that cancels the derivative of its own log density
-            law = layout.law(s.parameters, len(s.shape), weights)
+            values[self._grids.index(grid)].append(sum_over(value))
+            for s in self._baselines:
+                if s.path in d and s not in self._inside:
+                    pay(
+                        s, grid, onto(lax.stop_gradient(weighted), d[s.path], [True] * len(s.shape))
+                    )
+        for s in self._inside:
+            assert self._within is not None
+            for d, part in self._within.parts(layout, s, read, weights):
+                pay(s, layout.on_grid(d), part)
+        for s in self._entropic:  # a baseline that cancels the derivative of its own log density
+            law = self._law(s.parameters, len(s.shape), weights)
             cancelled = times(law, 1.0 - magic_box(scores.of[s.path]))
-            values[grids.index(layout.on_grid(s.parameters))].append(s.own * sum_over(cancelled))
-        parts = {}
-        for s in baselines:
-            law = layout.law(s.parameters, len(s.shape), weights)
-            parts[s.path] = made[s.path]["baseline"], law
-        means = []
-        for i in averaged:
-            law = layout.law(layout.others[i], others[i].ndim, weights)
-            means.append(times(law, others[i]))
-        extra = [
-            correction(layout, s, quiet, list(args), key, given, made, terms, context.direction)
-            for s in continued
-        ]
-        sums = lambda parts: [added(p, zero) for p in parts]
-        return sums(values), {p: sums(v) for p, v in payoffs.items()}, parts, means, sums([extra])
+            grid = self._grids.index(layout.on_grid(s.parameters))
+            values[grid].append(s.own * sum_over(cancelled))
+        sums = lambda parts: [added(p, self._zero) for p in parts]
+        return sums(values), {p: sums(v) for p, v in payoffs.items()}
 
-    every = layout.everywhere if continued else frozenset()
-    spec = (
-        grids,
-        reach,
-        {s.path: layout.on_grid(s.parameters) for s in baselines},
-        list(averaged.values()),
-        [every],
-    )
-    values, payoffs, parts, means, extra = layout.over_grid(point, spec)
-    flat = [v if v.ndim < 2 else v.reshape(-1) for v in values]  # one sum is pairwise, nested not
-    summands = [*map(sum_over, flat), *(map(sum_over, extra) if continued else [])]
-    for s in baselines:
-        pairs = zip(reach[s.path], payoffs[s.path], strict=True)
-        met = [sum_over(part, range(len(grid))) for grid, part in pairs]
-        payoff = jnp.broadcast_to(added(met, zero), s.shape)
-        finish = lambda totals, s=s, p=payoff: _baseline(s).finish(totals, p, context)
-        totals, law = parts[s.path]
-        for _ in layout.on_grid(s.parameters):
-            finish = jax.vmap(finish)
-        summands.append(sum_over(finish(totals) if law is None else law * finish(totals)))
-    outs: list[Any] = [None] * len(layout.others)
-    for i, mean in zip(averaged, means, strict=True):
-        outs[i] = sum_over(mean, range(len(averaged[i])))
-    if len(averaged) < len(outs):  # where elements meet that meet in no term
-        drawn = quiet(args, key, {}, enumerate=False)[0][len(layout.terms) :]
-        outs = [d if o is None else o for d, o in zip(drawn, outs, strict=True)]
-    return [added(summands, zero).astype(zero.dtype), *outs]
+    def of_baselines(self, payoffs: Any, recorded: Any) -> list[jax.Array]:
+        """The terms that baselines add."""
+        terms = []
+        for s in self._baselines:
+            pairs = zip(self._reach[s.path], payoffs[s.path], strict=True)
+            met = [sum_over(part, range(len(grid))) for grid, part in pairs]
+            payoff = jnp.broadcast_to(added(met, self._zero), s.shape)
+            finish = lambda totals, s=s, p=payoff: _baseline(s).finish(totals, p, self._context)
+            totals, law = recorded[s.path]
+            for _ in self._layout.on_grid(s.parameters):
+                finish = jax.vmap(finish)
+            terms.append(sum_over(finish(totals) if law is None else law * finish(totals)))
+        return terms
+
+    def outputs(self, means: Sequence[Any]) -> list[Any]:
+        """The other outputs: their mean, or that of a run where elements meet that meet in no
+        term."""
+        outs: list[Any] = [None] * len(self._layout.others)
+        for i, mean in zip(self._averaged, means, strict=True):
+            outs[i] = sum_over(mean, range(len(self._averaged[i])))
+        if len(self._averaged) < len(outs):
+            drawn = self._quiet(self._args, self._key, {}, enumerate=False)[0]
+            drawn = drawn[len(self._layout.terms) :]
+            outs = [d if o is None else o for d, o in zip(drawn, outs, strict=True)]
+        return outs
 
 
 def _baseline(s: Elements) -> Any:
