@@ -23,8 +23,8 @@ wait for ever where two of them run in a pool of two threads."""
 jax.config.update("jax_disable_most_optimizations", True)  # what modules of tests compute at import
 gc.set_threshold(100_000, 20, 100)  # tracing makes many small objects, most of which stay
 
-AS_FOR_A_USER = {"test_compilation", "test_demo"}
-"""Files that count what is compiled, or run for long."""
+AS_FOR_A_USER = {"test_compilation"}
+"""Files that count what is compiled."""
 
 
 @pytest.fixture(autouse=True)

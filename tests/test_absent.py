@@ -93,7 +93,8 @@ def test_value_and_gradient(name):
     def f(t):
         return ppl.marginal(g(t, y), "y", ppl.enumeration()).log_density({"y": y})
 
-    got, want = jax.value_and_grad(f)(0.3), jax.value_and_grad(lambda t: of_one(t, y))(0.3)
+    both = jax.jit(lambda t: [jax.value_and_grad(g)(t) for g in (f, lambda t: of_one(t, y))])
+    got, want = both(0.3)
     np.testing.assert_allclose(got, want, rtol=2e-5)
 
 
@@ -108,12 +109,15 @@ def test_two_of_three_branches_share_an_address():
 
         jax.vmap(one)(Y)
 
-    zero, one = normal(0.0, Y), normal(1.0, Y)
-    each = [jnp.logaddexp(jnp.log1p(-p) + zero, jnp.log(p) + one) for p in (0.1, 0.9)]
-    arms = jnp.stack([each[0], normal(4.0, Y), each[1]])
-    exact = logsumexp(jnp.log(P)[:, None] + arms, axis=0).sum()
+    def exact(y):
+        zero, one = normal(0.0, y), normal(1.0, y)
+        each = [jnp.logaddexp(jnp.log1p(-p) + zero, jnp.log(p) + one) for p in (0.1, 0.9)]
+        arms = jnp.stack([each[0], normal(4.0, y), each[1]])
+        return logsumexp(jnp.log(P)[:, None] + arms, axis=0).sum()
+
     m = ppl.marginal(g(), "y", ppl.enumeration())
-    np.testing.assert_allclose(m.log_density({"y": Y}), exact, rtol=2e-5)
+    got, want = jax.jit(lambda y: (m.log_density({"y": y}), exact(y)))(Y)
+    np.testing.assert_allclose(got, want, rtol=2e-5)
 
 
 def test_posterior_and_its_draws():
@@ -122,15 +126,15 @@ def test_posterior_and_its_draws():
     t = 0.3
     post = ppl.normalize(plate(t, y), {"y": y}, ppl.enumeration())
     p = float(jnp.exp(jnp.log(1 - t) + normal(7.0, 1.0) - of_one(t, y[:1])))
-    trace = post.simulate(KEY)
+    trace = jax.jit(post.simulate)(KEY)
     c = np.asarray(trace["c"])
     assert np.mean(c == 0) == pytest.approx(p, abs=5 * (p * (1 - p) / 2_000) ** 0.5)
     small = ppl.normalize(single(t), {"y": 1.0}, ppl.enumeration())
+    density = jax.jit(small.log_density)
     for z in (0, 2):
-        got = float(small.log_density({"c": 0, "z": z}))
-        assert got == pytest.approx(np.log(p), abs=1e-5)
-    drawn = small.simulate(KEY)
-    again = float(small.log_density(drawn.choices))
+        assert float(density({"c": 0, "z": z})) == pytest.approx(np.log(p), abs=1e-5)
+    drawn = jax.jit(small.simulate)(KEY)
+    again = float(density(drawn.choices))
     assert float(drawn.log_density) == pytest.approx(again, abs=1e-5)
 
 
@@ -151,17 +155,18 @@ def test_a_proposal_that_branches_alike():
     """6 standard errors of 4,000 estimates of p(x) and of 1 / p(x): false alarms 2e-9 each."""
     m = ppl.marginal(single(0.3), "y", ppl.importance(2, proposal()))
     exact = float(jnp.exp(of_one(0.3, jnp.array([1.0]))))
-    z = jnp.exp(jax.vmap(lambda k: m.log_density({"y": 1.0}, k))(jax.random.split(KEY, 4000)))
+    keys = jax.random.split(KEY, 4000)
+    z = jnp.exp(jax.jit(jax.vmap(lambda k: m.log_density({"y": 1.0}, k)))(keys))
     assert float(z.mean()) == pytest.approx(exact, abs=6 * float(z.std()) / 4000**0.5)
     post = ppl.normalize(single(0.3), {"y": 1.0}, ppl.importance(2, proposal()))
-    drawn = jax.vmap(post.simulate)(jax.random.split(KEY, 4000))
+    drawn = jax.jit(jax.vmap(post.simulate))(keys)
     mass = jnp.exp(-drawn.log_density) * (drawn["c"] == 0)  # one trace: the mass is 1
     assert float(mass.mean()) == pytest.approx(1.0, abs=6 * float(mass.std()) / 4000**0.5)
 
 
 def test_a_proposal_that_branches_elsewhere_is_no_number():
     m = ppl.marginal(single(0.3), "y", ppl.importance(2, proposal(where=0)))
-    assert np.isnan(m.log_density({"y": 1.0}, KEY))
+    assert np.isnan(jax.jit(m.log_density)({"y": 1.0}, KEY))
 
 
 @ppl.gen
@@ -194,7 +199,7 @@ def test_a_choice_in_every_branch_is_always_made():
         jax.lax.cond(c == 1, arm(P), arm(P[::-1]))
 
     m = ppl.marginal(model(), [], ppl.importance(20_000, always()))
-    assert float(m.log_density({}, KEY)) == pytest.approx(0.0, abs=0.05)
+    assert float(jax.jit(m.log_density)({}, KEY)) == pytest.approx(0.0, abs=0.05)
 
 
 # --- programs with weights -----------------------------------------------------------------------
@@ -210,15 +215,17 @@ def weighted():
 UNNORMALIZED = {1: 0.7 * 0.2 + 0.3 * 0.7 * np.exp(2.0), 0: 0.7 * 0.8 + 0.3 * 0.3 * np.exp(2.0)}
 
 
-@pytest.mark.parametrize("x", [0, 1])
-def test_the_density_of_a_program_with_weights_is_unnormalized(x):
+def test_the_density_of_a_program_with_weights_is_unnormalized():
     exact = ppl.marginal(weighted(), "x", ppl.enumeration())
-    assert float(exact.log_density({"x": x})) == pytest.approx(np.log(UNNORMALIZED[x]), rel=1e-5)
-    drawn = exact.simulate(KEY)
+    m = ppl.marginal(weighted(), "x", ppl.importance(4000))
+    densities = jax.jit(lambda x: (exact.log_density({"x": x}), m.log_density({"x": x}, KEY)))
+    for x, p in UNNORMALIZED.items():
+        one, other = densities(x)
+        assert float(one) == pytest.approx(np.log(p), rel=1e-5)
+        assert float(other) == pytest.approx(np.log(p), abs=0.2)
+    drawn = jax.jit(exact.simulate)(KEY)
     at = np.log(UNNORMALIZED[int(drawn["x"])])
     assert float(drawn.log_density) == pytest.approx(at, rel=1e-5)
-    m = ppl.marginal(weighted(), "x", ppl.importance(4000))
-    assert float(m.log_density({"x": x}, KEY)) == pytest.approx(np.log(UNNORMALIZED[x]), abs=0.2)
 
 
 @ppl.gen

@@ -100,7 +100,8 @@ def test_nested_programs_and_the_support_of_the_other_branch():
         return normal(a, x[0]) + dist.Gamma(jnp.exp(a), 1.0).log_prob(x[1])
 
     at = 0.3, jnp.array([-2.0, 2.0])
-    got, want = (jax.value_and_grad(f, argnums=(0, 1))(*at) for f in (density, exact))
+    both = lambda *at: [jax.value_and_grad(f, argnums=(0, 1))(*at) for f in (density, exact)]
+    got, want = jax.jit(both)(*at)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), got, want)
 
 
@@ -148,7 +149,7 @@ def test_a_guide_and_a_model_that_branch():
         return -kl - (1 - p[0]) * (jnp.log((1 - p[0]) / 0.7) + (p[2] + 1) ** 2 / 2)
 
     p = jnp.array([0.4, 1.5, -0.5])
-    got = jax.vmap(lambda k: elbo.surrogate(k, p))(jax.random.split(KEY, 4000))
+    got = jax.jit(jax.vmap(lambda k: elbo.surrogate(k, p)))(jax.random.split(KEY, 4000))
     grad = elbo.grad(KEY, p, samples=4000)
     assert float(got.mean()) == pytest.approx(float(exact(p)), abs=6 * float(got.std()) / 4000**0.5)
     # each derivative has a standard deviation below 1.2: a bound of 6 of 4,000 samples, 2e-9
@@ -236,7 +237,7 @@ def test_evidence_by_importance(proposal):
     keys = jax.random.split(KEY, 4000)
     exact = np.exp(float(dist.Normal(0.0, 2**0.5).log_prob(1.0)))
     for run in (lambda k: m.log_density({}, k), lambda k: m.simulate(k).log_density):
-        z = jnp.exp(jax.vmap(run)(keys))
+        z = jnp.exp(jax.jit(jax.vmap(run))(keys))
         assert float(z.mean()) == pytest.approx(exact, abs=6 * float(z.std()) / 4000**0.5)
     assert m.simulate(KEY).choices == {}
 

@@ -444,7 +444,7 @@ def test_the_density_of_an_autoguide(name):
         guide()
     params = guide.init(KEY)
     g = guide(params=params)
-    trace = g.simulate(KEY)
+    trace = jax.jit(g.simulate)(KEY)
     assert set(trace.choices) == {"x", "s"}
     s, log_s = trace["s"], jnp.log(trace["s"])
     if name == "AutoDelta":
@@ -465,7 +465,7 @@ def test_the_density_of_an_autoguide(name):
         exact = jnp.sum(theirs.get_posterior(params).log_prob(u)) - log_s
     close(trace.log_density, exact, rtol=1e-4)
     if name != "AutoLaplaceApproximation":
-        close(g.log_density({"x": trace["x"], "s": s}), exact, rtol=1e-4)
+        close(jax.jit(g.log_density)({"x": trace["x"], "s": s}), exact, rtol=1e-4)
 
 
 def test_the_elbo_of_a_full_rank_autoguide():
@@ -487,7 +487,7 @@ def test_the_elbo_of_a_full_rank_autoguide():
         quadratic = m @ precision @ m + jnp.trace(precision @ c @ c.T)
         return -0.5 * quadratic + jnp.sum(jnp.log(jnp.diagonal(c)))
 
-    lower = jax.grad(exact)(params)
+    lower = jax.jit(jax.grad(exact))(params)
     lower["auto_scale_tril"] = jnp.tril(lower["auto_scale_tril"])
 
     def estimate(key):

@@ -61,7 +61,7 @@ def test_the_gradient_of_the_elbo(name, x64):
     leaves, tree = jax.tree.flatten(start)
     moved = [v + 0.3 * jnp.cos(jnp.arange(v.size)).reshape(v.shape) for v in leaves]
     params = jax.tree.unflatten(tree, moved)
-    grad = jax.grad(lambda p: exact_elbo(*LAWS[name](p)))(params)
+    grad = jax.jit(jax.grad(lambda p: exact_elbo(*LAWS[name](p))))(params)
     estimate = elbo_of(correlated, guide, {}).grad
     check(lambda key: estimate(key, params), grad, n=4000, chunk=4000)
 

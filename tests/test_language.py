@@ -28,19 +28,24 @@ def agree(program, by_hand, *, factors=0.0):
     t = program.simulate(KEY)
     expected = by_hand(jax.tree.map(np.asarray, t.choices)) + factors
     np.testing.assert_allclose(t.log_density, expected, rtol=2e-5, atol=2e-5)
-    np.testing.assert_allclose(program.log_density(t.choices), expected, rtol=2e-5, atol=2e-5)
-    again, weight = program.generate(t.choices, jax.random.key(1))
+
+    @jax.jit  # one program of them all
+    def others(choices):
+        given = program.generate(choices, jax.random.key(1))
+        drawn = program.generate({}, jax.random.key(2))
+        return program.log_density(choices), given, drawn, program.simulate(KEY).log_density
+
+    density, (again, weight), (drawn, free), jitted = others(t.choices)
+    np.testing.assert_allclose(density, expected, rtol=2e-5, atol=2e-5)
     np.testing.assert_allclose(weight, expected, rtol=2e-5, atol=2e-5)
     np.testing.assert_allclose(again.log_density, expected, rtol=2e-5, atol=2e-5)
     same = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
     jax.tree.map(same, again.retval, t.retval)
-    drawn, weight = program.generate({}, jax.random.key(2))
-    np.testing.assert_allclose(weight, factors, atol=1e-5)
+    np.testing.assert_allclose(free, factors, atol=1e-5)
     np.testing.assert_allclose(
         drawn.log_density, by_hand(jax.tree.map(np.asarray, drawn.choices)) + factors, rtol=2e-5
     )
-    jitted = jax.jit(program.simulate)(KEY)
-    np.testing.assert_allclose(jitted.log_density, t.log_density, rtol=1e-5)
+    np.testing.assert_allclose(jitted, t.log_density, rtol=1e-5)
     shapes = jax.tree.map(lambda s: (s.shape, s.dtype), program.choices_like)
     assert shapes == jax.tree.map(lambda a: (a.shape, a.dtype), t.choices)
     return t
@@ -256,7 +261,7 @@ def test_mapped_predicate_does_not_poison_the_gradient():
 
     m = jnp.array([2.0, -1.0])
     choices = {"a": jnp.ones(2), "b": jnp.zeros(2)}
-    grad = jax.grad(lambda m: g(m).log_density(choices))(m)
+    grad = jax.jit(jax.grad(lambda m: g(m).log_density(choices)))(m)
     np.testing.assert_allclose(grad, [-1 / 2 + 1 / 8, 1.0], rtol=1e-5)
 
 
@@ -363,14 +368,18 @@ def test_distributions(kind):
     def g():
         return ppl.sample("x", d), jax.vmap(lambda: ppl.sample("many", d), axis_size=3)()
 
-    t = g().simulate(KEY)
-    x, many = t["x"], t["many"]
+    @jax.jit
+    def numbers():
+        t = g().simulate(KEY)
+        x, many = t["x"], t["many"]
+        expected = jnp.sum(d.log_prob(x)) + jnp.sum(jax.vmap(d.log_prob)(many))
+        return x, many, expected, t.log_density, g().log_density(t.choices)
+
+    x, many, expected, *found = numbers()
     assert x.shape == d.shape()
     assert many.shape == (3, *d.shape())
     assert x.dtype == jax.eval_shape(d.sample, KEY).dtype
-    expected = jnp.sum(d.log_prob(x)) + jnp.sum(jax.vmap(d.log_prob)(many))
-    np.testing.assert_allclose(t.log_density, expected, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(g().log_density(t.choices), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found, [expected] * 2, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("value", [1.0, 1, True, np.float64(1.0), np.int32(1), jnp.ones(())])
@@ -592,14 +601,17 @@ def test_surrogate_under_jit_vmap_and_grad():
     ms = jnp.array([0.3, -0.5])
     for samples in (1, 3):
         s = lambda m, samples=samples: f.surrogate(KEY, m, samples=samples)
+
+        @jax.jit  # one program of them all
+        def found(m, ms, s=s):
+            grads = jax.grad(s)(m), jax.grad(jax.jit(s))(m), jax.vmap(jax.grad(s))(ms)[0]
+            total = jax.grad(lambda ms: jax.jit(jax.vmap(s))(ms).sum())(ms)
+            return jax.jvp(s, (m,), (1.0,)), [*grads, total[0]]
+
         value, grad = f.value_and_grad(KEY, 0.3, samples=samples)
-        np.testing.assert_allclose(jax.jit(jax.grad(s))(0.3), grad, rtol=1e-5)
-        np.testing.assert_allclose(jax.grad(jax.jit(s))(0.3), grad, rtol=1e-5)
-        tangent = jax.jit(lambda m, s=s: jax.jvp(s, (m,), (1.0,)))(0.3)
+        tangent, grads = found(0.3, ms)
         np.testing.assert_allclose(tangent, (value, grad), rtol=1e-5)
-        np.testing.assert_allclose(jax.jit(jax.vmap(jax.grad(s)))(ms)[0], grad, rtol=1e-5)
-        total = jax.grad(lambda ms, s=s: jax.jit(jax.vmap(s))(ms).sum())(ms)
-        np.testing.assert_allclose(total[0], grad, rtol=1e-5)
+        np.testing.assert_allclose(grads, 4 * [grad], rtol=1e-5)
 
 
 def test_gradient_of_an_expectation_inside_another():
@@ -952,9 +964,9 @@ def test_logits_of_zero(d, value, slope):
     def observing(u):
         ppl.observe("b", d(u), value)
 
+    ours = lambda u: g(u).log_density({"b": value}), lambda u: observing(u).log_density({})
+    densities = jax.jit(lambda u: (d(u).log_prob(value).sum(), [f(u) for f in ours]))
     for u in (-30.0, -0.7, 0.0, 2.0, 30.0):  # the density itself is numpyro's
-        exact = float(d(u).log_prob(value).sum())
-        assert g(u).log_density({"b": value}) == pytest.approx(exact, rel=1e-5, abs=1e-5)
-        assert observing(u).log_density({}) == pytest.approx(exact, rel=1e-5, abs=1e-5)
-    assert jax.grad(lambda u: g(u).log_density({"b": value}))(0.0) == pytest.approx(slope)
-    assert jax.grad(lambda u: observing(u).log_density({}))(0.0) == pytest.approx(slope)
+        exact, found = densities(u)
+        np.testing.assert_allclose(found, [exact] * 2, rtol=1e-5, atol=1e-5)
+    assert jax.jit(lambda u: [jax.grad(f)(u) for f in ours])(0.0) == pytest.approx([slope] * 2)

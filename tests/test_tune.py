@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import ztest
 
 import ppl
 from ppl import dist
@@ -51,24 +52,15 @@ def costs(monkeypatch):
 
 
 def mixture(k_by=None, m_by=None):
-    """An ELBO: which of three components, and its mean."""
-
-    @ppl.gen
-    def model():
-        k = ppl.sample("k", dist.CategoricalProbs(jnp.array([0.2, 0.3, 0.5])))
-        m = ppl.sample("m", dist.Normal(jnp.array([-2.0, 0.0, 3.0])[k], 1.0))
-        ppl.sample("y", dist.Normal(m, 0.5))
-
-    @ppl.gen
-    def guide(phi):
-        k = ppl.sample("k", dist.CategoricalLogits(phi["logits"]), k_by)
-        ppl.sample("m", dist.Normal(phi["m"][k], jnp.exp(phi["s"])), m_by)
+    """A cost of which of three components, and of a draw from it."""
 
     @ppl.expectation
-    def elbo(phi):
-        return ppl.elbo(model(), guide(phi), {"y": 1.0})
+    def cost(phi):
+        k = ppl.sample("k", dist.CategoricalLogits(phi["logits"]), k_by)
+        m = ppl.sample("m", dist.Normal(phi["m"][k], jnp.exp(phi["s"])), m_by)
+        return (m - 1.0) ** 2 + jnp.array([0.5, 2.0, 0.3])[k]
 
-    return elbo
+    return cost
 
 
 def jump(x_by=None):
@@ -112,20 +104,19 @@ PROBLEMS = {
 BUDGETS = {"mixture": 40.0, "jump": 10.0, "network": 20.0}
 
 
-def flops(objective, phi, samples):
-    f = jax.value_and_grad(lambda phi, key: objective.surrogate(key, phi, samples=samples))
-    cost = jax.jit(f).lower(phi, KEY).cost_analysis()
+def measured(objective, phi, samples, n=10_000):
+    """FLOPs of a gradient; its variance and standard error, from independent ones, by the textbook.
+
+    One trace serves both.
+    """
+    f = jax.jit(jax.value_and_grad(lambda phi, key: objective.surrogate(key, phi, samples=samples)))
+    cost = f.lower(phi, KEY).cost_analysis()
     assert cost is not None
-    return cost["flops"]
-
-
-def variance(objective, phi, samples, n=10_000):
-    """And its standard error, from independent gradients, by the textbook."""
-    f = jax.grad(lambda phi, key: objective.surrogate(key, phi, samples=samples))
-    grads = jax.jit(jax.vmap(f, (None, 0)))(phi, jax.random.split(jax.random.key(7), n))
-    flat = np.concatenate([np.reshape(g, (n, -1)) for g in jax.tree.leaves(grads)], 1, dtype=float)
+    grads = jax.vmap(lambda key: f(phi, key)[1])
+    drawn = ztest.compiled(grads)(jax.random.split(jax.random.key(7), n))
+    flat = np.concatenate([np.reshape(g, (n, -1)) for g in jax.tree.leaves(drawn)], 1, dtype=float)
     square = np.sum((flat - flat.mean(0)) ** 2, 1)
-    return square.mean(), square.std() / np.sqrt(n)
+    return cost["flops"], (square.mean(), square.std() / np.sqrt(n))
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
@@ -136,8 +127,8 @@ def test_the_best_of_an_exhaustive_measurement(costs, name):
     exact = {}
     for estimators in itertools.product(*options.values()):
         objective = make(*estimators)
-        costs[estimators] = 1e-6 * flops(objective, phi, samples)
-        exact[estimators] = variance(objective, phi, samples)
+        flops, exact[estimators] = measured(objective, phi, samples)
+        costs[estimators] = 1e-6 * flops
     merits = {e: exact[e][0] * costs[e] for e in exact}
     tuned = ppl.tune(make(), KEY, phi, budget=BUDGETS[name], samples=samples)
     rows = {tuple(t.assignment.values()): t for t in tuned.tried}
@@ -211,7 +202,7 @@ def test_an_exact_gradient_wins_and_the_cheaper_of_two(costs):
         tuned = ppl.tune(f, KEY, 0.3, budget=10.0)
         assert tuned.assignment == {"k": quick}
         assert [t.variance for t in tuned.tried[:2]] == [0.0, 0.0]
-        assert [t.assignment["k"] for t in tuned.tried] == [quick, slow, SCORE]
+        assert [t.assignment["k"] for t in tuned.tried[:3]] == [quick, slow, SCORE]
 
 
 def test_what_is_not_admissible_says_why(costs):
@@ -262,12 +253,14 @@ def test_choices_of_one_address_are_changed_together(costs):
         return jnp.sum(jnp.cos(ys))
 
     tuned = ppl.tune(f, KEY, 0.3, budget=2.0)
-    assert list(tuned.assignment) == ["x"] and len(tuned.tried) == 3
+    assert list(tuned.assignment) == ["x"] and sum(not t.why_not for t in tuned.tried) == 3
     rows = tuned.objective.explain(0.3).sites
     assert [r.estimator for r in rows] == [tuned.assignment["x"].name] * 2
 
 
-def test_expectations_inside_data_and_auxiliary_output(costs):
+def test_expectations_inside_data_and_auxiliary_output(costs, monkeypatch):
+    monkeypatch.setattr(module, "EXHAUSTIVE", 1)  # 7 programs, not 12
+
     @ppl.expectation
     def inner(p, x):
         k = ppl.sample("k", dist.Bernoulli(p))
@@ -307,9 +300,9 @@ def test_chosen_estimators_stay_unless_named(costs):
 
 
 def test_the_same_key_gives_the_same(costs):
-    make, phi, samples, _ = PROBLEMS["jump"]
+    make, phi, _, _ = PROBLEMS["jump"]
     a, b, c = (
-        [t.variance for t in ppl.tune(make(), jax.random.key(seed), phi, samples=samples).tried[:3]]
+        [t.variance for t in ppl.tune(make(), jax.random.key(seed), phi, budget=0.5).tried[:2]]
         for seed in (1, 1, 2)
     )
     assert a == b and a != c

@@ -67,19 +67,20 @@ def table1(options: argparse.Namespace) -> Iterator[Row]:
     """VAE: value and gradient by hand, by us, and by NumPyro."""
     digits = images.digits(options.mnist).reshape(-1, vae.PIXELS)
     params = vae.init(KEY)
+    several = functools.partial(compiled, repeats=1 if options.small else 3)
     for n in (8,) if options.small else (64, 128, 256, 512, 1024):
         rows = np.random.default_rng(0).integers(len(digits), size=n)
         x = jnp.asarray(digits[rows] > 0.5, jnp.float32)
         batched = [
-            compiled("by hand", gradient(vae.batched_by_hand), KEY, params, x),
-            compiled("ours", gradient(vae.batched.surrogate), KEY, params, x),
+            several("by hand", gradient(vae.batched_by_hand), KEY, params, x),
+            several("ours", gradient(vae.batched.surrogate), KEY, params, x),
         ]
         if numpyro := peer("numpyro"):
-            batched.append(compiled("NumPyro", numpyro.vae_gradient, KEY, params, x))
+            batched.append(several("NumPyro", numpyro.vae_gradient, KEY, params, x))
         yield from measure.rows(batched, options.blocks, options.seconds, batch=n)
         mapped = [
-            compiled("by hand, vmap", gradient(vae.mapped_by_hand), KEY, params, x),
-            compiled("ours, vmap", gradient(vae.mapped.surrogate), KEY, params, x),
+            several("by hand, vmap", gradient(vae.mapped_by_hand), KEY, params, x),
+            several("ours, vmap", gradient(vae.mapped.surrogate), KEY, params, x),
         ]
         yield from measure.rows(mapped, options.blocks, options.seconds, batch=n)
 
