@@ -288,13 +288,13 @@ def test_reused_downstream_draws_are_rejected(monkeypatch: pytest.MonkeyPatch) -
     mutant = Mutant(flips, ppl.mvd(), ppl.mvd(), {"t": t}, exact)
     check(mutant, mutant.honest)
 
-    def reusing(layout, s, run, args, key, given, made, terms):
+    def reusing(layout, s, run, args, key, given, made, *rest):
         kept = {
             path: (jnp.ones((), bool), lax.stop_gradient(made[path][2]))
             for path in layout.sites
             if path != s.path
         }
-        return correction(layout, s, run, args, key, {**given, **kept}, made, terms)
+        return correction(layout, s, run, args, key, {**given, **kept}, made, *rest)
 
     correction = surrogate.correction
     monkeypatch.setattr(surrogate, "correction", reusing)

@@ -329,14 +329,14 @@ def reused_draws() -> Iterator[None]:
     correction = surrogate.correction
 
     def reusing(
-        layout: Any, s: Any, run: Any, args: Any, key: Any, given: Any, made: Any, terms: Any
+        layout: Any, s: Any, run: Any, args: Any, key: Any, given: Any, made: Any, *rest: Any
     ) -> Any:
         kept = {
             path: (made[path][0], jax.lax.stop_gradient(made[path][2]))
             for path, other in layout.sites.items()
             if path != s.path and isinstance(other.chosen.estimator, ppl.Continued)
         }
-        return correction(layout, s, run, args, key, {**given, **kept}, made, terms)
+        return correction(layout, s, run, args, key, {**given, **kept}, made, *rest)
 
     surrogate.correction = reusing
     try:

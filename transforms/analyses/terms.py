@@ -135,8 +135,10 @@ class _Facts:
         """Whether what one number of the result depends on is not told from the others."""
         (moved, *_), (data, *_) = axes_of(eqn), eqn.invars
         env = self._elements.get(path[:-1], {})
-        axes = [a for along in env.get(data, NONE).values() for a in along if a is not None]
-        return data not in env or any(a.axis >= 0 and moved(a.axis) is None for a in axes)
+        axes = [a for along in env.get(data, NONE).values() for a in along]
+        return data not in env or any(
+            a is None or (a.axis >= 0 and moved(a.axis) is None) for a in axes
+        )
 
 
 def _level(
