@@ -114,6 +114,10 @@ def _core(d: Any) -> Any:
     return d
 
 
+class _OtherShape(Exception):
+    """The laws of a choice in the two programs are of values of different sizes."""
+
+
 def _divergence(p: tuple[Entry, Any], q: tuple[Entry, Any]) -> Part | None:
     """-KL(q || p) for each element of the axes that both have around the choice."""
     n = min(p[0].n_axes, q[0].n_axes)
@@ -121,7 +125,7 @@ def _divergence(p: tuple[Entry, Any], q: tuple[Entry, Any]) -> Part | None:
     def one(of_p: list[Any], of_q: list[Any]) -> jax.Array:
         laws = [_whole(e.choice, ops, e.like.shape[n:]) for e, ops in ((q[0], of_q), (p[0], of_p))]
         if any(math.prod(d.shape()) != math.prod(p[0].like.shape[n:]) for d in laws):
-            raise NotImplementedError
+            raise _OtherShape
         divergence = kl_divergence(*laws)
         shape = jnp.broadcast_shapes(*(d.batch_shape for d in laws))
         return -jnp.sum(jnp.broadcast_to(divergence, shape))
@@ -132,7 +136,7 @@ def _divergence(p: tuple[Entry, Any], q: tuple[Entry, Any]) -> Part | None:
     try:
         with marks.mark(marks.DENSITY):
             return Part(each(p[1], q[1]), n)
-    except NotImplementedError:
+    except (NotImplementedError, _OtherShape):  # the first is numpyro's, of such a pair
         return None
 
 
