@@ -11,8 +11,8 @@ import optax
 import pytest
 
 import ppl
-from ppl.fitting.content import ByContent
 from ppl.fitting.steps import begin, update
+from transforms.program.content import ByContent
 
 KEY = jax.random.key(0)
 PARAMS = {"w": jnp.full((2, 2), 0.5), "b": jnp.array([1.0, -0.5]), "n": jnp.array(2)}

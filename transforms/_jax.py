@@ -42,7 +42,7 @@ from jaxlib import version as jaxlib_version
 Tracer = jax.core.Tracer
 ShapedArray = jax.core.ShapedArray
 
-__all__ = [
+__all__ = [  # of JAX's
     "ClosedJaxpr",
     "Jaxpr",
     "JaxprEqn",
@@ -51,35 +51,14 @@ __all__ = [
     "ShapedArray",
     "Tracer",
     "Var",
-    "called_function",
-    "close",
     "closed_call_p",
     "cond_p",
     "custom_jvp_call_p",
     "custom_vjp_call_p",
-    "debug_instead_of",
-    "define_function",
-    "define_primitive",
-    "evaluate",
-    "evaluate_equation",
-    "frames",
-    "holds",
-    "is_key",
-    "is_within",
     "jit_p",
-    "live",
-    "nothing_instead_of",
-    "perturbed",
     "remat_p",
     "scan_p",
-    "sub_jaxprs",
-    "trace",
-    "traced",
-    "user_line",
     "while_p",
-    "with_equations",
-    "with_operands_of",
-    "wrap_batcher",
 ]
 
 
@@ -169,6 +148,11 @@ def trace(f: Callable[..., Any], *args: Any) -> tuple[ClosedJaxpr, list[Any], An
 def traced(f: Callable[..., Any], *args: Any) -> ClosedJaxpr:
     """Trace ``f(*args)``, which closes over constants only."""
     return jax.make_jaxpr(lambda *xs: f(*xs))(*args)
+
+
+def is_bare() -> bool:
+    """Whether ``jax.disable_jit`` is in force."""
+    return bool(jax.config.jax_disable_jit)  # type: ignore[attr-defined]
 
 
 def close(closed: ClosedJaxpr) -> tuple[ClosedJaxpr, list[Any]]:
@@ -356,6 +340,15 @@ def sub_jaxprs(eqn: JaxprEqn) -> Iterator[ClosedJaxpr]:
             yield open_jaxpr(sub, [*sub.constvars, *sub.invars], sub.outvars, sub.eqns)
 
 
+_FUNCTIONS: dict[Primitive, Callable[..., Any]] = {}
+
+
+def function_of(eqn: JaxprEqn) -> Callable[..., Any] | None:
+    """What an equation of :func:`define_function` stands for."""
+    f = _FUNCTIONS.get(eqn.primitive)
+    return None if f is None else functools.partial(f, **eqn.params)
+
+
 def holds(eqn: JaxprEqn, primitive: Primitive) -> bool:
     """Whether an equation is one of a primitive, or has one inside."""
     inside = (e for sub in sub_jaxprs(eqn) for e in sub.jaxpr.eqns)
@@ -413,6 +406,7 @@ def define_function(
     """A primitive that stands for the function ``f(*operands, **params)``, a list of arrays."""
     p = Primitive(name)
     p.multiple_results = True
+    _FUNCTIONS[p] = f
     p.def_abstract_eval(abstract)
     p.def_impl(f)
     mlir.register_lowering(p, mlir.lower_fun(f, multiple_results=True))

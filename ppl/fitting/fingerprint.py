@@ -21,9 +21,8 @@ import numpy as np
 
 from transforms import _jax
 from transforms.errors import PPLError
+from transforms.program.content import closed_over
 from transforms.program.site import Opaque, Site
-
-from .content import closed_over
 
 
 def digest(x: Any) -> str:

@@ -16,12 +16,12 @@ import numpy as np
 import optax
 
 from transforms.checker.alarm import is_strict
+from transforms.program.content import ByContent
 
 from ..objectives.expectation import Expectation
 from ..programs.given import as_count, as_key
 from .arguments import check_arguments, check_ending, check_objective, takes_metrics
 from .checkpoint import Checkpoint
-from .content import ByContent
 from .plan import CHUNK, LONGEST, Ending, make
 from .restarts import starts
 from .resuming import continued, identity, resumed

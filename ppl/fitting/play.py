@@ -14,6 +14,7 @@ from jax import lax
 
 from transforms import _jax
 from transforms.errors import NonFiniteError, UnsupportedError, describe
+from transforms.program.compiled import computed
 from transforms.program.marks import hold
 
 from ..objectives.expectation import Expectation
@@ -126,14 +127,13 @@ def play(
     carried = jax.tree.map(jnp.asarray, state)
     optimizers = {name: p.optimizer.init(begun[name]) for name, p in players.items()}
 
-    @jax.jit
     def run(key: jax.Array, start: Any) -> Any:
         def one_round(at: Any, step: jax.Array) -> Any:
             return _round(players, at, step, jax.random.fold_in(key, step), samples)
 
         return lax.scan(one_round, start, jnp.arange(n))
 
-    (ended, moved, last), history = run(as_key(key), (begun, optimizers, carried))
+    (ended, moved, last), history = computed(run, as_key(key), (begun, optimizers, carried))
     found = {name: np.asarray(values) for name, values in history.items()}
     _refuse_infinite(found, players, line)
     return Played(ended, found, last, moved)

@@ -6,6 +6,7 @@ It shows progress, keeps the history, writes the checkpoint, checks for converge
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from typing import Any
 
@@ -16,7 +17,9 @@ from tqdm.auto import tqdm
 
 from transforms import _jax
 from transforms.errors import UnsupportedError
+from transforms.program.compiled import compiled, shape_of
 
+from ..objectives.expectation import split
 from .averaging import CHECK, FINAL, narrow
 from .checkpoint import Checkpoint
 from .plan import CHUNK, Plan
@@ -84,26 +87,28 @@ def run(plan: Plan, progress: bool, callback: Any, checkpoint: Checkpoint | None
     return _finish(plan, at)
 
 
-def _compiled(plan: Plan, one: Any, all_of_them: Any) -> Any:
+def _run(plan: Plan, one: Any, all_of_them: Any, *args: Any) -> Any:
     """A function of one fit, or of all restarts, as compiled code that the objective keeps."""
     f = one if plan.ending.restarts is None else all_of_them
     known = plan.loop.objective.compiled
-    if f not in known:
-        known[f] = jax.jit(f, static_argnums=0)
-    return known[f]
+    arrays, _, form = split(args)
+    which = f, plan.loop, form, tuple(map(shape_of, arrays))
+    if which not in known:
+        known[which] = compiled(functools.partial(f, plan.loop), *args)
+    return known[which](*args)
 
 
 def _chunk(plan: Plan, at: _Progress, visit: int) -> tuple[int, Any]:
     """Run some steps, up to the next visit to the host: how many, and their metrics."""
     loop, several = plan.loop, plan.ending.restarts is not None
-    run = _compiled(plan, run_chunk, run_side_by_side)
+    run = functools.partial(_run, plan, run_chunk, run_side_by_side)
     n = min(visit - at.step % visit, plan.ending.steps - at.step)
     rows, windows = plan.take(n, loop.chunk), plan.ending.windows(at.step)
-    after, found, done, metrics = run(loop, at.state, plan.fixed, plan.key, n, rows, windows)
+    after, found, done, metrics = run(at.state, plan.fixed, plan.key, n, rows, windows)
     done = np.asarray(done)
     if done.max() < n:
         i, most = int(done.argmax()), int(done.max())
-        failed = run(loop, at.state, plan.fixed, plan.key, most, rows, windows)[0]
+        failed = run(at.state, plan.fixed, plan.key, most, rows, windows)[0]
         batch = jax.tree.map(lambda a: a[most], rows)
         failed = pick(failed, i) if several else failed
         loop.explain_failure(failed, plan.fixed, plan.key, batch)
@@ -132,8 +137,8 @@ def _estimates(plan: Plan, state: State, name: str) -> np.ndarray:
     loop = plan.loop
     like = loop.settled(state)
     values = narrow(state.means[name], like) if state.means else like
-    estimate = _compiled(plan, estimates, _estimates_of_all)
-    return np.asarray(estimate(loop, values, state.averages, plan.fixed, plan.key, plan.held))
+    args = values, state.averages, plan.fixed, plan.key, plan.held
+    return np.asarray(_run(plan, estimates, _estimates_of_all, *args))
 
 
 def _estimates_of_all(loop: Any, values: Any, averages: Any, fixed: Any, key: Any, rows: Any):

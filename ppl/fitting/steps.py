@@ -8,6 +8,7 @@ place of what is not fitted, and may ask for the value and the function that it 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -24,10 +25,11 @@ from transforms import _jax
 from transforms.errors import NonFiniteError, UnsupportedError
 from transforms.gradient.nonfinite import first_nonfinite
 from transforms.plan.assignment import assign
+from transforms.program.compiled import with_numbers
+from transforms.program.content import ByContent, arguments_of, reachable
 
 from ..objectives.expectation import Expectation, Form, is_array, join, split
 from .averaging import include, narrow
-from .content import ByContent, arguments_of, reachable
 
 
 @jax.tree_util.register_dataclass
@@ -244,10 +246,26 @@ def update(
         "grad_fn": lambda params, *_: jax.grad(function)(params),
     }
     extra = {name: v for name, v in given.items() if name in asked}
-    updates, state = optimizer.update(grads, state, values, **extra)
+    step = functools.partial(optimizer.update, **extra)
+    updates, state = _with_numbers(step)(grads, state, values)
     if rate is not None:
         updates = jax.tree.map(lambda u: u * rate.astype(u.dtype), updates)
     return optax.apply_updates(values, updates), state
+
+
+def _with_numbers(f: Any) -> Any:
+    """``f`` with the numbers written in it as an array: another rate is another value of it."""
+
+    def g(*args: Any) -> Any:
+        closed, consts, out = _jax.trace(f, *args)
+        closed, numbers = with_numbers(closed)
+        types = [a.dtype for a in closed.in_avals[: len(numbers)]]
+        array = np.array(numbers, jnp.zeros(()).dtype)
+        given = [lax.index_in_dim(array, i, keepdims=False).astype(t) for i, t in enumerate(types)]
+        outs = _jax.evaluate(closed, *given, *consts, *jax.tree.leaves(args))
+        return jax.tree.unflatten(jax.tree.structure(out), outs)
+
+    return g
 
 
 # --- steps ----------------------------------------------------------------------------------------

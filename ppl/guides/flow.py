@@ -16,6 +16,7 @@ from numpyro.nn import AutoregressiveNN
 
 from transforms import _jax
 from transforms.errors import UnsupportedError
+from transforms.program.compiled import computed
 
 from ..programs.generative import Generative
 from ..programs.given import Choices, as_count, as_key
@@ -110,7 +111,7 @@ def flow(
     keys = jax.random.split(jax.random.fold_in(as_key(key), 1), as_count(layers, "layers"))
     pairs = [AutoregressiveNN(n, widths, nonlinearity=stax.Elu) for _ in keys] if n else []
     both = list(zip(pairs, keys, strict=False))
-    init = jax.jit(lambda: [_nearly_zero(f(k, (n,))[1]) for (f, _), k in both])()
+    init = computed(lambda: [_nearly_zero(f(k, (n,))[1]) for (f, _), k in both])
     joint = Autoregressive(n, tuple(f for _, f in pairs), init)
     return made("flow", space, joint, space.join(point), discrete, scale)
 

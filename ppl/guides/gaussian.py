@@ -10,6 +10,7 @@ import numpy as np
 
 from transforms import _jax
 from transforms.errors import UnsupportedError, show
+from transforms.program.compiled import computed
 from transforms.runs.addresses import flatten, nest
 
 from ..programs.enumeration import enumeration
@@ -98,10 +99,10 @@ def laplace(g: Generative, data: Choices, *, key: jax.Array) -> Made:
     if not space.size:
         return made("laplace", space, FullRank(0), jnp.zeros(0), discrete, 1.0)
     target = _target(space, discrete)
-    u = jax.jit(lambda u: _mode(target, u))(space.join(point))
-    precision = -jax.jit(jax.hessian(target))(u)
+    u = computed(lambda u: _mode(target, u), space.join(point))
+    precision = -computed(jax.hessian(target), u)
     tril = jnp.linalg.cholesky(jnp.linalg.inv(precision))
-    off = tril.T @ jax.jit(jax.grad(target))(u)  # how far the mode is, in standard deviations
+    off = tril.T @ computed(jax.grad(target), u)  # how far the mode is, in standard deviations
     if not isinstance(off, _jax.Tracer) and not np.all(np.abs(off) < 0.01):
         raise UnsupportedError(
             f"ppl.guides.laplace at {_jax.user_line()}: the log density of {g.name} has no "

@@ -14,6 +14,7 @@ from numpyro.infer import autoguide
 
 from transforms import _jax
 from transforms.errors import AddressError, UnsupportedError, describe, show
+from transforms.program.compiled import computed
 from transforms.program.improper import is_improper
 from transforms.runs.addresses import flatten
 from transforms.runs.execute import Execution
@@ -101,7 +102,7 @@ class Imported:
 
         with user_code(self.__name__, self._fn):
             _meet(_autoguide(self._fn), key, args, kwargs)
-            values = jax.jit(run)(key)  # so that nothing but parameters is computed
+            values = computed(run, key)  # so that nothing but parameters is computed
         return dict(zip(names, values, strict=True))
 
     def _initial(self, site: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import operator
 from typing import Any
 
@@ -10,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from transforms.program.compiled import compiled
 from transforms.runs.addresses import flatten, nest
 
 from ..programs.generative import Generative
@@ -19,42 +19,41 @@ TOGETHER = 100
 """Draws that are made side by side; more are made in turn, which bounds the memory."""
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _together(f: Any, keys: jax.Array, given: Any) -> Any:
-    return jax.vmap(f)(keys, given)
+def together(f: Any, fixed: Any, given: Any = None) -> Any:
+    """``f(key, fixed, row)`` compiled for TOGETHER keys and rows like those of ``given``."""
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), TOGETHER))
+    row = lambda a: jax.ShapeDtypeStruct((TOGETHER, *jnp.shape(a)[1:]), jnp.result_type(a))
+    code = compiled(jax.vmap(f, (0, None, 0)), keys, fixed, jax.tree.map(row, given))
+    return lambda keys, given: code(keys, fixed, given)
 
 
-def in_turn(f: Any, key: jax.Array, n: int, given: Any = None) -> Any:
-    """``f(key, row)`` for n keys and the n rows of ``given``, stacked: ``[n, ...]``.
+def in_turn(run: Any, key: jax.Array, n: int, given: Any = None) -> Any:
+    """What :func:`together` makes, for n keys and the n rows of ``given``: ``[n, ...]``.
 
-    What is compiled makes TOGETHER draws and is called as often as it takes, so that it serves
-    every ``n``.
+    It is called as often as it takes, so that what is compiled serves every ``n``.
     """
     filled = -(-n // TOGETHER) * TOGETHER
     rows = np.arange(filled) % n
     keys = jax.random.split(key, filled).reshape(-1, TOGETHER)
     given = jax.tree.map(lambda a: jnp.asarray(a)[rows.reshape(-1, TOGETHER)], given)
-    parts = [
-        _together(f, each, jax.tree.map(operator.itemgetter(i), given))
-        for i, each in enumerate(keys)
-    ]
+    parts = [run(each, jax.tree.map(operator.itemgetter(i), given)) for i, each in enumerate(keys)]
     return jax.tree.map(lambda *a: jnp.concatenate(a)[:n], *parts)
 
 
-def drawing(model: Generative, guide: Generative, data: Choices) -> Any:
-    """A function from a key to the choices of one draw of the guide, log p and log q."""
+def drawing(model: Generative, guide: Generative) -> Any:
+    """A function from a key and data to choices of a draw of the guide, log p and log q."""
 
-    def draw() -> tuple[dict[str, Any], jax.Array, jax.Array]:
+    def draw(data: Choices) -> tuple[dict[str, Any], jax.Array, jax.Array]:
         q = guide.simulate()
         return q.choices, model.log_density(merge(q.choices, data)), q.log_density
 
-    return lambda key, _: seed(draw)(key)
+    return lambda key, data, _: seed(draw)(key, data)
 
 
 def predicting(program: Generative) -> Any:
     """A function from a key and choices to those that the program draws beside them."""
 
-    def predict(key: jax.Array, fixed: Any) -> dict[str, Any]:
+    def predict(key: jax.Array, _: Any, fixed: Any) -> dict[str, Any]:
         found = flatten(program.generate(fixed, key)[0].choices)
         known = set(flatten(fixed))
         return nest((a, v) for a, v in found.items() if a not in known)

@@ -18,7 +18,7 @@ from transforms.runs.execute import Execution
 from ..fitting.fit import Fit
 from ..programs.generative import Generative, Select
 from ..programs.given import Choices, as_count, as_key
-from .draws import drawing, in_turn, predicting, resample
+from .draws import drawing, in_turn, predicting, resample, together
 from .optional import optional
 from .psis import BAD, Smoothed, smoothed
 from .summary import Summary, named, summarize
@@ -71,9 +71,12 @@ class Posterior:
         params = fit.params if fit.averaged is None else fit.averaged
         self.guide = FittedGuide(guide, params)
         self._key = key
-        self._draw = drawing(model, self.guide, data)
 
     # --- draws ---
+
+    @functools.cached_property
+    def _draw(self) -> Any:
+        return together(drawing(self.model, self.guide), dict(self.data))
 
     def sample(self, key: jax.Array, n: int, corrected: bool = False) -> dict[str, Any]:
         """Choices with an axis of ``n`` in front, of those that are not in data.
@@ -126,7 +129,8 @@ class Posterior:
         draw, predict = jax.random.split(as_key(key))
         fixed = self.sample(draw, n, corrected)
         try:
-            return in_turn(predicting(program), predict, as_count(n, "n"), fixed)
+            run = together(predicting(program), None, fixed)
+            return in_turn(run, predict, as_count(n, "n"), fixed)
         except ShapeError as error:
             raise ShapeError(
                 f"{error} The values are draws of the posterior ({_jax.user_line()}): a choice for "

@@ -19,6 +19,7 @@ from jax import lax
 from transforms import _jax
 from transforms.errors import Address, UnsupportedError
 from transforms.estimation.estimator import Estimator
+from transforms.program.compiled import computed
 from transforms.runs.retarget import retarget
 
 from .scopes import scopes_of
@@ -157,7 +158,6 @@ def means_and_errors(
     """The mean over n keys of k arrays ``f(args, key)``, and its standard error: f64[k, 2, ...]."""
     chunks = -(-n // chunk)
 
-    @jax.jit
     def run(args: Any, key: jax.Array) -> Any:
         def one(key: jax.Array) -> Any:
             drawn = jax.vmap(lambda key: f(args, key))(jax.random.split(key, chunk))
@@ -166,7 +166,7 @@ def means_and_errors(
         return lax.map(one, jax.random.split(key, chunks))
 
     out = []
-    for of_chunks in jax.device_get(run(args, key)):
+    for of_chunks in jax.device_get(computed(run, args, key)):
         mean, var = (np.asarray(a, np.float64) for a in of_chunks)
         error = np.sqrt((mean.var(0) + var.mean(0)) / max(1, chunks * chunk - 1))
         out.append((mean.mean(0), error))

@@ -12,6 +12,7 @@ from numpyro.distributions import constraints
 
 from transforms import _jax
 from transforms.gradient.seed import draw_rule
+from transforms.program.compiled import compiled, computed
 from transforms.program.interpret import entering, interpret
 from transforms.program.site import Call, Densities, Expect, Site, element_keys, per_element
 
@@ -24,7 +25,6 @@ STEPS = (5e-2, 1.25e-2, 3e-3, 8e-4)
 def steps_within(program: Program, key: jax.Array) -> np.ndarray:
     """The step for each row, or 0 where the differences would leave the domain: f[rows]."""
 
-    @jax.jit
     def leaves(params: list[jax.Array], steps: jax.Array) -> jax.Array:
         def row(v: Any, h: jax.Array) -> jax.Array:
             def at(by: jax.Array, key: jax.Array) -> jax.Array:
@@ -38,11 +38,12 @@ def steps_within(program: Program, key: jax.Array) -> np.ndarray:
         return program.each(row, steps)
 
     scales = np.asarray(
-        jax.jit(lambda params: program.each(lambda v: _scale(params, v(params))))(program.params)
+        computed(lambda params: program.each(lambda v: _scale(params, v(params))), program.params)
     )
     steps = np.zeros_like(scales)
+    leave = compiled(leaves, program.params, scales)
     for relative in STEPS:
-        outside = np.asarray(leaves(program.params, jnp.asarray(relative * scales)))
+        outside = np.asarray(leave(program.params, jnp.asarray(relative * scales)))
         steps = np.where((steps == 0) & ~outside, relative * scales, steps)
         if np.all(steps > 0):
             break

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from transforms.program.compiled import computed
+
 from ..programs.given import as_count, as_key
 from .expectation import Expectation
 
@@ -42,14 +44,13 @@ def signal_to_noise(
     n = as_count(n, "n", 2)
     blocks = -(-n // TOGETHER)
 
-    @jax.jit
     def ratios(key: jax.Array, params: Any, args: Any) -> Any:
         gradient = lambda k: objective.grad(k, params, *args, samples=samples)
         keys = jax.random.split(key, (blocks, TOGETHER))
         drawn = lax.map(jax.vmap(gradient), keys)
         return jax.tree.map(lambda g: _ratio(g.reshape(blocks * TOGETHER, -1)), drawn)
 
-    return ratios(as_key(key), params, args)
+    return computed(ratios, as_key(key), params, args)
 
 
 def _ratio(g: jax.Array) -> jax.Array:

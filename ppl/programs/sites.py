@@ -15,6 +15,7 @@ from transforms import _jax
 from transforms.errors import Address
 from transforms.estimation.draws import sampled, vectorised_draw
 from transforms.gradient.seed import seeded
+from transforms.program.compiled import computed
 from transforms.program.site import Site
 from transforms.runs.addresses import Entry, flatten, likeness, match
 from transforms.runs.execute import broadcast_operands
@@ -84,7 +85,7 @@ def sites(
         state: dict[str, Any] = {"given": given, "key": key, "seeded": seeded}
         return walk(written.closed, args, written.entries, visit, **state)[0]
 
-    made = jax.jit(run)(list(written.args), given, jax.random.key(0))
+    made = computed(run, list(written.args), given, jax.random.key(0))
     out: dict[str | Address, ProgramSite] = {}
     for entry in written.entries:
         for address, like in likeness([entry]).items():

@@ -13,6 +13,7 @@ from transforms import _jax
 from transforms.errors import Address, ShapeError, UnsupportedError, describe, show
 from transforms.estimation.draws import sampled
 from transforms.program.choices import abstract_distribution
+from transforms.program.compiled import computed
 from transforms.program.site import Site, element_keys, per_element
 from transforms.runs import walk
 from transforms.runs.addresses import Entry, flatten, likeness, match_shapes, nest
@@ -116,8 +117,8 @@ class Space:
             u = _median(site, operands, key)
             return walk.constrain(site, operands, u)[0], u, acc
 
-        run = jax.jit(lambda key: self.walk(visit, {}, {}, key=key)[0])
-        made = run(as_key(key))
+        run = lambda key, data: self.walk(visit, data, {}, key=key)[0]
+        made = computed(run, as_key(key), flatten(self.data))
         return {a: made[a] for a in self.slices}, {a: made[a] for a in self.discrete}
 
     def place(

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transforms import _jax
+from .. import _jax
 
 
 @final
@@ -122,3 +122,68 @@ class _Same:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Same) and self.x is other.x
+
+
+# --- programs -------------------------------------------------------------------------------------
+
+
+_ONLY_RUN = {
+    "custom_jvp_call": ["call_jaxpr"],
+    "custom_vjp_call": ["call_jaxpr"],
+    "custom_vmap_call": ["call"],
+}
+"""What counts of the parameters of an equation that is run and no more; of others all do."""
+
+
+def program_content(closed: _jax.ClosedJaxpr) -> Any:
+    """What a program computes; derivative and batching rules, which nothing asks for, left out."""
+    return _equations(closed.jaxpr), tuple(map(_content, closed.consts))
+
+
+def _equations(jaxpr: _jax.Jaxpr) -> Any:
+    numbers: dict[Any, int] = {}
+
+    def read(v: Any) -> Any:
+        if isinstance(v, _jax.Literal):
+            return v.aval, np.asarray(v.val).tobytes()
+        return numbers.setdefault(v, len(numbers))
+
+    inputs = [*jaxpr.constvars, *jaxpr.invars]
+    named = [(read(v), v.aval) for v in inputs]
+
+    def what(e: _jax.JaxprEqn) -> Any:
+        f = _jax.function_of(e)
+        if f is not None:
+            return program_content(_jax.traced(f, *(v.aval for v in e.invars)))
+        return tuple(
+            (name, _parameter(e.params[name]))
+            for name in _ONLY_RUN.get(e.primitive.name, sorted(e.params))
+        )
+
+    eqns = [
+        (
+            e.primitive,
+            what(e),
+            tuple(map(read, e.invars)),
+            tuple((read(v), v.aval) for v in e.outvars),
+            str(e.ctx),
+        )
+        for e in jaxpr.eqns
+    ]
+    return tuple(named), tuple(eqns), tuple(map(read, jaxpr.outvars))
+
+
+def _parameter(x: Any) -> Any:
+    if isinstance(x, _jax.ClosedJaxpr):
+        return program_content(x)
+    if isinstance(x, _jax.Jaxpr):
+        return _equations(x)
+    if isinstance(x, tuple | list):
+        return type(x), tuple(map(_parameter, x))
+    if isinstance(x, np.ndarray | float | complex):
+        return _content(x)
+    try:
+        hash(x)
+    except TypeError:
+        return _Same(x)
+    return type(x), x  # a function is equal to itself alone: it may write somewhere

@@ -1,0 +1,91 @@
+"""Compiled code, shared by functions that compute the same.
+
+A notebook makes its model, its guide and its objective anew when their cells run again, and
+``ppl.infer`` makes new functions at every call: ``jax.jit``, which knows a function by its
+identity, compiles each of them. Here a function is traced, and known by its equations; what it
+closes over is an input. So the same model with other data costs the tracing.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import _jax
+from .content import program_content
+
+KEPT = 64
+"""Programs whose code is kept, those that were used last."""
+
+
+@final
+class _Program:
+    """A program that is only ever run: equal where the equations are."""
+
+    def __init__(self, closed: _jax.ClosedJaxpr):
+        self.closed = closed
+        self._content = program_content(closed)
+        self._hash = hash(self._content)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Program) and self._content == other._content
+
+
+@functools.lru_cache(maxsize=KEPT)
+def _code(program: _Program) -> Callable[..., list[Any]]:
+    return jax.jit(functools.partial(_jax.evaluate, program.closed))
+
+
+def compiled(f: Callable[..., Any], *args: Any) -> Callable[..., Any]:
+    """``f``, traced once, for arguments of the shapes and types of these."""
+    if _jax.is_bare():
+        return f
+    closed, consts, out = _jax.trace(f, *args)
+    code, tree = _code(_Program(closed)), jax.tree.structure(out)
+    return lambda *args: jax.tree.unflatten(tree, code(*consts, *jax.tree.leaves(args)))
+
+
+def computed(f: Callable[..., Any], *args: Any) -> Any:
+    """``f(*args)``, by compiled code."""
+    return compiled(f, *args)(*args)
+
+
+def shape_of(x: Any) -> tuple[Any, ...]:
+    """What compiled code depends on of an argument."""
+    aval = jax.typeof(x)
+    return aval.shape, aval.dtype, aval.weak_type
+
+
+def with_numbers(closed: _jax.ClosedJaxpr) -> tuple[_jax.ClosedJaxpr, list[np.ndarray]]:
+    """The program with the floating-point numbers written in it as inputs in front; and these.
+
+    0 and 1 stay, since XLA drops what they do.
+    """
+    inputs: dict[Any, _jax.Var] = {}
+    numbers: list[np.ndarray] = []
+
+    def read(v: Any) -> Any:
+        if not isinstance(v, _jax.Literal) or not _is_real(v.aval) or float(v.val) in (0.0, 1.0):
+            return v
+        known = v.aval, repr(v.val)
+        if known not in inputs:
+            inputs[known] = jax.make_jaxpr(lambda x: x)(v.aval).jaxpr.invars[0]  # a new variable
+            numbers.append(np.asarray(v.val, np.result_type(v.val)))
+        return inputs[known]
+
+    jaxpr = closed.jaxpr
+    eqns = [e.replace(invars=[*map(read, e.invars)]) for e in jaxpr.eqns]
+    new = _jax.open_jaxpr(jaxpr, [*inputs.values(), *jaxpr.invars], jaxpr.outvars, eqns)
+    return _jax.ClosedJaxpr(new.jaxpr, closed.consts), numbers
+
+
+def _is_real(aval: Any) -> bool:
+    return aval.shape == () and jnp.issubdtype(aval.dtype, np.floating)
