@@ -79,3 +79,26 @@ def test_what_is_wrong_is_told():
     diverging = ppl.Player(lambda x, game: jnp.log(1.0 - x), optax.sgd(-0.6))
     with pytest.raises(ppl.NonFiniteError, match=r"player a is not finite in round 2"):
         ppl.play({"a": diverging}, {"a": jnp.array(0.0)}, key=KEY, steps=6)
+
+
+def test_what_is_not_fitted_stays_as_it_is():
+    """A function and integers among the parameters, as in a module of Equinox."""
+
+    def loss(own, game):
+        scale, f, index = own
+        other, g, _ = game.params["other"]
+        return jnp.sum((f(scale)[index] - g(other)[0]) ** 2)
+
+    start = {
+        "one": (jnp.array([1.0, 2.0]), jnp.sin, jnp.array([1])),
+        "other": (jnp.array([0.3]), jnp.cos, jnp.array([0])),
+    }
+    players = {name: ppl.Player(loss, DOWN, minimize=True) for name in start}
+    played = ppl.play(players, start, key=KEY, steps=1).params
+
+    x, y = np.float32([1.0, 2.0]), np.float32(0.3)
+    x[1] -= 0.1 * 2 * (np.sin(2.0) - np.cos(y)) * np.cos(2.0)
+    np.testing.assert_allclose(played["one"][0], x, rtol=1e-5)
+    assert played["other"][0] == y  # its loss is 0
+    assert played["one"][1] is jnp.sin
+    assert played["one"][2].tolist() == [1]

@@ -19,6 +19,7 @@ from transforms.program.marks import hold
 
 from ..objectives.expectation import Expectation
 from ..programs.given import as_count, as_key
+from .steps import completed, fitted
 
 
 class Game(NamedTuple):
@@ -102,7 +103,8 @@ def play(
 
     Args:
         players: by name.
-        params: where they begin, by the same names: pytrees of arrays.
+        params: where they begin, by the same names: any pytrees, such as Equinox modules, whose
+            floating point arrays are fitted.
         key: random key.
         steps: how many rounds.
         samples: how many estimates of each objective are averaged; states too.
@@ -123,20 +125,20 @@ def play(
     """
     _check(players, params)
     n, line = as_count(steps, "steps"), _jax.user_line()
-    begun = jax.tree.map(jnp.asarray, dict(params))
+    begun = jax.tree.map(jnp.asarray, fitted(dict(params)))
     carried = jax.tree.map(jnp.asarray, state)
     optimizers = {name: p.optimizer.init(begun[name]) for name, p in players.items()}
 
     def run(key: jax.Array, start: Any) -> Any:
         def one_round(at: Any, step: jax.Array) -> Any:
-            return _round(players, at, step, jax.random.fold_in(key, step), samples)
+            return _round(players, params, at, step, jax.random.fold_in(key, step), samples)
 
         return lax.scan(one_round, start, jnp.arange(n))
 
     (ended, moved, last), history = computed(run, as_key(key), (begun, optimizers, carried))
     found = {name: np.asarray(values) for name, values in history.items()}
     _refuse_infinite(found, players, line)
-    return Played(ended, found, last, moved)
+    return Played(completed(ended, dict(params)), found, last, moved)
 
 
 def _check(players: Mapping[str, Player], params: Mapping[str, Any]) -> None:
@@ -156,14 +158,19 @@ def _check(players: Mapping[str, Player], params: Mapping[str, Any]) -> None:
 
 
 def _round(
-    players: Mapping[str, Player], at: Any, step: jax.Array, key: jax.Array, samples: int
+    players: Mapping[str, Player],
+    whole: Mapping[str, Any],
+    at: Any,
+    step: jax.Array,
+    key: jax.Array,
+    samples: int,
 ) -> Any:
     values = {}
     for i, (name, p) in enumerate(players.items()):
         own_key = jax.random.fold_in(key, i)
 
         def turns(at: Any, name: str = name, p: Player = p, key: jax.Array = own_key) -> Any:
-            turn = lambda at, k: _turn(name, p, at, step, k, samples)
+            turn = lambda at, k: _turn(name, p, whole, at, step, k, samples)
             at, found = lax.scan(turn, at, jax.random.split(key, p.turns))
             return at, found[-1]
 
@@ -176,13 +183,23 @@ def _round(
     return at, values
 
 
-def _turn(name: str, p: Player, at: Any, step: jax.Array, key: jax.Array, samples: int) -> Any:
-    """A step of one player, and its value before it."""
+def _turn(
+    name: str,
+    p: Player,
+    whole: Mapping[str, Any],
+    at: Any,
+    step: jax.Array,
+    key: jax.Array,
+    samples: int,
+) -> Any:
+    """A step of one player, and its value before it; ``whole`` has what is not fitted."""
     params, optimizers, state = at
     f = p.objective if isinstance(p.objective, Expectation) else Expectation(p.objective)
-    game = hold(Game(params, step, state))
+    held, step, seen = hold((params, step, state))
+    game = Game(completed(held, dict(whole)), step, seen)
 
     def value(own: Any) -> Any:
+        own = completed(own, whole[name])
         out = f.surrogate(key, own, game, samples=samples, direction=-1 if p.minimize else 1)
         value, new = out if f.has_aux else (out, state)
         return (value if p.minimize else -value), (value, new)

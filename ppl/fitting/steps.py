@@ -170,9 +170,20 @@ def separate(trees: tuple[Any, ...]) -> tuple[Any, list[Any], dict[str, Any]]:
     arrays, static, tree = split(trees)
     params = split(trees[0])[0]
     trained = tuple(i < len(params) and _is_fitted(a) for i, a in enumerate(arrays))
-    values = jax.tree.map(lambda a: a if _is_fitted(a) else optax.MaskedNode(), trees[0])
+    values = fitted(trees[0])
     fixed = [a for a, t in zip(arrays, trained, strict=True) if not t]
     return values, fixed, {"tree": tree, "static": static, "trained": trained}
+
+
+def fitted(tree: Any) -> Any:
+    """The arrays of a tree that are fitted, as an optimizer sees it."""
+    return jax.tree.map(lambda a: a if _is_fitted(a) else optax.MaskedNode(), tree)
+
+
+def completed(values: Any, tree: Any) -> Any:
+    """A tree with new values of what is fitted."""
+    masked = lambda v: isinstance(v, optax.MaskedNode)
+    return jax.tree.map(lambda v, a: a if masked(v) else v, values, tree, is_leaf=masked)
 
 
 def _is_fitted(leaf: Any) -> bool:
