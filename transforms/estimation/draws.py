@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..program.improper import undrawn
-from ..program.site import Axis, Site, element_keys, per_element
-from . import rounding
+from ..program.site import Axis, Site
+from . import noise, rounding
 
 SAMPLES = "ppl.samples"
 Watch = Callable[[Site, Sequence[Any], Any], None]
@@ -80,7 +80,7 @@ def _drawn(
     def one(operands: list[Any], key: jax.Array) -> jax.Array:
         return sample(site.rebuild(site.live(operands)), key, ())
 
-    return per_element(site.axes, one, 1)(list(operands), element_keys(key, site.axes))
+    return noise.drawn(site.axes, one, list(operands), key)
 
 
 def draw(
