@@ -25,6 +25,7 @@ from .summary import Summary, named, summarize
 
 DIAGNOSED = 4_000
 """Draws for the ELBO, the Pareto shape and the summary."""
+RICHER = "structured", "full_rank", "flow"
 POOL = 4
 """Draws of the guide for each corrected one."""
 
@@ -198,11 +199,12 @@ class Posterior:
             return f"k_hat {k:.2f}, good: the guide covers the posterior."
         if k <= BAD:
             return f"k_hat {k:.2f}, fair: sample(..., corrected=True) is closer to the posterior."
+        family = self.guide.name.partition("(")[0]
+        richer = ", ".join(f"ppl.guides.{name}" for name in RICHER if name != family)
         return (
             f"k_hat {_above(k)}, above {BAD}: the guide misses a part of the posterior, and "
-            "neither its draws nor corrected ones can be trusted. Try a richer one "
-            "(ppl.guides.structured, full_rank, flow), or a model without funnels (a standard "
-            "normal, scaled)."
+            f"neither its draws nor corrected ones can be trusted. Try a richer one ({richer}), "
+            "or a model without funnels (a standard normal, scaled)."
         )
 
     def summary(self) -> Summary:

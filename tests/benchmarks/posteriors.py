@@ -1,0 +1,224 @@
+"""``ppl.infer`` with its defaults, and with richer guides, beside a long run of NUTS.
+
+For each model and guide: the worst error of a posterior mean, in posterior standard deviations of
+NUTS, of plain draws and of importance-corrected ones; and what the Pareto shape said of it.
+
+    python tests/benchmarks/posteriors.py [names] --draws 4000 --chains 4
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+from numpyro.infer import MCMC, NUTS
+
+import ppl
+from ppl import dist
+
+KEY = jax.random.key(0)
+RNG = np.random.default_rng(0)
+Model = tuple[Any, dict[str, Any]]
+
+# --- models, called with their arguments, and their data ----------------------------------------
+
+EFFECTS = jnp.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
+ERRORS = jnp.array([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
+
+
+def eight_schools_centred() -> Model:
+    @ppl.gen
+    def schools(errors: jax.Array) -> None:
+        mu = ppl.sample("mu", dist.Normal(0.0, 5.0))
+        tau = ppl.sample("tau", dist.HalfCauchy(5.0))
+        theta = ppl.sample("theta", dist.Normal(mu, tau).expand([8]))
+        ppl.sample("y", dist.Normal(theta, errors))
+
+    return schools(ERRORS), {"y": EFFECTS}
+
+
+def eight_schools() -> Model:
+    @ppl.gen
+    def schools(errors: jax.Array) -> None:
+        mu = ppl.sample("mu", dist.Normal(0.0, 5.0))
+        tau = ppl.sample("tau", dist.HalfCauchy(5.0))
+        z = ppl.sample("z", dist.Normal(0.0, 1.0).expand([8]))
+        ppl.sample("y", dist.Normal(mu + tau * z, errors))
+
+    return schools(ERRORS), {"y": EFFECTS}
+
+
+def hierarchical_regression(groups: int = 12, n: int = 120) -> Model:
+    group, x = jnp.arange(n) % groups, jnp.asarray(RNG.normal(size=n), jnp.float32)
+    slopes = RNG.normal(0.5, 0.4, groups)
+    y = 1.0 + slopes[np.asarray(group)] * np.asarray(x) + RNG.normal(0, 0.5, n)
+
+    @ppl.gen
+    def regression(x: jax.Array) -> None:
+        a, b = (ppl.sample(name, dist.Normal(0.0, 2.0)) for name in ("a", "b"))
+        spread = ppl.sample("spread", dist.HalfNormal(1.0))
+        z = ppl.sample("z", dist.Normal(0.0, 1.0).expand([groups]))
+        s = ppl.sample("s", dist.HalfNormal(1.0))
+        ppl.sample("y", dist.Normal(a + (b + spread * z)[group] * x, s))
+
+    return regression(x), {"y": jnp.asarray(y, jnp.float32)}
+
+
+def gaussian_process_classification(n: int = 25) -> Model:
+    x = jnp.linspace(-2.0, 2.0, n)
+    y = jnp.asarray(RNG.uniform(size=n) < 1 / (1 + np.exp(-2 * np.sin(2 * np.asarray(x)))), int)
+
+    @ppl.gen
+    def classification(x: jax.Array) -> None:
+        height = ppl.sample("height", dist.HalfNormal(2.0))
+        length = ppl.sample("length", dist.LogNormal(0.0, 0.5))
+        kernel = jnp.exp(-0.5 * ((x[:, None] - x) / length) ** 2) + 1e-4 * jnp.eye(n)
+        z = ppl.sample("z", dist.Normal(0.0, 1.0).expand([n]))
+        ppl.sample("y", dist.Bernoulli(logits=height * jnp.linalg.cholesky(kernel) @ z))
+
+    return classification(x), {"y": y}
+
+
+def horseshoe_regression(n: int = 60, d: int = 8) -> Model:
+    x = jnp.asarray(RNG.normal(size=(n, d)), jnp.float32)
+    y = x @ jnp.array([2.0, -1.0] + [0.0] * (d - 2)) + 0.7 * RNG.normal(size=n)
+
+    @ppl.gen
+    def regression(x: jax.Array) -> None:
+        local = ppl.sample("local", dist.HalfCauchy(1.0).expand([d]))
+        overall = ppl.sample("overall", dist.HalfCauchy(1.0))
+        z = ppl.sample("z", dist.Normal(0.0, 1.0).expand([d]))
+        s = ppl.sample("s", dist.HalfNormal(1.0))
+        ppl.sample("y", dist.Normal(x @ (overall * local * z), s))
+
+    return regression(x), {"y": jnp.asarray(y, jnp.float32)}
+
+
+def mixture(n: int = 100) -> Model:
+    y = np.where(RNG.uniform(size=n) < 0.35, RNG.normal(-2.0, 0.8, n), RNG.normal(1.5, 1.2, n))
+
+    @ppl.gen
+    def clusters(n: int) -> None:
+        p = ppl.sample("p", dist.Beta(2.0, 2.0))
+        low = ppl.sample("low", dist.Normal(-2.0, 1.0))
+        gap = ppl.sample("gap", dist.Gamma(4.0, 1.0))
+        s = ppl.sample("s", dist.HalfNormal(1.0).expand([2]))
+        law = dist.MixtureSameFamily(
+            dist.Categorical(jnp.stack([p, 1 - p])),
+            dist.Normal(jnp.stack([low, low + gap]), s),
+        )
+        ppl.sample("y", law.expand([n]))
+
+    return clusters(n), {"y": jnp.asarray(y, jnp.float32)}
+
+
+def stochastic_volatility(n: int = 60) -> Model:
+    walk = np.cumsum(0.25 * RNG.normal(size=n))
+    y = np.exp(0.5 * walk - 1.0) * RNG.normal(size=n)
+
+    @ppl.gen
+    def returns(n: int) -> None:
+        step = ppl.sample("step", dist.Exponential(5.0))
+        level = ppl.sample("level", dist.Normal(-2.0, 1.0))
+        z = ppl.sample("z", dist.Normal(0.0, 1.0).expand([n]))
+        ppl.sample("y", dist.Normal(0.0, jnp.exp(0.5 * (level + step * jnp.cumsum(z)))))
+
+    return returns(n), {"y": jnp.asarray(y, jnp.float32)}
+
+
+def zero_inflated_poisson(n: int = 120) -> Model:
+    x = jnp.asarray(RNG.normal(size=n), jnp.float32)
+    counts = RNG.poisson(np.exp(0.6 + 0.7 * np.asarray(x)))
+    y = np.where(RNG.uniform(size=n) < 0.3, 0, counts)
+
+    @ppl.gen
+    def visits(x: jax.Array) -> None:
+        gate = ppl.sample("gate", dist.Beta(1.0, 1.0))
+        a, b = (ppl.sample(name, dist.Normal(0.0, 2.0)) for name in ("a", "b"))
+        ppl.sample("y", dist.ZeroInflatedPoisson(gate, jnp.exp(a + b * x)))
+
+    return visits(x), {"y": jnp.asarray(y, int)}
+
+
+MODELS: dict[str, Callable[[], Model]] = {
+    f.__name__: f
+    for f in (
+        eight_schools_centred,
+        eight_schools,
+        hierarchical_regression,
+        gaussian_process_classification,
+        horseshoe_regression,
+        mixture,
+        stochastic_volatility,
+        zero_inflated_poisson,
+    )
+}
+GUIDES = {
+    "defaults": ppl.guides.mean_field,
+    "full rank": ppl.guides.full_rank,
+    "flow": ppl.guides.flow,
+}
+
+# --- comparison ---------------------------------------------------------------------------------
+
+
+def by_nuts(g: Any, data: Any, draws: int, chains: int) -> dict[str, np.ndarray]:
+    """Draws ``[n, ...]`` of every choice, thinned by nothing."""
+    mcmc = MCMC(
+        NUTS(ppl.to_numpyro(g, data), target_accept_prob=0.95),
+        num_warmup=draws // 2,
+        num_samples=draws,
+        num_chains=chains,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
+    mcmc.run(jax.random.PRNGKey(1))
+    found = {a: np.asarray(v) for a, v in mcmc.get_samples(group_by_chain=True).items()}
+    worst = max(float(np.max(numpyro.diagnostics.split_gelman_rubin(v))) for v in found.values())
+    print(f"    NUTS: worst R-hat {worst:.3f}")
+    return {a: v.reshape(-1, *v.shape[2:]) for a, v in found.items()}
+
+
+def error(drawn: Any, nuts: dict[str, np.ndarray]) -> tuple[float, str]:
+    """The worst error of a mean in standard deviations, and where it is."""
+    off = {
+        a: float(np.max(abs(np.mean(drawn[a], 0) - v.mean(0)) / v.std(0))) for a, v in nuts.items()
+    }
+    where = max(off, key=lambda a: off[a])
+    return off[where], where
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("names", nargs="*", default=list(MODELS))
+    parser.add_argument("--draws", type=int, default=4_000)
+    parser.add_argument("--chains", type=int, default=4)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore", ppl.SoundnessWarning)  # k_hat is printed
+    for name in options.names:
+        g, data = MODELS[name]()
+        print(name, flush=True)
+        nuts = by_nuts(g, data, options.draws, options.chains)
+        for kind, guide in GUIDES.items():
+            start = time.perf_counter()
+            posterior = ppl.infer(g, data, key=KEY, guide=guide)
+            seconds = time.perf_counter() - start
+            plain, where = error(posterior.sample(KEY, 20_000), nuts)
+            corrected, there = error(posterior.sample(KEY, 20_000, corrected=True), nuts)
+            print(
+                f"    {kind:10} plain {plain:5.3f} sd ({where}), corrected {corrected:5.3f} "
+                f"({there}), k_hat {posterior.k_hat:5.2f}, elbo {posterior.elbo:.2f}, "
+                f"{len(posterior.fit.history):,} steps, {seconds:.0f} s",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
