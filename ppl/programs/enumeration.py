@@ -40,8 +40,9 @@ class Enumeration(Algorithm):
         free = free_choices(target, "enumeration()", _IMPORTANCE)
         addresses, run = list(free), run_at(target, free)
 
-        def pick(i: int, logits: jax.Array) -> jax.Array:
-            return _sample(("index", *addresses[i]), dist.Categorical(logits=logits), drawn=True)
+        def pick(i: int, name: str, logits: jax.Array) -> jax.Array:
+            address = ("index", *addresses[i], *([name] if name else []))
+            return _sample(address, dist.Categorical(logits=logits), drawn=True)
 
         digits, log_z = draw(log_integrand(run, free), variables_of(free), pick)
         return run(*digits), log_z

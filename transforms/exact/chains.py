@@ -28,8 +28,18 @@ from ..estimation.estimator import Enumerated
 from ..program.choices import Choice, Path, choices
 from ..program.interpret import entering, interpret
 from ..program.site import Call, Expect, Factor, Site, call_p, expect_p, factor_p, sample_p
-from .side_by_side import Stacked
-from .tables import Class, Digit, Plan, Table, Variable, class_size, evaluate, plan_of
+from .tables import (
+    Class,
+    Digit,
+    Part,
+    Plan,
+    Table,
+    Variable,
+    class_size,
+    evaluate,
+    joined,
+    plan_of,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,8 +135,7 @@ class _Chain:
         plan = plan_of(
             self.variables,
             outs,
-            who="ppl.enum()",
-            instead="use ppl.reinforce() or ppl.mvd() for some of them",
+            who=("ppl.enum()", "use ppl.reinforce() or ppl.mvd() for some of them"),
         )
         groups = _groups(plan, outs)
         if groups is None:
@@ -134,10 +143,8 @@ class _Chain:
         m = len(self.variables)
 
         def scope(*args: Any) -> list[Any]:
-            values = [
-                v.whole(len(plan.signature(d)[0])) if isinstance(v, Stacked) else v
-                for d, v in zip(outs, evaluate(program, args, plan, outs), strict=True)
-            ]
+            parts = map(joined, evaluate(program, args, plan, outs))
+            values = [_on(plan, d, p) for d, p in zip(outs, parts, strict=True)]
             masses = [_spread(plan, d, v) for d, v in zip(outs[-m:], values[-m:], strict=True)]
             laws = {g: _law(plan, sorted(g), [masses[i] for i in sorted(g)]) for g in groups}
             means = [_mean(plan, laws, d, v) for d, v in zip(outs[:-m], values[:-m], strict=True)]
@@ -202,6 +209,15 @@ def _groups(plan: Plan, outs: Sequence[Dependence]) -> list[frozenset[int]] | No
         if d and not any(set(d) <= g for g in groups.values()):
             return None
     return list(groups.values())
+
+
+def _on(plan: Plan, d: Dependence, part: Part) -> jax.Array:
+    """An output with an axis for each of its digits in front."""
+    digits = sorted(plan.signature(d)[0])
+    own = part.value.shape[len(part.digits) :]
+    sizes = [plan.values(i) if (i, lag) in part.digits else 1 for i, lag in digits]
+    full = [plan.values(i) for i, _ in digits]
+    return jnp.broadcast_to(part.value.reshape(*sizes, *own), (*full, *own))
 
 
 def _spread(plan: Plan, d: Dependence, value: jax.Array) -> Table:
