@@ -288,7 +288,7 @@ def _eliminate(
         else:
             new, backward = _along_chain(plan, mine, n, reduce)
         backwards.append(backward)
-        left += [reduced(plan, t) for t in new]
+        left += new
     return functools.reduce(jnp.add, [t.value for t in left], jnp.zeros(())), backwards
 
 

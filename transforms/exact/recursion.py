@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .contraction import Look, Pick, Reduce, Summed, added, contract, reduced
+from .contraction import Look, Pick, Reduce, Summed, added, contract
 from .tables import END, Class, Digit, Plan, Table
 
 States = dict[Digit, jax.Array]
@@ -67,8 +67,7 @@ class Recursion:
             for t in alpha
         ]
         gone = [(i, n) for i, n in self.orders.items() if n <= at]
-        left, how = contract(self.plan, [*known, *new], gone, self.reduce, name)
-        return [reduced(self.plan, t) for t in left], how
+        return contract(self.plan, [*known, *new], gone, self.reduce, name)
 
     # --- the loop ---------------------------------------------------------------------------------
 

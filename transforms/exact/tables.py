@@ -330,35 +330,56 @@ def evaluate(
     m = len(plan.variables)
     in_step = [frozenset(e for e, c in enumerate(cs) if c is not None) for cs in plan.classes]
     same = [*[NO] * len(consts), *in_step]
-    program = compress(program, same)
-    worlds = Worlds(program, consts, list(map(plan.in_chain, range(m))), same)
+    program = compress(program, same) if any(in_step) else program
     meeting = [plan.signature(d)[0] for d in outs]
     every: list[Digit] = sorted(frozenset[Digit]().union(*meeting))
-    lags = {i: lag for i, lag in every}
     none = jnp.zeros((), jnp.result_type(int))
+    lags = {i: lag for i, lag in every}
+
+    def world(at: Mapping[Digit, jax.Array], w: int) -> list[jax.Array]:
+        return [digits(plan, i, at.get((i, min(w, lags.get(i, 0))), none)) for i in range(m)]
+
+    if not plan.depth:
+        plain = lambda at: _jax.evaluate(program, *consts, *world(at, 0))
+        found = _over_grid(plan, plain, every, meeting)
+        return [[Part(*x)] for x in zip(map(_in_order, meeting), found, strict=True)]
+    worlds = Worlds(program, consts, list(map(plan.in_chain, range(m))), same)
 
     def point(*numbers: jax.Array) -> list[Any]:
         at = dict(zip(every, numbers, strict=True))
-        world = lambda w: [
-            digits(plan, i, at.get((i, min(w, lags.get(i, 0))), none)) for i in range(m)
-        ]
-        return worlds.run([world(w) for w in range(plan.depth + 1)])
+        return worlds.run([world(at, w) for w in range(plan.depth + 1)])
 
     closed, held, shapes = _jax.trace(point, *[none] * len(every))
     reach = iter(_reached(closed, len(held), every))
-    flat, form = jax.tree.flatten(shapes)
     owner = [on for on, x in zip(meeting, shapes, strict=True) for _ in jax.tree.leaves(x)]
-    read = [tuple(sorted(on & r)) for on, r in zip(owner, reach, strict=True)]
-    axis, sizes = _axes(plan, every, meeting)
-    spec = [frozenset(axis[d] for d in ds) for ds in read]
-    run = lambda *at: _jax.evaluate(closed, *held, *(at[axis[d]] for d in every))
-    values = []
-    for ds, x in zip(read, over_axes(run, sizes, spec), strict=True):
-        front = sorted(axis[d] for d in ds)
-        order = [front.index(axis[d]) for d in ds]
-        values.append(jnp.transpose(x, [*order, *range(len(ds), x.ndim)]))
-    left = iter(zip(read, values, strict=True))
+    read = [on & r for on, r in zip(owner, reach, strict=True)]
+    run = lambda at: _jax.evaluate(closed, *held, *(at[d] for d in every))
+    found = _over_grid(plan, run, every, read)
+    left = iter(zip(map(_in_order, read), found, strict=True))
     return [_parts(x, left) for x in shapes]
+
+
+def _in_order(on: Iterable[Digit]) -> tuple[Digit, ...]:
+    return tuple(sorted(on))
+
+
+def _over_grid(
+    plan: Plan,
+    f: Callable[[Mapping[Digit, jax.Array]], list[jax.Array]],
+    every: Sequence[Digit],
+    meeting: Sequence[frozenset[Digit]],
+) -> list[jax.Array]:
+    """The results at all values of those digits that each depends on, which are axes in front."""
+    axis, sizes = _axes(plan, every, meeting)
+    spec = [frozenset(axis[d] for d in on) for on in meeting]
+    run = lambda *at: f({d: at[axis[d]] for d in every})
+    out = []
+    for on, x in zip(meeting, over_axes(run, sizes, spec), strict=True):
+        front = sorted(axis[d] for d in on)
+        order = [front.index(axis[d]) for d in sorted(on)]
+        moved = order != sorted(order)
+        out.append(jnp.transpose(x, [*order, *range(len(on), x.ndim)]) if moved else x)
+    return out
 
 
 def _parts(shape: Any, left: Iterator[tuple[tuple[Digit, ...], jax.Array]]) -> list[Part]:
@@ -408,6 +429,8 @@ def digits(plan: Plan, i: int, number: jax.Array) -> jax.Array:
     """The digits of each element, from the number of a joint value: one for each element of the
     classes, which are axes in order, or the same for all."""
     v, classes = plan.variables[i], plan.classes[i]
+    if not v.shape:
+        return number
     if number.ndim:
         order = sorted(plan.of(i))
         number = jnp.transpose(number, [order.index(c) for c in classes if c is not None])
