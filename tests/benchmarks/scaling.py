@@ -228,7 +228,12 @@ def main() -> None:
     parser.add_argument("--only", default="", help="a part of the names of the rows to measure")
     asked = parser.parse_args()
     warnings.simplefilter("ignore", ppl.SoundnessWarning)
-    rows = [r for name in PAIRS if asked.only in name for r in compare(name, asked.blocks, asked.seconds)]
+    rows = [
+        r
+        for name in PAIRS
+        if asked.only in name
+        for r in compare(name, asked.blocks, asked.seconds)
+    ]
     print(measure.table(rows))
     if asked.only:
         return

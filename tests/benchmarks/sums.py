@@ -181,10 +181,12 @@ PAIRS: dict[str, Callable[[], Pair]] = {
 }
 
 
-def costs(pair: Pair) -> list[Any]:
-    """What value and gradient in all arrays cost, by hand and ours, compiled."""
+def costs(pair: Pair, compiled: bool = True) -> list[Any]:
+    """What value and gradient in all arrays cost, by hand and ours."""
     by_hand, ours, args = pair
     numbers = tuple(range(1, 1 + len(args)))
-    key = jax.random.key(0)
-    run = lambda f: jax.jit(jax.value_and_grad(f, numbers)).lower(key, *args).compile()
-    return [run(f).cost_analysis() for f in (by_hand, ours)]
+    found = []
+    for f in (by_hand, ours):
+        lowered = jax.jit(jax.value_and_grad(f, numbers)).lower(jax.random.key(0), *args)
+        found.append((lowered.compile() if compiled else lowered).cost_analysis())
+    return found

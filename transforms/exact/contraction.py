@@ -20,8 +20,6 @@ from jax import lax
 from .orders import best_order
 from .tables import Class, Digit, Plan, Table, check_size
 
-Reduce = Callable[[jax.Array, int], jax.Array]
-"""``reduce(x, axis)``: the log of the sum of exp, or what takes its place."""
 Pick = Callable[[int, str, jax.Array], jax.Array]
 """``pick(i, name, logits)``: a draw of a variable for each element: ``f32[..., K]`` to an index
 into the last axis. Several draws of one variable have different names."""
@@ -54,14 +52,39 @@ def _(axis: int, primals: Any, tangents: Any) -> Any:
     return out, share * lax.reduce_sum(e * tangents[0], (axis,))
 
 
-def added(tables: Sequence[Table], digits: Sequence[Digit], classes: Sequence[Class]) -> jax.Array:
-    """The sum of tables, the smallest first, each time where it grows least."""
-    left = [(frozenset(t.digits), t.laid_out(digits, classes)) for t in tables]
-    on, total = left.pop(min(range(len(left)), key=lambda k: left[k][1].size))
+@dataclasses.dataclass(frozen=True)
+class Algebra:
+    """How tables are multiplied, and what takes the place of a sum."""
+
+    times: Callable[[jax.Array, jax.Array], jax.Array]
+    plus: Callable[[jax.Array, int], jax.Array]
+    """Of an array along an axis."""
+    product: Callable[[jax.Array, tuple[int, ...], int], jax.Array]
+    """Over axes, and a number of elements that are alike."""
+    one: float
+
+
+LOG = Algebra(jnp.add, log_sum_exp, lambda x, axes, n: n * jnp.sum(x, axis=axes), 0.0)
+BEST = dataclasses.replace(LOG, plus=jnp.max)
+LAW = Algebra(
+    jnp.multiply,
+    jnp.sum,
+    lambda x, axes, n: x[tuple(0 if a in axes else slice(None) for a in range(x.ndim))],
+    1.0,
+)
+"""Of probabilities: that of a value does not depend on the element of a plate it is not in."""
+
+
+def multiplied(
+    tables: Sequence[Table], digits: Sequence[Digit], classes: Sequence[Class], algebra: Algebra
+) -> jax.Array:
+    """The product of tables, the smallest first, each time where it grows least."""
+    left = [t.laid_out(digits, classes) for t in tables]
+    total = left.pop(min(range(len(left)), key=lambda k: left[k].size))
     while left:
-        grown = lambda k: math.prod(jnp.broadcast_shapes(total.shape, left[k][1].shape))
-        more, x = left.pop(min(range(len(left)), key=lambda k: (grown(k), left[k][1].size)))
-        on, total = on | more, total + x
+        grown = lambda k: math.prod(map(max, zip(total.shape, left[k].shape, strict=True)))
+        x = left.pop(min(range(len(left)), key=lambda k: (grown(k), left[k].size)))
+        total = algebra.times(total, x)
     return total
 
 
@@ -75,7 +98,7 @@ def merged(tables: Iterable[Table], without: Iterable[Digit] = ()) -> Table:
     return Table(tuple(sorted(digits)), tuple(sorted(classes)), None, pins)
 
 
-def reduced(plan: Plan, t: Table) -> Table:
+def reduced(plan: Plan, t: Table, algebra: Algebra) -> Table:
     """The product over the plates in which no digit of a table is."""
     inside = frozenset[Class]().union(*(plan.of(i) for i, _ in t.digits))
     kept = tuple(c for c in t.classes if c in inside)
@@ -83,9 +106,9 @@ def reduced(plan: Plan, t: Table) -> Table:
     if t.value is None or kept == t.classes:
         return dataclasses.replace(t, classes=kept, pins=pins)
     axes = [(len(t.digits) + k, c) for k, c in enumerate(t.classes) if c not in inside]
-    value = jnp.sum(t.value, axis=tuple(a for a, _ in axes))
-    times = math.prod(plan.length(c) for a, c in axes if t.value.shape[a] == 1)
-    return Table(t.digits, kept, value * times if times > 1 else value, pins)
+    alike = math.prod(plan.length(c) for a, c in axes if t.value.shape[a] == 1)
+    value = algebra.product(t.value, tuple(a for a, _ in axes), alike)
+    return dataclasses.replace(t, classes=kept, value=value, pins=pins)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,30 +135,31 @@ class Summed:
 
 
 def sum_digit(
-    plan: Plan, tables: Sequence[Table], digit: Digit, reduce: Reduce, name: str = ""
+    plan: Plan, tables: Sequence[Table], digit: Digit, algebra: Algebra, name: str = ""
 ) -> tuple[Table, Summed]:
     """A digit summed out of the tables that have it."""
     out = merged(tables, [digit])
     if tables and tables[0].value is None:
-        return reduced(plan, out), Summed(digit, out, name)
+        return reduced(plan, out, algebra), Summed(digit, out, name)
     order = (digit, *out.digits)
     if not tables:
-        tables = [untouched(plan, digit, sorted(plan.of(digit[0]) - plan.chains))]
+        tables = [untouched(plan, digit, sorted(plan.of(digit[0]) - plan.chains), algebra)]
         out = dataclasses.replace(out, classes=tables[0].classes)
-    every = added(tables, order, out.classes)
-    value = reduce(every, 0)
+    every = multiplied(tables, order, out.classes, algebra)
+    value = algebra.plus(every, 0)
     kept = dataclasses.replace(out, digits=order, value=every)
-    return reduced(plan, dataclasses.replace(out, value=value)), Summed(digit, kept, name)
+    new = reduced(plan, dataclasses.replace(out, value=value), algebra)
+    return new, Summed(digit, kept, name)
 
 
-def untouched(plan: Plan, digit: Digit, classes: Sequence[Class]) -> Table:
+def untouched(plan: Plan, digit: Digit, classes: Sequence[Class], algebra: Algebra) -> Table:
     """The table of a digit whose values are all alike."""
     sizes = [plan.values(digit[0]), *map(plan.size, classes)]
-    return Table((digit,), tuple(classes), jnp.zeros(sizes))
+    return Table((digit,), tuple(classes), jnp.full(sizes, algebra.one))
 
 
 def contract(
-    plan: Plan, tables: Sequence[Table], gone: Sequence[Digit], reduce: Reduce, name: str = ""
+    plan: Plan, tables: Sequence[Table], gone: Sequence[Digit], algebra: Algebra, name: str = ""
 ) -> tuple[list[Table], list[Summed]]:
     """Digits summed out of tables that have them, in the best order."""
     left, kept = list(tables), []
@@ -150,14 +174,13 @@ def contract(
         mine = [t for t in left if digit in t.digits]
         left = [t for t in left if digit not in t.digits]
         check_size(plan, merged(mine).digits, [i for i, _ in order[:n]])
-        new, how = sum_digit(plan, mine, digit, reduce, name and f"{name} {digit[1]}")
+        new, how = sum_digit(plan, mine, digit, algebra, name and f"{name} {digit[1]}")
         left.append(new)
         kept.append(how)
     return left, kept
 
 
 __all__ = [
-    *("Look", "Pick", "Reduce", "Summed", "added", "contract", "log_sum_exp", "merged", "reduced"),
-    "sum_digit",
-    "untouched",
+    *("BEST", "LAW", "LOG", "Algebra", "Look", "Pick", "Summed", "contract", "log_sum_exp"),
+    *("merged", "multiplied", "reduced", "sum_digit", "untouched"),
 ]

@@ -35,9 +35,10 @@ from ..analyses.terms import split
 from .contraction import (
     Look,
     Pick,
-    Reduce,
     Summed,
-    log_sum_exp,
+    BEST,
+    LOG,
+    Algebra,
     merged,
     reduced,
     sum_digit,
@@ -70,7 +71,7 @@ def log_sum(f: Callable[..., jax.Array], variables: Sequence[Variable]) -> jax.A
     Raises:
         UnsupportedError: too many joint values are needed.
     """
-    return _eliminate(*_plan(f, variables, ENUMERATION), log_sum_exp)[0]
+    return _eliminate(*_plan(f, variables, ENUMERATION), LOG)[0]
 
 
 def draw(
@@ -89,7 +90,7 @@ def best(
 ) -> tuple[list[jax.Array], jax.Array]:
     """The digits at which f(*digits) is largest (the first of several), and that value."""
     first = lambda i, name, x: jnp.argmax(x, axis=-1)
-    return _backwards(f, variables, first, who, jnp.max)
+    return _backwards(f, variables, first, who, BEST)
 
 
 def marginals(
@@ -104,7 +105,7 @@ def marginals(
 
     def total(weights: list[jax.Array]) -> jax.Array:
         at = functools.partial(f, weights)
-        return _eliminate(*_plan(at, variables, who), log_sum_exp)[0]
+        return _eliminate(*_plan(at, variables, who), LOG)[0]
 
     zeros = [jnp.zeros((*v.shape, v.n)) for v in variables]
     value, found = jax.value_and_grad(total)(zeros)
@@ -116,10 +117,10 @@ def _backwards(
     variables: Sequence[Variable],
     pick: Pick,
     who: Who,
-    reduce: Reduce = log_sum_exp,
+    algebra: Algebra = LOG,
 ) -> tuple[list[jax.Array], jax.Array]:
     plan, found = _plan(f, variables, who)
-    value, backwards = _eliminate(plan, found, reduce)
+    value, backwards = _eliminate(plan, found, algebra)
     drawn: Drawn = {}
     for step in reversed(backwards):
         drawn |= step(drawn, pick)
@@ -211,7 +212,7 @@ def _order(plan: Plan, found: Sequence[Table]) -> list[_Node]:
         points = math.prod(map(plan.size, each.classes))
         return points * math.prod(plan.values(i) for i, _ in {(n.variables[0], 0), *each.digits})
 
-    dry = [reduced(plan, dataclasses.replace(t, value=None)) for t in found]
+    dry = [reduced(plan, dataclasses.replace(t, value=None), LOG) for t in found]
     of_table = lambda t: {node_of[i] for i, _ in t.digits}
     try:
         return best_order(nodes, dry, of_table, lambda n, mine: _merge(plan, n, mine), cost)
@@ -248,7 +249,7 @@ def _merge(plan: Plan, n: _Node, mine: Sequence[Table]) -> list[Table] | None:
             new = dataclasses.replace(new, classes=classes, pins=rest)
         if any(len(at) > 1 for c, at in pins.items() if c != n.chain):
             return None
-        out.append(reduced(plan, new))
+        out.append(reduced(plan, new, LOG))
     return out
 
 
@@ -270,40 +271,40 @@ Backward = Callable[[Drawn, Pick], Drawn]
 
 
 def _eliminate(
-    plan: Plan, found: Sequence[Table], reduce: Reduce
+    plan: Plan, found: Sequence[Table], algebra: Algebra
 ) -> tuple[jax.Array, list[Backward]]:
     """The variables summed out one by one.
 
     Also, for each step, how its variables are drawn given those that are summed out later.
     """
     backwards: list[Backward] = []
-    left = [reduced(plan, t) for t in (*found, *_untouched(plan, found))]
+    left = [reduced(plan, t, algebra) for t in (*found, *_untouched(plan, found, algebra))]
     order = _order(plan, left)
     for k, n in enumerate(order):
         mine = [t for t in left if any(i in n.variables for i, _ in t.digits)]
         left = [t for t in left if all(i not in n.variables for i, _ in t.digits)]
         if n.chain is None:
             before = [i for o in order[:k] for i in o.variables]
-            new, backward = _summed_out(plan, mine, n, reduce, before)
+            new, backward = _summed_out(plan, mine, n, algebra, before)
         else:
-            new, backward = _along_chain(plan, mine, n, reduce)
+            new, backward = _along_chain(plan, mine, n, algebra)
         backwards.append(backward)
         left += new
     return functools.reduce(jnp.add, [t.value for t in left], jnp.zeros(())), backwards
 
 
-def _untouched(plan: Plan, found: Sequence[Table]) -> list[Table]:
+def _untouched(plan: Plan, found: Sequence[Table], algebra: Algebra) -> list[Table]:
     """A table for each variable that has none."""
     out = []
     for i in set(range(len(plan.variables))).difference(j for t in found for j, _ in t.digits):
-        t = untouched(plan, (i, 0), sorted(plan.of(i)))
+        t = untouched(plan, (i, 0), sorted(plan.of(i)), algebra)
         chains = sorted(plan.of(i) & plan.chains)
         out += steps_apart(plan, t, chains[0]) if chains else [t]
     return out
 
 
 def _summed_out(
-    plan: Plan, mine: Sequence[Table], n: _Node, reduce: Reduce, before: Sequence[int]
+    plan: Plan, mine: Sequence[Table], n: _Node, algebra: Algebra, before: Sequence[int]
 ) -> tuple[list[Table], Backward]:
     (i,) = n.variables
     (chain,) = plan.of(i) & plan.chains or {None}
@@ -311,7 +312,7 @@ def _summed_out(
     how: dict[int | None, Summed] = {}
     for at, part in _pieces(plan, n, mine).items():
         check_size(plan, merged(part).digits, before)
-        t, how[at] = sum_digit(plan, part, (i, 0), reduce, "" if at is None else f"{at}")
+        t, how[at] = sum_digit(plan, part, (i, 0), algebra, "" if at is None else f"{at}")
         new.append(t)
 
     def backward(drawn: Drawn, pick: Pick) -> Drawn:
@@ -349,10 +350,10 @@ def _look(plan: Plan, drawn: Drawn, table: Table) -> Look:
 
 
 def _along_chain(
-    plan: Plan, mine: Sequence[Table], n: _Node, reduce: Reduce
+    plan: Plan, mine: Sequence[Table], n: _Node, algebra: Algebra
 ) -> tuple[list[Table], Backward]:
     assert n.chain is not None
-    chain = Recursion(plan, mine, n.variables, n.chain, reduce)
+    chain = Recursion(plan, mine, n.variables, n.chain, algebra)
 
     def backward(drawn: Drawn, pick: Pick) -> Drawn:
         return chain.draw(functools.partial(_look, plan, drawn), pick)

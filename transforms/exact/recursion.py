@@ -17,57 +17,49 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .contraction import Look, Pick, Reduce, Summed, added, contract
+from .contraction import Algebra, Look, Pick, Summed, contract, multiplied
 from .tables import END, Class, Digit, Plan, Table
 
 States = dict[Digit, jax.Array]
-Scope = tuple[tuple[Digit, ...], tuple[Class, ...]]
 
 
-class Recursion:
-    """Of a chain of ``group``, variables with the same classes; ``tables`` are those that have
-    them. ``result`` are the tables that are left of them."""
+class Forward:
+    """The steps of a chain of ``group``, variables of which ``orders`` says how many of their last
+    values later steps read; ``tables`` are those that have them."""
 
     def __init__(
-        self, plan: Plan, tables: Sequence[Table], group: Sequence[int], chain: Class, reduce: Reduce
+        self,
+        plan: Plan,
+        tables: Sequence[Table],
+        orders: Mapping[int, int],
+        chain: Class,
+        algebra: Algebra,
     ):
-        self.plan, self.group, self.chain, self.reduce = plan, group, chain, reduce
-        self.classes = sorted(plan.of(group[0]) - {chain})
+        self.plan, self.orders, self.chain, self.algebra = plan, orders, chain, algebra
         self.start, self.size = plan.starts(chain), plan.size(chain)
-        self.orders = dict.fromkeys(group, 1)
-        for t in tables:
-            for i, lag in t.digits:
-                if i in self.orders:
-                    ends = t.pins.get(chain) == END
-                    self.orders[i] = max(self.orders[i], lag + ends)
-        pinned = lambda at: [self._unpinned(t) for t in tables if t.pins.get(chain) == at]
-        self.first, self.last = [pinned(at) for at in range(self.start)], pinned(END)
+        self.first = [self._pinned(tables, at) for at in range(self.start)]
         self.fixed, self.varying = self._steps([t for t in tables if chain in t.classes])
-        alpha: list[Table] = []
         self.before: list[list[Table]] = []
+        alpha: list[Table] = []
         for at in range(self.start):
             self.before.append(alpha)
-            alpha, _ = self._advance(alpha, self.first[at], at)
-        if self.size > self.start:
-            alpha = self._run(alpha)
-        ending = [(i, lag) for i in group for lag in range(min(self.orders[i], self.size))]
-        self.result, self._ending = contract(plan, [*alpha, *self.last], ending, reduce, "last")
+            alpha = self.advance(alpha, self.first[at], at)
+        self.alphas: list[jax.Array] = []
+        self.final = self._run(alpha) if self.size > self.start else alpha
 
-    def _unpinned(self, t: Table) -> Table:
-        return dataclasses.replace(t, pins={c: at for c, at in t.pins.items() if c != self.chain})
-
-    def _advance(
-        self, alpha: Sequence[Table], new: Sequence[Table], at: int, name: str = ""
-    ) -> tuple[list[Table], list[Summed]]:
+    def advance(self, alpha: Sequence[Table], new: Sequence[Table], at: int) -> list[Table]:
         """The tables after a step, which is far from the first if ``at`` is large."""
-        known = [
-            dataclasses.replace(
-                t, digits=tuple((i, lag + (i in self.orders)) for i, lag in t.digits)
-            )
-            for t in alpha
-        ]
-        gone = [(i, n) for i, n in self.orders.items() if n <= at]
-        return contract(self.plan, [*known, *new], gone, self.reduce, name)
+        raise NotImplementedError
+
+    def _pinned(self, tables: Sequence[Table], at: int) -> list[Table]:
+        without = lambda t: {c: at for c, at in t.pins.items() if c != self.chain}
+        mine = [t for t in tables if t.pins.get(self.chain) == at]
+        return [dataclasses.replace(t, pins=without(t)) for t in mine]
+
+    def later(self, alpha: Sequence[Table]) -> list[Table]:
+        """What is known of a step, as it is read one step later."""
+        late = lambda t: tuple((i, lag + (i in self.orders)) for i, lag in t.digits)
+        return [dataclasses.replace(t, digits=late(t), owner=None) for t in alpha]
 
     # --- the loop ---------------------------------------------------------------------------------
 
@@ -76,10 +68,11 @@ class Recursion:
         front. Those of the same digits are added up."""
         kinds: dict[Any, list[Table]] = {}
         for t in tables:
-            kinds.setdefault((t.value.shape[self._axis(t)] == 1, t.digits, t.classes), []).append(t)
+            same = t.value.shape[self._axis(t)] == 1
+            kinds.setdefault((same, t.digits, t.classes, t.owner), []).append(t)
         fixed, varying = [], []
-        for (same, on, classes), ts in kinds.items():
-            total = dataclasses.replace(ts[0], value=added(ts, on, classes))
+        for (same, on, classes, _), ts in kinds.items():
+            total = dataclasses.replace(ts[0], value=multiplied(ts, on, classes, self.algebra))
             axis, rest = self._axis(total), tuple(c for c in classes if c != self.chain)
             if same and self.plan.length(self.chain) > 1:
                 value = jnp.squeeze(total.value, axis)
@@ -92,7 +85,7 @@ class Recursion:
     def _axis(self, t: Table) -> int:
         return len(t.digits) + t.classes.index(self.chain)
 
-    def _new(self, values: Sequence[Any]) -> list[Table]:
+    def rows(self, values: Sequence[Any]) -> list[Table]:
         rows = zip(self.varying, values, strict=True)
         return [*self.fixed, *(dataclasses.replace(t, value=x) for t, x in rows)]
 
@@ -100,12 +93,12 @@ class Recursion:
         self.form = self._form(alpha)
 
         def step(carry: list[jax.Array], xs: list[jax.Array]) -> tuple[list[jax.Array], Any]:
-            after, _ = self._advance(self._unpack(carry), self._new(xs), self.size)
+            after = self.advance(self.unpack(carry), self.rows(xs), self.size)
             return self._pack(after), carry
 
-        rows = [t.value for t in self.varying]
-        final, self.alphas = lax.scan(step, self._pack(alpha), rows, length=self.size - self.start)
-        return self._unpack(final)
+        xs = [t.value for t in self.varying]
+        final, self.alphas = lax.scan(step, self._pack(alpha), xs, length=self.size - self.start)
+        return self.unpack(final)
 
     def _form(self, alpha: Sequence[Table]) -> list[Table]:
         """The digits of the tables that are known after each step, such that a step leads from them
@@ -113,7 +106,7 @@ class Recursion:
         dry = lambda ts: [dataclasses.replace(t, value=None) for t in ts]
         form = _largest(dry(alpha))
         while True:
-            after, _ = self._advance(form, dry([*self.fixed, *self.varying]), self.size)
+            after = self.advance(form, dry([*self.fixed, *self.varying]), self.size)
             more = _largest([*form, *dry(after)])
             if [t.digits for t in more] == [t.digits for t in form]:
                 return [self._whole(t) for t in form]
@@ -133,14 +126,49 @@ class Recursion:
         for f, ts in zip(self.form, parts, strict=True):
             shape = [self.plan.values(i) for i, _ in f.digits]
             shape += [self.plan.length(c) for c in f.classes]
-            x = added(ts, f.digits, f.classes) if ts else jnp.zeros(())
+            x = (
+                multiplied(ts, f.digits, f.classes, self.algebra)
+                if ts
+                else jnp.full((), self.algebra.one)
+            )
             out.append(jnp.broadcast_to(x, shape))
         return out
 
-    def _unpack(self, carry: Sequence[jax.Array]) -> list[Table]:
+    def unpack(self, carry: Sequence[jax.Array]) -> list[Table]:
         return [dataclasses.replace(f, value=x) for f, x in zip(self.form, carry, strict=True)]
 
-    # --- draws ------------------------------------------------------------------------------------
+
+class Recursion(Forward):
+    """The sum over all values of a chain of ``group``, variables with the same classes; ``result``
+    are the tables that are left."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        tables: Sequence[Table],
+        group: Sequence[int],
+        chain: Class,
+        algebra: Algebra,
+    ):
+        self.classes = sorted(plan.of(group[0]) - {chain})
+        orders = dict.fromkeys(group, 1)
+        for t in tables:
+            for i, lag in t.digits:
+                if i in orders:
+                    orders[i] = max(orders[i], lag + (t.pins.get(chain) == END))
+        super().__init__(plan, tables, orders, chain, algebra)
+        ending = [(i, lag) for i, n in orders.items() for lag in range(min(n, self.size))]
+        last = [*self.final, *self._pinned(tables, END)]
+        self.result, self._ending = contract(plan, last, ending, algebra, "last")
+
+    def advance(self, alpha: Sequence[Table], new: Sequence[Table], at: int) -> list[Table]:
+        return self._summed(alpha, new, at)[0]
+
+    def _summed(
+        self, alpha: Sequence[Table], new: Sequence[Table], at: int, name: str = ""
+    ) -> tuple[list[Table], list[Summed]]:
+        gone = [(i, n) for i, n in self.orders.items() if n <= at]
+        return contract(self.plan, [*self.later(alpha), *new], gone, self.algebra, name)
 
     def draw(self, outer: Callable[[Table], Look], pick: Pick) -> dict[int, jax.Array]:
         """The variables, all steps of them; ``outer`` says what was drawn of others."""
@@ -151,16 +179,16 @@ class Recursion:
 
             def one(window: States, x: Any) -> tuple[States, States]:
                 alpha, rows = x
-                _, how = self._advance(self._unpack(alpha), self._new(rows), self.size, "step")
+                _, how = self._summed(self.unpack(alpha), self.rows(rows), self.size, "step")
                 return self._back(self._drawn(how, window, outer, pick))
 
             window, later = lax.scan(one, window, xs, reverse=True)
         for at in reversed(range(self.start)):
-            _, how = self._advance(self.before[at], self.first[at], at, f"{at}")
+            _, how = self._summed(self.before[at], self.first[at], at, f"{at}")
             window, now = self._back(self._drawn(how, window, outer, pick))
             steps.append(now)
         out: dict[int, jax.Array] = {}
-        for i in self.group:
+        for i in self.orders:
             x = jnp.stack([s[i, 0] for s in reversed(steps)])
             if self.size > self.start:
                 x = jnp.concatenate([x, later[i, 0]])

@@ -94,8 +94,7 @@ class Worlds:
             elif eqn.primitive is _jax.scan_p:
                 # more steps back than there are worlds is what nothing asks for
                 made = [
-                    self._scan(quiet if n else eqn, ins[n:] + ins[-1:] * n)
-                    for n in range(len(ins))
+                    self._scan(quiet if n else eqn, ins[n:] + ins[-1:] * n) for n in range(len(ins))
                 ]
             else:
                 made = [
@@ -177,9 +176,9 @@ class _Loop:
         last, entering = lax.scan(alone, plain, self.rows[0], length=n, reverse=reverse)
         if not drawn:
             rows = self.some(self.rows[0], slice(None))
-            outs = jax.vmap(
-                lambda c, x: self.outputs(c, [], x), (0, self._in_axes), axis_size=n
-            )(entering, rows)
+            outs = jax.vmap(lambda c, x: self.outputs(c, [], x), (0, self._in_axes), axis_size=n)(
+                entering, rows
+            )
             return [*last, *outs]
         assert not reverse
         depth = max(len(self.rows) - 1, 1)

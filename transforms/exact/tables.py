@@ -55,12 +55,14 @@ class Variable:
 @dataclasses.dataclass(frozen=True, eq=False)
 class Table:
     """An array with an axis for each digit, and then for each class (of size 1 where it is the same
-    in all steps of a chain). ``pins`` are the steps of chains that it stands at."""
+    in all steps of a chain). ``pins`` are the steps of chains that it stands at; ``owner`` is the
+    variable whose probability it is, if it is one."""
 
     digits: tuple[Digit, ...]
     classes: tuple[Class, ...]
     value: Any = None
     pins: Mapping[Class, int] = dataclasses.field(default_factory=dict)
+    owner: int | None = None
 
     def laid_out(self, digits: Sequence[Digit], classes: Sequence[Class]) -> jax.Array:
         """The value with these axes, of size 1 where it has none."""
@@ -313,7 +315,8 @@ def steps_apart(plan: Plan, t: Table, chain: Class) -> list[Table]:
             at if k == axis else 0 if k in early else slice(None) for k in range(t.value.ndim)
         )
         digits = tuple(d for k, d in enumerate(t.digits) if k not in early)
-        out.append(Table(digits, fewer, t.value[index], {**t.pins, chain: at}))
+        pins = {**t.pins, chain: at}
+        out.append(Table(digits, fewer, t.value[index], pins, t.owner))
     later = jax.lax.slice_in_dim(t.value, plan.starts(chain), None, axis=axis)
     return [*out, dataclasses.replace(t, value=later)] if later.size else out
 
@@ -390,9 +393,7 @@ def _parts(shape: Any, left: Iterator[tuple[tuple[Digit, ...], jax.Array]]) -> l
     return [*first, rest] if rest.steps else first
 
 
-def _reached(
-    closed: _jax.ClosedJaxpr, n: int, every: Sequence[Digit]
-) -> list[frozenset[Digit]]:
+def _reached(closed: _jax.ClosedJaxpr, n: int, every: Sequence[Digit]) -> list[frozenset[Digit]]:
     """The digits that each output is computed from; they come after ``n`` other inputs."""
     none = frozenset[Digit]()
     env: dict[Any, frozenset[Digit]] = {
