@@ -41,7 +41,8 @@ def late(z: Any, *start: int) -> Any:
 
 
 def pick(name: str, logits: Any) -> Any:
-    return ppl.sample(name, dist.Categorical(logits=logits), ppl.enum())
+    law: Any = dist.Categorical(logits=logits)
+    return ppl.sample(name, law, ppl.enum())
 
 
 class Case(NamedTuple):

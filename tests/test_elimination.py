@@ -931,8 +931,8 @@ def test_a_dropped_product_is_seen(name: str, monkeypatch: pytest.MonkeyPatch) -
     """One element of a plate stands for all."""
     reduced = contraction.reduced
 
-    def mutant(plan: Any, t: Any) -> Any:
-        out = reduced(plan, t)
+    def mutant(plan: Any, t: Any, algebra: Any) -> Any:
+        out = reduced(plan, t, algebra)
         if t.value is None or t.classes == out.classes:
             return out
         n = len(t.digits)

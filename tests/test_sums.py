@@ -6,7 +6,6 @@ optimizes, since it takes longer to compile.
 
 from __future__ import annotations
 
-import jax
 import pytest
 import sums
 

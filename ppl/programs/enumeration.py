@@ -16,8 +16,8 @@ from estimators.enumeration import Enum
 from transforms import _jax
 from transforms.errors import Address, UnsupportedError, show
 from transforms.estimation.elements import apart
+from transforms.exact.classes import Variable
 from transforms.exact.elimination import draw, log_sum
-from transforms.exact.tables import Variable
 from transforms.program.choices import Choice, abstract_distribution
 from transforms.program.site import Site
 from transforms.program.site import sample as _sample

@@ -28,8 +28,9 @@ from ..estimation.estimator import Enumerated
 from ..program.choices import Choice, Path, choices
 from ..program.interpret import entering, interpret
 from ..program.site import Call, Expect, Factor, Site, call_p, expect_p, factor_p, sample_p
+from .classes import Class, Plan, Variable, plan_of
 from .laws import Laws
-from .tables import Class, Part, Plan, Variable, evaluate, joined, plan_of, tables
+from .tables import Part, evaluate, joined, tables
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,15 +10,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from .classes import Class, Digit, Plan, check_size
 from .orders import best_order
-from .tables import Class, Digit, Plan, Table, check_size
+from .tables import Table
 
 Pick = Callable[[int, str, jax.Array], jax.Array]
 """``pick(i, name, logits)``: a draw of a variable for each element: ``f32[..., K]`` to an index
@@ -181,6 +182,18 @@ def contract(
 
 
 __all__ = [
-    *("BEST", "LAW", "LOG", "Algebra", "Look", "Pick", "Summed", "contract", "log_sum_exp"),
-    *("merged", "multiplied", "reduced", "sum_digit", "untouched"),
+    "BEST",
+    "LAW",
+    "LOG",
+    "Algebra",
+    "Look",
+    "Pick",
+    "Summed",
+    "contract",
+    "log_sum_exp",
+    "merged",
+    "multiplied",
+    "reduced",
+    "sum_digit",
+    "untouched",
 ]

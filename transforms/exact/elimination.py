@@ -23,7 +23,6 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,13 +31,14 @@ from .. import _jax
 from ..analyses.contained import resolve
 from ..analyses.dependence import NONE, Along, Dependence, Dependences
 from ..analyses.terms import split
+from .classes import Class, Digit, Plan, Variable, Who, check_size, plan_of
 from .contraction import (
-    Look,
-    Pick,
-    Summed,
     BEST,
     LOG,
     Algebra,
+    Look,
+    Pick,
+    Summed,
     merged,
     reduced,
     sum_digit,
@@ -46,21 +46,7 @@ from .contraction import (
 )
 from .orders import Stuck, best_order
 from .recursion import Recursion
-from .tables import (
-    END,
-    Class,
-    Digit,
-    Plan,
-    Table,
-    Variable,
-    Who,
-    check_size,
-    digits,
-    evaluate,
-    plan_of,
-    steps_apart,
-    tables,
-)
+from .tables import END, Table, digits, evaluate, steps_apart, tables
 
 ENUMERATION: Who = "enumeration()", "use ppl.importance(n, proposal)"
 

@@ -8,16 +8,16 @@ and is left out. So a step asks for the law of the step before alone, by the sam
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from .classes import Class, Digit, Plan
 from .contraction import LAW, contract, multiplied
 from .recursion import Forward
-from .tables import Class, Digit, Plan, Table
+from .tables import Table
 
 
 class Laws(Forward):

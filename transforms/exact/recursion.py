@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from .classes import Class, Digit, Plan
 from .contraction import Algebra, Look, Pick, Summed, contract, multiplied
-from .tables import END, Class, Digit, Plan, Table
+from .tables import END, Table
 
 States = dict[Digit, jax.Array]
 
