@@ -587,6 +587,36 @@ def two_loops_density(p: Any, d: Any, a: Any, z: Any) -> Any:
     return path(soft(p["B"]), a, 1) + path(soft(p["A"]), z, a[-1]) + seen
 
 
+def remembered(p: Any) -> Any:
+    """The second loop carries the end of the first along, in a state that never forgets it."""
+
+    @ppl.gen
+    def g() -> None:
+        def warm(c: Any, _: Any) -> Any:
+            z = pick("a", p["B"][c[1]])
+            return (c[1], z), None
+
+        def step(c: Any, u: Any) -> Any:
+            y, h, late = c
+            y = pick("z", p["A"][y] + h)
+            see(p["m"][y] * h + late, p)
+            return (y, jnp.tanh(h + p["w"] * end + u), h), None
+
+        before, end = lax.scan(warm, (0, 1), length=3)[0]
+        lax.scan(step, (before, 0.3, 0.0), INPUTS[:4])
+
+    return g()
+
+
+def remembered_density(p: Any, d: Any, a: Any, z: Any) -> Any:
+    total, before, h, late = path(soft(p["B"]), a, 1), a[1], 0.3, 0.0
+    for t in range(4):
+        law = soft(p["A"][before] + h)[z[t]]
+        total += law + normal(d["x"][t], p["m"][z[t]] * h + late, p["s"])
+        before, h, late = z[t], jnp.tanh(h + p["w"] * a[2] + INPUTS[t]), h
+    return total
+
+
 def grid(p: Any) -> Any:
     """Each choice depends on the one above and the one to the left."""
 
@@ -650,6 +680,7 @@ MODELS = {
         after, after_density, {"z": (4,), "w": ()}, {"x": rows(4), "y": np.array(0.3)}
     ),
     "two loops": Model(two_loops, two_loops_density, {"a": (3,), "z": (3,)}, {"x": rows(3)}),
+    "remembered": Model(remembered, remembered_density, {"a": (3,), "z": (4,)}, {"x": rows(4)}),
     "grid": Model(
         grid, grid_density, {f"z{at}": () for at in GRID}, {f"x{at}": rows() for at in GRID}
     ),

@@ -69,6 +69,9 @@ class Worlds:
         inputs: list[Dependence] = [{0: ()} if c else NONE for c in in_chain]
         found = Dependences(lambda _: False).variables(closed, [*[NONE] * len(consts), *inputs])
         self._chained = {v for v, d in found.items() if d}
+        self._steps = _stepwise(
+            jaxpr, {v for v, c in zip(self._digits, in_chain, strict=True) if c}
+        )
         self._read = {v for eqn in jaxpr.eqns for v in eqn.invars if isinstance(v, _jax.Var)}
         self._read.update(v for v in jaxpr.outvars if isinstance(v, _jax.Var))
         self._once = dict(zip(jaxpr.constvars, closed.consts, strict=True))
@@ -96,6 +99,8 @@ class Worlds:
                 made = [
                     self._scan(quiet if n else eqn, ins[n:] + ins[-1:] * n) for n in range(len(ins))
                 ]
+                m = _jax.scan_layout(eqn)[1]  # the last step is that of the chain in all worlds
+                made = [[*made[0][:m], *values[m:]] for values in made]
             else:
                 made = [
                     _jax.evaluate_equation(quiet if n else eqn, own) for n, own in enumerate(ins)
@@ -115,26 +120,73 @@ class Worlds:
             )
         n, m = _jax.scan_layout(eqn)
         rows = eqn.invars[n + m :]
+        drawn = _drawn(eqn, self._steps)[:m]
         loop = _Loop(
             eqn,
-            [own[:n] for own in ins],
+            ins[0][:n],
             ins[0][n : n + m],
             [own[n + m :] for own in ins],
-            [self._is_chained(v) for v in eqn.outvars[:m]],
+            drawn,
             [0 not in self._same.get(v, NO) for v in rows],
-            any(v in self._read and self._is_chained(v) for v in eqn.outvars[:m]),
+            any(v in self._read for v, d in zip(eqn.outvars, drawn, strict=False) if d),
         )
         return loop.side_by_side()
+
+
+def _stepwise(jaxpr: _jax.Jaxpr, digits: set[Any]) -> set[Any]:
+    """The variables that are made of the digits of one step each, not of the end of a chain."""
+    found = set(digits)
+    for eqn in jaxpr.eqns:
+        if not found.intersection(v for v in eqn.invars if isinstance(v, _jax.Var)):
+            continue
+        if eqn.primitive is _jax.scan_p:
+            m = _jax.scan_layout(eqn)[1]
+            made = [False] * m + _drawn(eqn, found)[m:]
+        else:
+            read = list(dict.fromkeys(v for v in eqn.invars if isinstance(v, _jax.Var)))
+            each = _jax.open_jaxpr(jaxpr, read, eqn.outvars, [eqn])
+            ins: list[Dependence] = [{0: ()} if v in found else NONE for v in read]
+            made = list(map(bool, Dependences(lambda _: False).run(each, ins)))
+        found.update(v for v, m in zip(eqn.outvars, made, strict=True) if m)
+    return found
+
+
+def _drawn(eqn: _jax.JaxprEqn, steps: set[Any]) -> list[bool]:
+    """Which outputs of a loop come from those of its rows that are made of one step each.
+
+    What is made of the end of another chain, say, is the same in all steps, and may be carried on
+    for as long as the loop is: such a carry does not come from a chain.
+    """
+    n, m = _jax.scan_layout(eqn)
+    carries: list[Dependence] = [{k: ()} for k in range(m)]
+    rows: list[Dependence] = [{"row": ()} if _in(v, steps) else NONE for v in eqn.invars[n + m :]]
+    outs = Dependences(lambda _: False).run(eqn.params["jaxpr"], [*[NONE] * n, *carries, *rows])
+    drawn = {k for k, d in enumerate(outs) if "row" in d}
+    while more := {k for k, d in enumerate(outs) if k not in drawn and drawn.intersection(d)}:
+        drawn |= more
+    late = {k for k in drawn if k < m}
+    for _ in late:  # those that are made of others of them, as often as there are
+        late = {k for k in late if late.intersection(outs[k])}
+    if late:
+        raise UnsupportedError(
+            f"the loop at {_jax.line_of(eqn)} carries something of discrete choices along for as "
+            "long as it is. Use ppl.importance(n, proposal)."
+        )
+    return [k in drawn for k in range(len(outs))]
+
+
+def _in(v: Any, among: set[Any]) -> bool:
+    return isinstance(v, _jax.Var) and v in among
 
 
 @dataclasses.dataclass
 class _Loop:
     """A ``scan``; ``drawn`` are the carries that come from a chain, ``mapped`` the rows that are
-    not the same in all steps, ``ends`` whether the last of the former is read. Constants and rows
-    are those of each world."""
+    not the same in all steps, ``ends`` whether the last of the former is read. The rows are those
+    of each world."""
 
     eqn: _jax.JaxprEqn
-    consts: list[list[Any]]
+    consts: list[Any]
     init: list[Any]
     rows: list[list[Any]]
     drawn: list[bool]
@@ -147,17 +199,17 @@ class _Loop:
 
     def outputs(self, plain: Sequence[Any], drawn: Sequence[Any], x: Sequence[Any]) -> list[Any]:
         """The outputs, from those carries that are of no chain, and the others."""
-        return self._step(self.eqn.params["jaxpr"], plain, drawn, x, 0)[len(self.init) :]
+        return self._step(self.eqn.params["jaxpr"], plain, drawn, x)[len(self.init) :]
 
-    def carries(self, plain: Any, drawn: Any, x: Sequence[Any], world: int) -> list[Any]:
+    def carries(self, plain: Any, drawn: Any, x: Sequence[Any]) -> list[Any]:
         """The carries, without the messages of the step."""
         body = silent(self.eqn.params["jaxpr"])
-        return self._step(body, plain, drawn, x, world)[: len(self.init)]
+        return self._step(body, plain, drawn, x)[: len(self.init)]
 
-    def _step(self, body: _jax.ClosedJaxpr, plain: Any, drawn: Any, x: Any, world: int) -> Any:
+    def _step(self, body: _jax.ClosedJaxpr, plain: Any, drawn: Any, x: Any) -> Any:
         given, rest = iter(plain), iter(drawn)
         carry = [next(rest) if d else next(given) for d in self.drawn]
-        return _jax.evaluate(body, *self.consts[world], *carry, *x)
+        return _jax.evaluate(body, *self.consts, *carry, *x)
 
     def of_chain(self, carry: Sequence[Any], yes: bool = True) -> list[Any]:
         return [c for c, d in zip(carry, self.drawn, strict=True) if d == yes]
@@ -171,7 +223,7 @@ class _Loop:
         reverse = self.eqn.params["reverse"]
 
         def alone(plain: list[Any], x: list[Any]) -> Any:
-            return self.of_chain(self.carries(plain, drawn, x, 0), False), plain
+            return self.of_chain(self.carries(plain, drawn, x), False), plain
 
         last, entering = lax.scan(alone, plain, self.rows[0], length=n, reverse=reverse)
         if not drawn:
@@ -194,7 +246,7 @@ class _Loop:
             world = min(world + 1, len(self.rows) - 1)
             x = [x[t - 1] for x in self.rows[world]]
             entered = before(t - 1, left - 1, world)
-            return self.of_chain(self.carries(at(t - 1), entered, x, world))
+            return self.of_chain(self.carries(at(t - 1), entered, x))
 
         firsts = [
             self.outputs(at(t), before(t, t, 0), [x[t] for x in self.rows[0]])
@@ -208,7 +260,7 @@ class _Loop:
         ends = [jnp.zeros_like(c) for c in drawn]
         if self.ends:
             x = [x[n - 1] for x in self.rows[0]]
-            ends = self.of_chain(self.carries(at(n - 1), before(n - 1, depth, 0), x, 0))
+            ends = self.of_chain(self.carries(at(n - 1), before(n - 1, depth, 0), x))
         finals, ended = iter(last), iter(ends)
         return [*(next(ended) if d else next(finals) for d in self.drawn), *ys]
 
@@ -231,7 +283,7 @@ class _Loop:
         for back in range(depth, 0, -1):  # the step so many before
             world = min(back, len(self.rows) - 1)
             which = slice(start - back, start - back + steps)
-            made = lambda c, late, x, world=world: self.of_chain(self.carries(c, late, x, world))
+            made = lambda c, late, x: self.of_chain(self.carries(c, late, x))
             if late_changes:
                 of_late = 0 if back < depth else None
                 late = jax.vmap(made, (0, of_late, self._in_axes), axis_size=steps)(
@@ -250,7 +302,7 @@ class _Loop:
     def _changes(self) -> tuple[bool, list[bool]]:
         """Whether the carries from the chain change from step to step, and which outputs do."""
         jaxpr = self.eqn.params["jaxpr"].jaxpr
-        n, m = len(self.consts[0]), len(self.init)
+        n, m = len(self.consts), len(self.init)
         carries, rows = jaxpr.invars[n : n + m], jaxpr.invars[n + m :]
         changing = {*self.of_chain(carries, False)}
         changing.update(x for x, m in zip(rows, self.mapped, strict=True) if m)
