@@ -222,7 +222,9 @@ def _laws(
         for i in sorted(group)
         for t in tables(plan, outs[i - len(masses)], masses[i])
     ]
-    return Laws(plan, found, orders, chain)
+    wanted = [tuple(sorted(plan.signature(d)[0])) for d in outs[: -len(masses)]]
+    mine = [digits for digits in wanted if any(i in group for i, _ in digits)]
+    return Laws(plan, found, orders, chain, mine)
 
 
 def _mean(

@@ -9,7 +9,6 @@ and is left out. So a step asks for the law of the step before alone, by the sam
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +20,18 @@ from .tables import Table
 
 
 class Laws(Forward):
-    """Of the variables of a chain; ``masses`` are their probabilities, tables with an owner."""
+    """Of the variables of a chain; ``masses`` are their probabilities, tables with an owner, and
+    ``wanted`` the digits whose laws are asked for."""
 
     def __init__(
-        self, plan: Plan, masses: Sequence[Table], orders: Mapping[int, int], chain: Class
+        self,
+        plan: Plan,
+        masses: Sequence[Table],
+        orders: Mapping[int, int],
+        chain: Class,
+        wanted: Sequence[tuple[Digit, ...]],
     ):
+        self._wanted = list(dict.fromkeys(wanted))
         super().__init__(plan, masses, orders, chain, LAW)
 
     def advance(self, alpha: Sequence[Table], new: Sequence[Table], at: int) -> list[Table]:
@@ -45,34 +51,33 @@ class Laws(Forward):
         found, _ = contract(self.plan, left, sorted(gone), LAW)
         return [t for t in found if t.digits]
 
-    def of(self, digits: Sequence[Digit]) -> Table:
-        """The law of digits at all steps: axes of those, of the steps, and of their plates.
+    def emitted(self, alpha: Sequence[Table], new: Sequence[Table]) -> list[jax.Array]:
+        """The laws that are asked for.
 
         Before the first step stands the first value: nothing depends on it there.
         """
-        plates = frozenset[Class]().union(*(self.plan.of(i) for i, _ in digits)) - {self.chain}
-        classes = sorted(plates)
-
-        def law(alpha: Sequence[Table], new: Sequence[Table]) -> jax.Array:
+        out = []
+        for digits in self._wanted:
             found = self._law([*self.later(alpha), *new], digits)
-            x = multiplied(found, digits, classes, LAW)
+            x = multiplied(found, digits, self._plates(digits), LAW)
             have = frozenset[Digit]().union(*(t.digits for t in found))
-            sizes = [1 if d in have else self.plan.values(d[0]) for d in digits]
-            pad = [(0, n - 1) for n in sizes] + [(0, 0)] * len(classes)
-            return jnp.pad(x, pad) if any(n > 1 for n in sizes) else x
+            pad = [(0, 0 if d in have else self.plan.values(d[0]) - 1) for d in digits]
+            pad += [(0, 0)] * (x.ndim - len(digits))
+            out.append(jnp.pad(x, pad) if any(n for _, n in pad) else x)
+        return out
 
-        first = [law(self.before[at], self.first[at]) for at in range(self.start)]
-        steps = jnp.stack(first)
-        if self.size > self.start:
+    def _plates(self, digits: Sequence[Digit]) -> list[Class]:
+        classes = frozenset[Class]().union(*(self.plan.of(i) for i, _ in digits))
+        return sorted(classes - {self.chain})
 
-            def one(alpha: Any, rows: Any) -> jax.Array:
-                return law(self.unpack(alpha), self.rows(rows))
-
-            n = self.size - self.start
-            later = jax.vmap(one, axis_size=n)(self.alphas, [t.value for t in self.varying])
-            steps = jnp.concatenate([steps, jnp.broadcast_to(later, (n, *later.shape[1:]))])
-        value = jnp.moveaxis(steps, 0, len(digits))
-        return Table(tuple(digits), (self.chain, *classes), value)
+    def of(self, digits: tuple[Digit, ...]) -> Table:
+        """The law of digits at all steps: axes of those, of the steps, and of their plates."""
+        at = self._wanted.index(digits)
+        steps = jnp.stack([early[at] for early in self.early])
+        if self.late:
+            steps = jnp.concatenate([steps, self.late[at]])
+        classes = (self.chain, *self._plates(digits))
+        return Table(digits, classes, jnp.moveaxis(steps, 0, len(digits)))
 
 
 __all__ = ["Laws"]

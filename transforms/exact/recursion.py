@@ -41,9 +41,12 @@ class Forward:
         self.first = [self._pinned(tables, at) for at in range(self.start)]
         self.fixed, self.varying = self._steps([t for t in tables if chain in t.classes])
         self.before: list[list[Table]] = []
+        self.early: list[list[jax.Array]] = []
+        self.late: list[jax.Array] = []
         alpha: list[Table] = []
         for at in range(self.start):
             self.before.append(alpha)
+            self.early.append(self.emitted(alpha, self.first[at]))
             alpha = self.advance(alpha, self.first[at], at)
         self.alphas: list[jax.Array] = []
         self.final = self._run(alpha) if self.size > self.start else alpha
@@ -51,6 +54,10 @@ class Forward:
     def advance(self, alpha: Sequence[Table], new: Sequence[Table], at: int) -> list[Table]:
         """The tables after a step, which is far from the first if ``at`` is large."""
         raise NotImplementedError
+
+    def emitted(self, alpha: Sequence[Table], new: Sequence[Table]) -> list[jax.Array]:
+        """What is kept of a step: ``early`` of the first ones, ``late`` of the others."""
+        return []
 
     def _pinned(self, tables: Sequence[Table], at: int) -> list[Table]:
         without = lambda t: {c: at for c, at in t.pins.items() if c != self.chain}
@@ -94,11 +101,13 @@ class Forward:
         self.form = self._form(alpha)
 
         def step(carry: list[jax.Array], xs: list[jax.Array]) -> tuple[list[jax.Array], Any]:
-            after = self.advance(self.unpack(carry), self.rows(xs), self.size)
-            return self._pack(after), carry
+            alpha, new = self.unpack(carry), self.rows(xs)
+            after = self._pack(self.advance(alpha, new, self.size))
+            return after, (carry, self.emitted(alpha, new))
 
         xs = [t.value for t in self.varying]
-        final, self.alphas = lax.scan(step, self._pack(alpha), xs, length=self.size - self.start)
+        n = self.size - self.start
+        final, (self.alphas, self.late) = lax.scan(step, self._pack(alpha), xs, length=n)
         return self.unpack(final)
 
     def _form(self, alpha: Sequence[Table]) -> list[Table]:
