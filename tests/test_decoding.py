@@ -87,6 +87,22 @@ def chains():
 
 
 @ppl.gen
+def two_orders():
+    """Two chains that are seen together, one of the second order with transitions that cannot be,
+    and what is seen of the last states."""
+
+    def step(c, _):
+        law = jnp.array(ROWS)[c[0]] + jnp.array(ROWS)[c[1]]
+        z = ppl.sample("z", dist.Categorical(logits=law))
+        w = ppl.sample("w", dist.Bernoulli(jnp.array([0.3, 0.8])[c[2]]))
+        ppl.sample("y", dist.Normal(jnp.array(MEANS)[z] * (1 + w), 1.0))
+        return (c[1], z, w), None
+
+    one, two, w = lax.scan(step, (0, 0, 1), length=4)[0]
+    ppl.sample("end", dist.Normal(one - two + 0.5 * w, 1.0))
+
+
+@ppl.gen
 def spread():
     """The more probable k is not that of the most probable pair."""
     k = ppl.sample("k", dist.Bernoulli(0.6))
@@ -112,6 +128,9 @@ class Case(NamedTuple):
 Y = RNG.normal(size=6) + 0.5
 CASES = {
     "hmm": Case(hmm(5), {"y": Y[:5]}, {("z",): ((5,), 3)}),
+    "two orders": Case(
+        two_orders(), {"y": Y[:4], "end": 0.8}, {("z",): ((4,), 3), ("w",): ((4,), 2)}
+    ),
     "mixture": Case(mixture(4), {"y": Y[:4]}, {("k",): ((), 2), ("z",): ((4,), 3)}),
     "vector": Case(vector(), {"y": 0.9}, {("b",): ((3,), 2), ("c",): ((), 2)}),
     "spread": Case(spread(), {}, {("k",): ((), 2), ("z",): ((), 2), ("x",): ((3,), 3)}),

@@ -24,7 +24,7 @@ import ppl
 from ppl import dist
 from transforms import _jax
 from transforms.errors import UnsupportedError
-from transforms.exact import elimination, side_by_side
+from transforms.exact import contraction, side_by_side
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -473,6 +473,175 @@ def counted_density(p: Any, d: Any, z: Any) -> Any:
     return path(soft(p["A"]), z) + jnp.sum(normal(d["x"], p["w"] * jnp.cumsum(z), p["s"]))
 
 
+def third_order(p: Any) -> Any:
+    @ppl.gen
+    def g() -> None:
+        def step(c: Any, _: Any) -> Any:
+            z = pick("z", p["A"][c[0]] * c[1] + p["B"][c[2]])
+            see(p["m"][z] + p["w"] * c[1], p)
+            return (c[1], c[2], z), None
+
+        lax.scan(step, (0, 1, 1), length=6)
+
+    return g()
+
+
+def third_order_density(p: Any, d: Any, z: Any) -> Any:
+    late = lambda *start: jnp.concatenate([jnp.array(start), z])[: len(z)]
+    law = soft(p["A"][late(0, 1, 1)] * late(1, 1)[:, None] + p["B"][late(1)])
+    emitted = jnp.sum(normal(d["x"], p["m"][z] + p["w"] * late(1, 1), p["s"]))
+    return jnp.take_along_axis(law, z[:, None], 1).sum() + emitted
+
+
+def two_orders(p: Any) -> Any:
+    """Two chains that follow each other, one of the second order."""
+
+    @ppl.gen
+    def g() -> None:
+        def step(c: Any, _: Any) -> Any:
+            a = pick("a", p["A"][c[0]] * (1.0 + c[1]))
+            b = pick("b", p["B"][c[2]] + p["w"] * c[1])
+            see(p["m"][a] + p["w"] * b * a - b, p)
+            return (c[1], a, b), None
+
+        lax.scan(step, (0, 1, 1), length=4)
+
+    return g()
+
+
+def two_orders_density(p: Any, d: Any, a: Any, b: Any) -> Any:
+    late = lambda z, *start: jnp.concatenate([jnp.array(start), z])[: len(z)]
+    of_a = soft(p["A"][late(a, 0, 1)] * (1.0 + late(a, 1)[:, None]))
+    of_b = soft(p["B"][late(b, 1)] + p["w"] * late(a, 1)[:, None])
+    laws = [jnp.take_along_axis(l, z[:, None], 1).sum() for l, z in ((of_a, a), (of_b, b))]
+    return sum(laws) + jnp.sum(normal(d["x"], p["m"][a] + p["w"] * b * a - b, p["s"]))
+
+
+def plates_inside(p: Any) -> Any:
+    """In each step a plate of choices, that also depends on the step before."""
+
+    @ppl.gen
+    def g() -> None:
+        def step(before: Any, _: Any) -> Any:
+            z = pick("z", p["A"][before])
+            law = p["B"][z] + p["w"] * before
+            jax.vmap(lambda: see(p["m"][pick("w", law)], p), axis_size=2)()
+            return z, None
+
+        lax.scan(step, 0, length=3)
+
+    return g()
+
+
+def plates_inside_density(p: Any, d: Any, z: Any, w: Any) -> Any:
+    before = jnp.concatenate([jnp.zeros(1, int), z[:-1]])
+    law = soft(p["B"][z] + p["w"] * before[:, None])
+    of_w = jnp.take_along_axis(law, w, 1).sum()
+    return path(soft(p["A"]), z) + of_w + jnp.sum(normal(d["x"], p["m"][w], p["s"]))
+
+
+def after(p: Any) -> Any:
+    """What follows the loop depends on its last carry."""
+
+    @ppl.gen
+    def g() -> None:
+        def step(c: Any, _: Any) -> Any:
+            z = pick("z", p["A"][c[1]])
+            see(p["m"][z], p)
+            return (c[1], z), None
+
+        one, two = lax.scan(step, (0, 1), length=4)[0]
+        w = pick("w", p["B"][two] * (1.0 + one))
+        ppl.sample("y", dist.Normal(p["m"][w] + p["w"] * two, 1.0))
+
+    return g()
+
+
+def after_density(p: Any, d: Any, z: Any, w: Any) -> Any:
+    of_w = soft(p["B"][z[-1]] * (1.0 + z[-2]))[w]
+    seen = jnp.sum(normal(d["x"], p["m"][z], p["s"]))
+    end = normal(d["y"], p["m"][w] + p["w"] * z[-1], 1.0)
+    return path(soft(p["A"]), z, 1) + seen + of_w + end
+
+
+def two_loops(p: Any) -> Any:
+    """The second begins where the first ends."""
+
+    @ppl.gen
+    def g() -> None:
+        def warm(z: Any, _: Any) -> Any:
+            return pick("a", p["B"][z]), None
+
+        def step(z: Any, _: Any) -> Any:
+            z = pick("z", p["A"][z])
+            see(p["m"][z], p)
+            return z, None
+
+        lax.scan(step, lax.scan(warm, 1, length=3)[0], length=3)
+
+    return g()
+
+
+def two_loops_density(p: Any, d: Any, a: Any, z: Any) -> Any:
+    seen = jnp.sum(normal(d["x"], p["m"][z], p["s"]))
+    return path(soft(p["B"]), a, 1) + path(soft(p["A"]), z, a[-1]) + seen
+
+
+def remembered(p: Any) -> Any:
+    """The second loop carries the end of the first along, in a state that never forgets it."""
+
+    @ppl.gen
+    def g() -> None:
+        def warm(c: Any, _: Any) -> Any:
+            z = pick("a", p["B"][c[1]])
+            return (c[1], z), None
+
+        def step(c: Any, u: Any) -> Any:
+            y, h, late = c
+            y = pick("z", p["A"][y] + h)
+            see(p["m"][y] * h + late, p)
+            return (y, jnp.tanh(h + p["w"] * end + u), h), None
+
+        before, end = lax.scan(warm, (0, 1), length=3)[0]
+        lax.scan(step, (before, 0.3, 0.0), INPUTS[:4])
+
+    return g()
+
+
+def remembered_density(p: Any, d: Any, a: Any, z: Any) -> Any:
+    total, before, h, late = path(soft(p["B"]), a, 1), a[1], 0.3, 0.0
+    for t in range(4):
+        law = soft(p["A"][before] + h)[z[t]]
+        total += law + normal(d["x"][t], p["m"][z[t]] * h + late, p["s"])
+        before, h, late = z[t], jnp.tanh(h + p["w"] * a[2] + INPUTS[t]), h
+    return total
+
+
+def grid(p: Any) -> Any:
+    """Each choice depends on the one above and the one to the left."""
+
+    @ppl.gen
+    def g() -> None:
+        z: dict[Any, Any] = {}
+        for i, j in itertools.product(range(2), range(3)):
+            logits = p["A"][z.get((i - 1, j), 0)] + p["B"][z.get((i, j - 1), 1)]
+            z[i, j] = pick(f"z{i}{j}", logits)
+            ppl.sample(f"x{i}{j}", dist.Normal(p["m"][z[i, j]], p["s"]))
+
+    return g()
+
+
+def grid_density(p: Any, d: Any, *z: Any) -> Any:
+    at = dict(zip(itertools.product(range(2), range(3)), z, strict=True))
+    total = 0.0
+    for (i, j), here in at.items():
+        law = soft(p["A"][at.get((i - 1, j), 0)] + p["B"][at.get((i, j - 1), 1)])
+        total += law[here] + normal(d[f"x{i}{j}"], p["m"][here], p["s"])
+    return total
+
+
+GRID = [f"{i}{j}" for i in range(2) for j in range(3)]
+
 MODELS = {
     "mixture": Model(mixture, mixture_density, {"z": (5,)}, {"x": rows(5)}),
     "batch": Model(batched, mixture_density, {"z": (5,)}, {"x": rows(5)}),
@@ -502,6 +671,19 @@ MODELS = {
     "read after": Model(read_after, hmm_density, {"z": (5,)}, {"x": rows(5)}),
     "read twice": Model(read_twice, read_twice_density, {"z": (5,)}, {"x": rows(5)}),
     "second order": Model(second_order, second_order_density, {"z": (5,)}, {"x": rows(5)}),
+    "third order": Model(third_order, third_order_density, {"z": (6,)}, {"x": rows(6)}),
+    "two orders": Model(two_orders, two_orders_density, {"a": (4,), "b": (4,)}, {"x": rows(4)}),
+    "plates inside": Model(
+        plates_inside, plates_inside_density, {"z": (3,), "w": (3, 2)}, {"x": rows(3, 2)}
+    ),
+    "after the loop": Model(
+        after, after_density, {"z": (4,), "w": ()}, {"x": rows(4), "y": np.array(0.3)}
+    ),
+    "two loops": Model(two_loops, two_loops_density, {"a": (3,), "z": (3,)}, {"x": rows(3)}),
+    "remembered": Model(remembered, remembered_density, {"a": (3,), "z": (4,)}, {"x": rows(4)}),
+    "grid": Model(
+        grid, grid_density, {f"z{at}": () for at in GRID}, {f"x{at}": rows() for at in GRID}
+    ),
     "all so far": Model(counted, counted_density, {"z": (5,)}, {"x": rows(5)}),
 }
 
@@ -690,13 +872,13 @@ def test_arrays_grow_linearly_with_a_chain() -> None:
 
 
 @ppl.gen
-def long_second_order(p: Any) -> None:
+def long_count(p: Any) -> None:
     def step(c: Any, _: Any) -> Any:
-        z = pick("z", p["A"][c[0]] + p["B"][c[1]])
-        see(p["m"][z], p)
-        return (c[1], z), None
+        z = pick("z", p["A"][c[0]])
+        see(p["w"] * (c[1] + z), p)
+        return (z, c[1] + z), None
 
-    lax.scan(step, (0, 1), length=30)
+    lax.scan(step, (0, 0), length=30)
 
 
 @ppl.gen
@@ -713,7 +895,7 @@ def long_boltzmann(p: Any) -> None:
     ppl.sample("x", dist.Normal(jnp.zeros(30), 1.0))
 
 
-LONG = {"chain": long_second_order, "sum": long_sum, "Boltzmann machine": long_boltzmann}
+LONG = {"chain": long_count, "sum": long_sum, "Boltzmann machine": long_boltzmann}
 
 
 @pytest.mark.parametrize("name", LONG)
@@ -724,6 +906,24 @@ def test_what_would_take_too_many_values_is_refused(name: str) -> None:
         marginal(model, params, jax.random.key(0))
     message = str(error.value)
     for part in ("'z' at ", "test_elimination.py:", "2**30 values", "ppl.importance(n, proposal)"):
+        assert part in message, message
+
+
+def test_a_large_grid_is_refused_with_the_order() -> None:
+    """A front of 5 variables of 32 values each, though each term has three."""
+
+    @ppl.gen
+    def g() -> None:
+        z: dict[Any, Any] = {}
+        for i, j in itertools.product(range(5), range(5)):
+            logits = z.get((i - 1, j), 0) - z.get((i, j - 1), 0) * jnp.arange(32.0)
+            z[i, j] = pick(f"z{i}_{j}", logits)
+        ppl.sample("x", dist.Normal(1.0 * z[4, 4], 1.0))
+
+    with pytest.raises(UnsupportedError) as error:
+        jax.make_jaxpr(ppl.marginal(g(), ["x"], ppl.enumeration()).log_density)({"x": 0.0})
+    message = str(error.value)
+    for part in ("too many joint values", "at most 1,048,576", "best order found", "'z"):
         assert part in message, message
 
 
@@ -738,12 +938,12 @@ def differs(name: str) -> None:
 
 
 def test_draws_that_ignore_what_was_drawn_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = elimination._given
+    draw = contraction.Summed.draw
 
-    def mutant(plan: Any, x: Any, n: int, rest: Any, classes: Any, drawn: Any) -> Any:
-        return given(plan, x, n, rest, classes, {j: jnp.zeros_like(d) for j, d in drawn.items()})
+    def mutant(self: Any, plan: Any, classes: Any, look: Any, pick: Any) -> Any:
+        return draw(self, plan, classes, lambda d: jnp.zeros_like(look(d)), pick)
 
-    monkeypatch.setattr(elimination, "_given", mutant)
+    monkeypatch.setattr(contraction.Summed, "draw", mutant)
     with pytest.raises(AssertionError):
         test_draws_are_from_the_posterior("global choice")
 
@@ -752,7 +952,7 @@ def test_a_chain_without_lag_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The carry comes from the same step."""
     scan = side_by_side.Worlds._scan
     monkeypatch.setattr(
-        side_by_side.Worlds, "_scan", lambda self, eqn, here, before: scan(self, eqn, here, here)
+        side_by_side.Worlds, "_scan", lambda self, eqn, ins: scan(self, eqn, ins[:1] * len(ins))
     )
     differs("hmm")
 
@@ -760,15 +960,15 @@ def test_a_chain_without_lag_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", ["mixture", "nested plates", "several sequences"])
 def test_a_dropped_product_is_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One element of a plate stands for all."""
-    reduced = elimination._reduced
+    reduced = contraction.reduced
 
-    def mutant(plan: Any, t: Any, dry: bool) -> Any:
-        out = reduced(plan, t, dry)
-        if dry or t.classes == out.classes:
+    def mutant(plan: Any, t: Any, algebra: Any) -> Any:
+        out = reduced(plan, t, algebra)
+        if t.value is None or t.classes == out.classes:
             return out
         n = len(t.digits)
         sizes = [t.value.shape[n + k] for k, c in enumerate(t.classes) if c not in out.classes]
         return dataclasses.replace(out, value=out.value / np.prod(sizes))
 
-    monkeypatch.setattr(elimination, "_reduced", mutant)
+    monkeypatch.setattr(contraction, "reduced", mutant)
     differs(name)

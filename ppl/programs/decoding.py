@@ -17,7 +17,8 @@ import jax.numpy as jnp
 
 from transforms import _jax
 from transforms.errors import Address, SupportError
-from transforms.exact.elimination import Who, best
+from transforms.exact.classes import Who
+from transforms.exact.elimination import best
 from transforms.exact.elimination import marginals as probabilities
 from transforms.runs.addresses import flatten, match_shapes, nest
 from transforms.runs.execute import Execution

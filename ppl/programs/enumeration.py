@@ -16,8 +16,8 @@ from estimators.enumeration import Enum
 from transforms import _jax
 from transforms.errors import Address, UnsupportedError, show
 from transforms.estimation.elements import apart
+from transforms.exact.classes import Variable
 from transforms.exact.elimination import draw, log_sum
-from transforms.exact.tables import Variable
 from transforms.program.choices import Choice, abstract_distribution
 from transforms.program.site import Site
 from transforms.program.site import sample as _sample
@@ -40,8 +40,9 @@ class Enumeration(Algorithm):
         free = free_choices(target, "enumeration()", _IMPORTANCE)
         addresses, run = list(free), run_at(target, free)
 
-        def pick(i: int, logits: jax.Array) -> jax.Array:
-            return _sample(("index", *addresses[i]), dist.Categorical(logits=logits), drawn=True)
+        def pick(i: int, name: str, logits: jax.Array) -> jax.Array:
+            address = ("index", *addresses[i], *([name] if name else []))
+            return _sample(address, dist.Categorical(logits=logits), drawn=True)
 
         digits, log_z = draw(log_integrand(run, free), variables_of(free), pick)
         return run(*digits), log_z

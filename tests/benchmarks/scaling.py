@@ -3,7 +3,7 @@
 FLOPs, bytes and memory are XLA's counts; times are medians of alternating blocks, hand-written = 1.
 Value and gradient of a topic model (words' topics summed out given theta; with a Dirichlet guide;
 topics enumerated in the guide), of a mixture with its assignments in the guide, of an IWELBO of
-many local latents, and how long chains of scores take to trace.
+many local latents, of the sums of ``sums.py``, and how long chains of scores take to trace.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import measure
 import numpy as np
+import sums
 
 import ppl
 from ppl import dist
@@ -176,6 +177,7 @@ PAIRS: dict[str, tuple[Callable[[], Pair], bool]] = {
     "topics enumerated in the guide": (in_the_guide, True),
     "mixture, assignments in the guide": (mixture, True),
     "IWELBO of local latents": (particles, False),
+    **{name: (make, True) for name, make in sums.PAIRS.items()},
 }
 """Each with whether both have the same value: those that draw do not."""
 
@@ -223,10 +225,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--blocks", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=0.3, help="of a block")
+    parser.add_argument("--only", default="", help="a part of the names of the rows to measure")
     asked = parser.parse_args()
     warnings.simplefilter("ignore", ppl.SoundnessWarning)
-    rows = [r for name in PAIRS for r in compare(name, asked.blocks, asked.seconds)]
+    rows = [
+        r
+        for name in PAIRS
+        if asked.only in name
+        for r in compare(name, asked.blocks, asked.seconds)
+    ]
     print(measure.table(rows))
+    if asked.only:
+        return
     chain(5)
     for n in (25, 50, 100):
         print(f"chain of {n} scores: {chain(n):.2f} CPU s to trace")

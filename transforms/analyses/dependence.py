@@ -27,6 +27,8 @@ from .primitives import axes_of
 
 EVER = 8
 """Lags from here on are not told apart: all steps before."""
+LAST = -(2**20)
+"""In place of an axis: the last element, as of the carry that a loop returns."""
 
 
 class Along(NamedTuple):
@@ -77,11 +79,13 @@ class Dependences:
     ``is_source`` says whether the draws at a path are a source, known by the path. Draws also
     depend on what the parameters of their distribution depend on; ``parameters`` has that alone.
     ``seen`` has the variables of each program inside, by its path.
-    Lags are told apart in loops of the program itself, not within other loops or functions.
+    Lags are told apart in loops of the program itself, not within other loops or functions. With
+    ``ends`` so is what depends on the last step alone (``LAST``, and ``lag`` steps before it).
     """
 
-    def __init__(self, is_source: Callable[[Path], bool]):
+    def __init__(self, is_source: Callable[[Path], bool], ends: bool = False):
         self._is_source = is_source
+        self._ends = ends
         self._depth = 0
         self.parameters: dict[Path, Dependence] = {}
         self.seen: dict[Path, Mapping[Any, Dependence]] = {}
@@ -211,7 +215,10 @@ class Dependences:
             return None if backwards else Along(step, lag)
 
         def after(along: Along | None) -> Along | None:
-            return None if along is not None and along.axis == step else along
+            if along is None or along.axis != step:
+                return along
+            told = self._ends and not self._depth and not backwards and along.lag < EVER
+            return Along(LAST, along.lag) if told else None
 
         while True:
             outs = self._within(body, [*consts, *carry, *rows], path, loops + 1)

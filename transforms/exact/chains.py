@@ -1,25 +1,25 @@
 """Expectations over Markov chains, by the forward recursion.
 
-Enumerated choices in a ``scan`` whose terms touch neighbours would take K^T joint values.
-:func:`sum_out` rewrites such a scope: the choices become inputs, terms and probabilities become
-tables over an element and the one before it (``tables.py``), and each term is weighed by the law of
-the elements that it touches, which the forward recursion gives for all steps: T K^2. What is left
-is a scope without these choices.
+Enumerated choices whose terms touch neighbours, as those of a ``scan`` do, would take K^T joint
+values. :func:`sum_out` rewrites such a scope: the choices become inputs, terms and probabilities
+become tables over an element and some before it (``tables.py``), and each term is weighed by the
+law of the elements that it touches, which the forward recursion gives for all steps (``laws.py``):
+T K^2. The neighbours may meet in a term alone, as where a guide draws them independently and the
+model is a chain. What is left is a scope without these choices.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from .. import _jax
-from ..analyses.dependence import NONE, Along, Dependence, Dependences
+from ..analyses.dependence import EVER, LAST, NONE, Along, Dependence, Dependences
 from ..analyses.terms import split
 from ..errors import UnsupportedError, show
 from ..estimation.chosen import Chosen, support_size
@@ -28,8 +28,9 @@ from ..estimation.estimator import Enumerated
 from ..program.choices import Choice, Path, choices
 from ..program.interpret import entering, interpret
 from ..program.site import Call, Expect, Factor, Site, call_p, expect_p, factor_p, sample_p
-from .side_by_side import Stacked
-from .tables import Class, Digit, Plan, Table, Variable, class_size, evaluate, plan_of
+from .classes import Class, Plan, Variable, plan_of
+from .laws import Laws
+from .tables import Part, evaluate, joined, tables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +47,7 @@ def sum_out(
 ) -> SummedOut | None:
     """The scope without those of its enumerated choices that make up chains.
 
-    ``stepwise`` are enumerated choices in loops whose steps meet. None if they are no chains.
+    ``stepwise`` are enumerated choices whose elements meet. None if they are no chains.
     """
     paths = list(stepwise)
     by_path = {s.choice.path: s for s in chosen}
@@ -116,17 +117,16 @@ class _Chain:
         flags = [False] * self.first + [True] * len(self.variables)
         terms = split(self.open, lambda _: False, flags)
         program, n = terms.program, terms.n
-        env = Dependences(lambda _: False).variables(program, self._inputs)
+        env = Dependences(lambda _: False, ends=True).variables(program, self._inputs)
         outs = [NONE if isinstance(v, _jax.Literal) else env[v] for v in program.jaxpr.outvars]
         if not all(
-            a is not None and a.lag <= 1 for d in outs for along in d.values() for a in along
+            a is not None and a.lag < EVER for d in outs for along in d.values() for a in along
         ):
             return None
         plan = plan_of(
             self.variables,
             outs,
-            who="ppl.enum()",
-            instead="use ppl.reinforce() or ppl.mvd() for some of them",
+            who=("ppl.enum()", "use ppl.reinforce() or ppl.mvd() for some of them"),
         )
         groups = _groups(plan, outs)
         if groups is None:
@@ -134,12 +134,10 @@ class _Chain:
         m = len(self.variables)
 
         def scope(*args: Any) -> list[Any]:
-            values = [
-                v.whole(len(plan.signature(d)[0])) if isinstance(v, Stacked) else v
-                for d, v in zip(outs, evaluate(program, args, plan, outs), strict=True)
-            ]
-            masses = [_spread(plan, d, v) for d, v in zip(outs[-m:], values[-m:], strict=True)]
-            laws = {g: _law(plan, sorted(g), [masses[i] for i in sorted(g)]) for g in groups}
+            parts = evaluate(program, args, plan, outs)
+            whole = map(joined, parts)
+            values = [_on(plan, d, p) for d, p in zip(outs, whole, strict=True)]
+            laws = {g: _laws(plan, g, outs, parts[-m:]) for g in groups}
             means = [_mean(plan, laws, d, v) for d, v in zip(outs[:-m], values[:-m], strict=True)]
             payoff = sum((jnp.sum(t) for t in means[:n]), jnp.zeros(()))
             return [payoff.astype(self.closed.out_avals[0].dtype), *means[n:]]
@@ -185,84 +183,72 @@ def _again(choice: Any, operands: list[Any]) -> list[Any]:
 
 
 def _groups(plan: Plan, outs: Sequence[Dependence]) -> list[frozenset[int]] | None:
-    """The variables of each chain; None if two chains meet, or have not the same plates."""
+    """The variables of each chain; None if two chains meet, or elements do."""
     groups: dict[Class, frozenset[int]] = {}
-    for i in range(len(plan.variables)):
+    for i, classes in enumerate(plan.classes):
         chains = plan.of(i) & plan.chains
-        if len(chains) != 1:
+        if len(chains) != 1 or None in classes or len(set(classes)) != len(classes):
             return None
         (c,) = chains
         groups[c] = groups.get(c, frozenset()) | {i}
-    for g in groups.values():
-        if len({plan.of(i) for i in g}) != 1 or any(
-            len(set(plan.classes[i])) != len(plan.classes[i]) for i in g
-        ):
-            return None
     for d in outs:
         if d and not any(set(d) <= g for g in groups.values()):
             return None
-    return list(groups.values())
+    m = len(plan.variables)
+    return None if any(map(plan.ends, outs[-m:])) else list(groups.values())
 
 
-def _spread(plan: Plan, d: Dependence, value: jax.Array) -> Table:
-    """A probability of each element as a table: its axes are those of the element, all classes."""
-    digits = tuple(sorted(plan.signature(d)[0]))
-    axes: dict[int, Class] = {}
-    for i, along in d.items():
-        for a, c in zip(along, plan.classes[i], strict=True):
-            assert a is not None and c is not None
-            axes[a.axis] = c
-    return Table(digits, tuple(axes[a] for a in sorted(axes)), value)
+def _on(plan: Plan, d: Dependence, part: Part) -> jax.Array:
+    """An output with an axis for each of its digits in front."""
+    digits = sorted(plan.signature(d)[0])
+    own = part.value.shape[len(part.digits) :]
+    sizes = [plan.values(i) if (i, lag) in part.digits else 1 for i, lag in digits]
+    full = [plan.values(i) for i, _ in digits]
+    return jnp.broadcast_to(part.value.reshape(*sizes, *own), (*full, *own))
 
 
-def _law(plan: Plan, group: Sequence[int], masses: Sequence[Table]) -> Table:
-    """The probability of the values of each element and the one before it, at all steps.
-
-    Before the first step stands the first value: nothing depends on it there.
-    """
-    (chain,) = plan.of(group[0]) & plan.chains
-    plates = sorted(plan.of(group[0]) - {chain})
-    late: list[Digit] = [(i, 1) for i in group]
-    now: list[Digit] = [(i, 0) for i in group]
-    k, n = [plan.values(i) for i in group], len(group)
-    length = class_size(plan, group[0], chain)
-    sizes = [class_size(plan, group[0], c) for c in plates]
-    steps = jnp.ones((length, *k, *k, *sizes))
-    for m in masses:
-        steps = steps * m.laid_out([*late, *now], [chain, *plates]).transpose(
-            2 * n, *range(2 * n), *range(2 * n + 1, 2 * n + 1 + len(plates))
-        )
-
-    def step(before: jax.Array, pairs: jax.Array) -> tuple[jax.Array, jax.Array]:
-        law = before.reshape(*k, *[1] * n, *sizes) * pairs
-        return jnp.sum(law, axis=tuple(range(n))), law
-
-    start = jnp.zeros((math.prod(k), *sizes)).at[0].set(1.0).reshape(*k, *sizes)
-    _, laws = lax.scan(step, start, steps)
-    return Table((*late, *now), (chain, *plates), jnp.moveaxis(laws, 0, 2 * n))
+def _laws(
+    plan: Plan, group: frozenset[int], outs: Sequence[Dependence], masses: Sequence[Sequence[Part]]
+) -> Laws:
+    """The laws of the variables of a chain, and as many steps back as something asks for."""
+    orders = dict.fromkeys(sorted(group), 0)
+    for d in outs:
+        for i, lag in plan.signature(d)[0]:
+            if i in group:
+                orders[i] = max(orders[i], lag)
+    (chain,) = plan.of(min(group)) & plan.chains
+    found = [
+        dataclasses.replace(t, owner=i)
+        for i in sorted(group)
+        for t in tables(plan, outs[i - len(masses)], masses[i])
+    ]
+    wanted = [tuple(sorted(plan.signature(d)[0])) for d in outs[: -len(masses)]]
+    mine = [digits for digits in wanted if any(i in group for i, _ in digits)]
+    return Laws(plan, found, orders, chain, mine)
 
 
 def _mean(
-    plan: Plan, laws: dict[frozenset[int], Table], d: Dependence, value: jax.Array
+    plan: Plan, laws: Mapping[frozenset[int], Laws], d: Dependence, value: jax.Array
 ) -> jax.Array:
     """The mean of an output over the variables that it depends on; its own axes stay."""
     if not d:
         return value
-    law = next(law for g, law in laws.items() if set(d) <= g)
     digits = tuple(sorted(plan.signature(d)[0]))
+    law = next(law for g, law in laws.items() if set(d) <= g).of(digits)
     axis_of: dict[Class, int] = {}
     for i, along in d.items():
         for a, c in zip(along, plan.classes[i], strict=True):
             assert a is not None and c is not None
-            axis_of[c] = a.axis
-    gone = tuple(j for j, digit in enumerate(law.digits) if digit not in digits)
-    kept = tuple(digit for digit in law.digits if digit in digits)
-    weight = Table(kept, law.classes, jnp.sum(law.value, axis=gone))
-    order = sorted(law.classes, key=axis_of.__getitem__)
-    weight = weight.laid_out(digits, order)
-    shape = list(weight.shape[: len(digits)]) + [1] * (value.ndim - len(digits))
-    for c, size in zip(order, weight.shape[len(digits) :], strict=True):
-        shape[len(digits) + axis_of[c]] = size
+            if a.axis != LAST:
+                axis_of[c] = a.axis
+    weight, classes, n = law.value, list(law.classes), len(digits)
+    if plan.ends(d):  # the chain stands first
+        weight, classes = jnp.take(weight, -1, axis=n), classes[1:]
+    order = sorted(classes, key=axis_of.__getitem__)
+    weight = weight.transpose([*range(n), *(n + classes.index(c) for c in order)])
+    shape = list(weight.shape[:n]) + [1] * (value.ndim - n)
+    for c, size in zip(order, weight.shape[n:], strict=True):
+        shape[n + axis_of[c]] = size
     weight = weight.reshape(shape)
     safe = jnp.where((weight == 0) & ~jnp.isfinite(value), 0.0, value)
-    return jnp.sum(weight * safe, axis=tuple(range(len(digits))))
+    return jnp.sum(weight * safe, axis=tuple(range(n)))

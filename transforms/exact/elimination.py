@@ -3,8 +3,9 @@
 :func:`log_sum` is the log of the sum of exp(f) over all values of arrays of discrete variables. f
 is a sum of terms (``terms.py``), each a table over what it depends on (``tables.py``). Elements of
 a plate are summed out by themselves, and what remains is multiplied over the plate (tensor variable
-elimination, Obermeyer et al. 2019); a chain is summed out by the forward recursion, T K^2 in place
-of K^T.
+elimination, Obermeyer et al. 2019); a chain is summed out by the forward recursion
+(``recursion.py``), T K^2 in place of K^T. Of what can be summed out next, that goes first which
+leaves the smallest table (``orders.py``).
 
 For k and a plate of n values z, f = sum_i (a[z_i] + b[i, z_i, k]) is summed over z_i first, for
 each i and k, m[i, k] = log sum_z exp(a[z] + b[i, z, k]); then over k, log sum_k exp(sum_i m[i, k]):
@@ -18,43 +19,36 @@ algorithm); and the derivative of the log sum in a weight of each value is how p
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
-from jax.scipy.special import logsumexp
 
 from .. import _jax
 from ..analyses.contained import resolve
 from ..analyses.dependence import NONE, Along, Dependence, Dependences
 from ..analyses.terms import split
-from .side_by_side import Stacked
-from .tables import (
-    Class,
-    Digit,
-    Plan,
-    Table,
-    Variable,
-    class_size,
-    digits,
-    evaluate,
-    plan_of,
-    table,
+from .classes import Class, Digit, Plan, Variable, Who, check_size, plan_of
+from .contraction import (
+    BEST,
+    LOG,
+    Algebra,
+    Look,
+    Pick,
+    Summed,
+    merged,
+    reduced,
+    sum_digit,
+    untouched,
 )
+from .orders import Stuck, best_order
+from .recursion import Recursion
+from .tables import END, Table, digits, evaluate, steps_apart, tables
 
-Pick = Callable[[int, jax.Array], jax.Array]
-"""``pick(i, logits)``: a draw of a variable, or of those of a chain of which it is the first, for
-each element: ``f32[..., K]`` to an index into the last axis."""
-Who = tuple[str, str]
-"""Who enumerates, and what to use instead where that is too much: for messages."""
 ENUMERATION: Who = "enumeration()", "use ppl.importance(n, proposal)"
-Reduce = Callable[..., jax.Array]
-"""``reduce(x, axis=)``: what takes the place of the log of the sum of exp."""
 
 
 def log_sum(f: Callable[..., jax.Array], variables: Sequence[Variable]) -> jax.Array:
@@ -63,7 +57,7 @@ def log_sum(f: Callable[..., jax.Array], variables: Sequence[Variable]) -> jax.A
     Raises:
         UnsupportedError: too many joint values are needed.
     """
-    return _eliminate(*_plan(f, variables, ENUMERATION))[0]
+    return _eliminate(*_plan(f, variables, ENUMERATION), LOG)[0]
 
 
 def draw(
@@ -81,8 +75,8 @@ def best(
     f: Callable[..., jax.Array], variables: Sequence[Variable], who: Who
 ) -> tuple[list[jax.Array], jax.Array]:
     """The digits at which f(*digits) is largest (the first of several), and that value."""
-    first = lambda i, x: jnp.argmax(x, axis=-1)
-    return _backwards(f, variables, first, who, jnp.max)
+    first = lambda i, name, x: jnp.argmax(x, axis=-1)
+    return _backwards(f, variables, first, who, BEST)
 
 
 def marginals(
@@ -97,24 +91,11 @@ def marginals(
 
     def total(weights: list[jax.Array]) -> jax.Array:
         at = functools.partial(f, weights)
-        return _eliminate(*_plan(at, variables, who), reduce=_log_sum)[0]
+        return _eliminate(*_plan(at, variables, who), LOG)[0]
 
     zeros = [jnp.zeros((*v.shape, v.n)) for v in variables]
     value, found = jax.value_and_grad(total)(zeros)
     return found, value
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _log_sum(x: jax.Array, axis: Any) -> jax.Array:
-    """As ``logsumexp``, with a derivative of 0 where all of ``x`` is minus infinity."""
-    return logsumexp(x, axis=axis)
-
-
-@_log_sum.defjvp
-def _(axis: Any, primals: Any, tangents: Any) -> Any:
-    out = _log_sum(primals[0], axis)
-    level = jnp.expand_dims(jnp.where(jnp.isfinite(out), out, 0.0), axis)
-    return out, jnp.sum(jnp.exp(primals[0] - level) * tangents[0], axis=axis)
 
 
 def _backwards(
@@ -122,11 +103,11 @@ def _backwards(
     variables: Sequence[Variable],
     pick: Pick,
     who: Who,
-    reduce: Reduce = logsumexp,
+    algebra: Algebra = LOG,
 ) -> tuple[list[jax.Array], jax.Array]:
-    plan, tables = _plan(f, variables, who)
-    value, backwards = _eliminate(plan, tables, reduce=reduce)
-    drawn: dict[int, jax.Array] = {}
+    plan, found = _plan(f, variables, who)
+    value, backwards = _eliminate(plan, found, algebra)
+    drawn: Drawn = {}
     for step in reversed(backwards):
         drawn |= step(drawn, pick)
     return [digits(plan, i, drawn[i]) for i in range(len(variables))], value
@@ -144,25 +125,22 @@ def _plan(
     own: list[Dependence] = [
         {i: tuple(map(Along, range(len(v.shape))))} for i, v in enumerate(variables)
     ]
-    env = Dependences(lambda _: False).variables(program, [*[NONE] * len(consts), *own])
+    env = Dependences(lambda _: False, ends=True).variables(program, [*[NONE] * len(consts), *own])
     outs = [NONE if isinstance(v, _jax.Literal) else env[v] for v in program.jaxpr.outvars]
-    plan = plan_of(
-        variables,
-        outs,
-        lambda plan: _try(plan, outs),
-        who=who[0],
-        instead=who[1],
-    )
+    plan = plan_of(variables, outs, lambda plan: _clashes(plan, outs), who=who)
     values = evaluate(program, consts, plan, outs)
-    return plan, [table(plan, d, v) for d, v in zip(outs, values, strict=True)]
+    return plan, [t for d, v in zip(outs, values, strict=True) for t in tables(plan, d, v)]
 
 
-def _try(plan: Plan, terms: Sequence[Dependence]) -> set[tuple[int, int]]:
+def _clashes(plan: Plan, terms: Sequence[Dependence]) -> set[tuple[int, int]]:
     """Axes that must be joint for the elimination to work; none if it works as planned."""
-    signatures = [plan.signature(d) for d in terms]
-    tables = [Table(tuple(sorted(on)), tuple(sorted(classes))) for on, classes in signatures]
+    found = []
+    for d in terms:
+        on, classes = plan.signature(d)
+        ends = dict.fromkeys(plan.ends(d), END)
+        found.append(Table(tuple(sorted(on)), tuple(sorted(classes)), None, ends))
     try:
-        _eliminate(plan, tables, dry=True)
+        _order(plan, found)
     except _Clash as clash:
         i, classes = clash.args
         return {(i, e) for e, c in enumerate(plan.classes[i]) if c in classes}
@@ -173,8 +151,105 @@ class _Clash(Exception):
     """A variable and those of its classes that keep it from being summed out."""
 
 
-# --- the elimination -----------------------------------------------------------------------------
+# --- the order ------------------------------------------------------------------------------------
 
+
+@dataclasses.dataclass(frozen=True)
+class _Node:
+    """What is summed out at once: a variable, or the variables of a chain."""
+
+    variables: tuple[int, ...]
+    chain: Class | None = None
+
+
+def _nodes(plan: Plan, found: Sequence[Table]) -> list[_Node]:
+    """Variables that are in a chain but meet no neighbours there are by themselves.
+
+    Raises:
+        _Clash: the variables of a chain have different plates, or are in two chains.
+    """
+    chained: dict[Class, set[int]] = {}
+    for t in found:
+        for i, lag in t.digits:
+            ends = [c for c in plan.of(i) & plan.chains if lag or t.pins.get(c) == END]
+            for c in ends:
+                chained.setdefault(c, set()).add(i)
+    for c, group in chained.items():
+        first = max(group, key=lambda i: (len(plan.of(i)), i))
+        if any(plan.of(i) != plan.of(first) for i in group):
+            raise _Clash(first, {c})
+    for i in range(len(plan.variables)):
+        if len(plan.of(i) & plan.chains) > 1:
+            raise _Clash(i, plan.of(i) & plan.chains)
+    inside = frozenset[int]().union(*chained.values())
+    alone = [_Node((i,)) for i in range(len(plan.variables)) if i not in inside]
+    return [*alone, *(_Node(tuple(sorted(g)), c) for c, g in chained.items())]
+
+
+def _order(plan: Plan, found: Sequence[Table]) -> list[_Node]:
+    """The nodes in the order in which they are summed out."""
+    nodes = _nodes(plan, found)
+    node_of = {i: n for n in nodes for i in n.variables}
+
+    def cost(n: _Node, mine: Sequence[Table]) -> float:
+        if n.chain is not None:
+            return math.inf  # what goes before makes it smaller
+        each = merged(mine)
+        points = math.prod(map(plan.size, each.classes))
+        return points * math.prod(plan.values(i) for i, _ in {(n.variables[0], 0), *each.digits})
+
+    dry = [reduced(plan, dataclasses.replace(t, value=None), LOG) for t in found]
+    of_table = lambda t: {node_of[i] for i, _ in t.digits}
+    try:
+        return best_order(nodes, dry, of_table, lambda n, mine: _merge(plan, n, mine), cost)
+    except Stuck as stuck:
+        left = {i for n in stuck.args for i in n.variables}
+        i = max(left, key=lambda i: (len(plan.of(i)), not plan.in_chain(i), i))
+        # those that meet it and are in other classes
+        for t in stuck.tables:
+            if any(j == i for j, _ in t.digits):
+                for j, _ in t.digits:
+                    if not plan.of(j) <= plan.of(i):
+                        raise _Clash(j, plan.of(j) - plan.of(i)) from None
+        raise _Clash(i, plan.of(i)) from None
+
+
+def _merge(plan: Plan, n: _Node, mine: Sequence[Table]) -> list[Table] | None:
+    """The tables in place of those that have a node; None if they are in other classes, or stand at
+    different steps of another chain."""
+    own = plan.of(n.variables[0])
+    if not all(own.issuperset(t.classes) for t in mine):
+        return None
+    out = []
+    for part in _pieces(plan, n, mine).values():
+        pins: dict[Class, set[int]] = {}
+        for t in part:
+            for c, at in t.pins.items():
+                pins.setdefault(c, set()).add(at)
+        new = merged(part, [d for t in part for d in t.digits if d[0] in n.variables])
+        if n.chain is not None:
+            if any(n.chain in plan.of(i) for i, _ in new.digits):
+                return None
+            classes = tuple(c for c in new.classes if c != n.chain)
+            rest = {c: at for c, at in new.pins.items() if c != n.chain}
+            new = dataclasses.replace(new, classes=classes, pins=rest)
+        if any(len(at) > 1 for c, at in pins.items() if c != n.chain):
+            return None
+        out.append(reduced(plan, new, LOG))
+    return out
+
+
+def _pieces(plan: Plan, n: _Node, mine: Sequence[Table]) -> dict[int | None, list[Table]]:
+    """The tables of a variable in a chain, by the step at which they are pinned."""
+    (chain,) = plan.of(n.variables[0]) & plan.chains or {None}
+    out: dict[int | None, list[Table]] = {}
+    for t in mine:
+        at = None if n.chain is not None or chain is None else t.pins.get(chain)
+        out.setdefault(at, []).append(t)
+    return out
+
+
+# --- the elimination ------------------------------------------------------------------------------
 
 Drawn = dict[int, jax.Array]
 """Numbers of joint values of variables, with an axis for each class, in order."""
@@ -182,166 +257,91 @@ Backward = Callable[[Drawn, Pick], Drawn]
 
 
 def _eliminate(
-    plan: Plan, tables: Sequence[Table], dry: bool = False, reduce: Reduce = logsumexp
+    plan: Plan, found: Sequence[Table], algebra: Algebra
 ) -> tuple[jax.Array, list[Backward]]:
-    """The variables summed out one by one, those in most classes first.
+    """The variables summed out one by one.
 
-    Also, for each step, how its variables are drawn given those that are summed out later. A dry
-    run finds out whether it works.
+    Also, for each step, how its variables are drawn given those that are summed out later.
     """
     backwards: list[Backward] = []
-    left = [_reduced(plan, t, dry) for t in tables]
-    remaining = set(range(len(plan.variables)))
-    while remaining:
-        i = max(remaining, key=lambda i: (len(plan.of(i)), not plan.in_chain(i), i))
-        chains = plan.of(i) & plan.chains
-        group = {i}
-        if chains:
-            group = {j for j in remaining if plan.of(j) & chains}
-            other = next((j for j in group if plan.of(j) != plan.of(i)), None)
-            if other is not None or len(chains) > 1:
-                raise _Clash(i, chains)
-        mine = [t for t in left if any(d in group for d, _ in t.digits)]
-        left = [t for t in left if t not in mine]
-        for t in mine:
-            for j, _ in t.digits:
-                if not plan.of(j) <= plan.of(i):
-                    raise _Clash(j, plan.of(j) - plan.of(i))
-        if chains:
-            new, backward = _along_chain(plan, mine, group, next(iter(chains)), dry, reduce)
+    left = [reduced(plan, t, algebra) for t in (*found, *_untouched(plan, found, algebra))]
+    order = _order(plan, left)
+    for k, n in enumerate(order):
+        mine = [t for t in left if any(i in n.variables for i, _ in t.digits)]
+        left = [t for t in left if all(i not in n.variables for i, _ in t.digits)]
+        if n.chain is None:
+            before = [i for o in order[:k] for i in o.variables]
+            new, backward = _summed_out(plan, mine, n, algebra, before)
         else:
-            new, backward = _summed_out(plan, mine, i, dry, reduce)
+            new, backward = _along_chain(plan, mine, n, algebra)
         backwards.append(backward)
-        left.append(_reduced(plan, new, dry))
-        remaining -= group
-    values = [] if dry else [t.value for t in left]
-    return functools.reduce(jnp.add, values, jnp.zeros(())), backwards
+        left += new
+    return functools.reduce(jnp.add, [t.value for t in left], jnp.zeros(())), backwards
 
 
-def _reduced(plan: Plan, t: Table, dry: bool) -> Table:
-    """The product over the plates in which no digit of a table is."""
-    inside = frozenset[Class]().union(*(plan.of(i) for i, _ in t.digits))
-    kept = tuple(c for c in t.classes if c in inside)
-    if dry:
-        return Table(t.digits, kept)
-    n = len(t.digits)
-    axes = tuple(n + k for k, c in enumerate(t.classes) if c not in inside)
-    return Table(t.digits, kept, jax.tree.map(lambda x: jnp.sum(x, axis=axes), t.value))
-
-
-def _axes(tables: Sequence[Table]) -> tuple[list[Digit], list[Class]]:
-    digits = sorted(set(itertools.chain.from_iterable(t.digits for t in tables)))
-    classes = sorted(set(itertools.chain.from_iterable(t.classes for t in tables)))
-    return digits, classes
-
-
-def _sum(tables: Sequence[Table], digits: Sequence[Digit], classes: Sequence[Class]) -> jax.Array:
-    return functools.reduce(jnp.add, [t.laid_out(digits, classes) for t in tables])
-
-
-def _given(
-    plan: Plan, x: jax.Array, n: int, rest: Sequence[Digit], classes: Sequence[Class], drawn: Drawn
-) -> jax.Array:
-    """``x`` at what was drawn for the digits ``rest``, axes that come after the first ``n``."""
-    for j, _ in rest:
-        sizes = [class_size(plan, j, c) if c in plan.of(j) else 1 for c in classes]
-        index = drawn[j].reshape([1] * (x.ndim - len(classes)) + sizes)
-        if x.shape[n] > 1:
-            x = jnp.take_along_axis(x, index, axis=n)
-        x = jnp.squeeze(x, axis=n)
-    return x
+def _untouched(plan: Plan, found: Sequence[Table], algebra: Algebra) -> list[Table]:
+    """A table for each variable that has none."""
+    out = []
+    for i in set(range(len(plan.variables))).difference(j for t in found for j, _ in t.digits):
+        t = untouched(plan, (i, 0), sorted(plan.of(i)), algebra)
+        chains = sorted(plan.of(i) & plan.chains)
+        out += steps_apart(plan, t, chains[0]) if chains else [t]
+    return out
 
 
 def _summed_out(
-    plan: Plan, tables: Sequence[Table], i: int, dry: bool, reduce: Reduce
-) -> tuple[Table, Backward]:
-    digits, _ = _axes(tables)
-    classes = sorted(plan.of(i))
-    rest = [d for d in digits if d[0] != i]
-    if dry:
-        return Table(tuple(rest), tuple(classes)), lambda drawn, pick: {}
-    shape = [class_size(plan, i, c) for c in classes]
-    every = _sum(tables, [(i, 0), *rest], classes) if tables else jnp.zeros(())
-    outer = every.shape[1 : 1 + len(rest)]
-    every = jnp.broadcast_to(every, (plan.values(i), *outer, *shape))
+    plan: Plan, mine: Sequence[Table], n: _Node, algebra: Algebra, before: Sequence[int]
+) -> tuple[list[Table], Backward]:
+    (i,) = n.variables
+    (chain,) = plan.of(i) & plan.chains or {None}
+    new: list[Table] = []
+    how: dict[int | None, Summed] = {}
+    for at, part in _pieces(plan, n, mine).items():
+        check_size(plan, merged(part).digits, before)
+        t, how[at] = sum_digit(plan, part, (i, 0), algebra, "" if at is None else f"{at}")
+        new.append(t)
 
     def backward(drawn: Drawn, pick: Pick) -> Drawn:
-        return {i: pick(i, jnp.moveaxis(_given(plan, every, 1, rest, classes, drawn), 0, -1))}
+        parts = {}
+        for at, s in how.items():
+            classes = sorted(plan.of(i) - ({chain} if at is not None else set()))
+            parts[at] = s.draw(plan, classes, _look(plan, drawn, s.table), pick)
+        if chain is None:
+            return {i: parts[None]}
+        axis = sorted(plan.of(i)).index(chain)
+        first = [jnp.expand_dims(parts[at], axis) for at in range(plan.starts(chain))]
+        return {i: jnp.concatenate([*first, *([parts[None]] if None in parts else [])], axis)}
 
-    return Table(tuple(rest), tuple(classes), reduce(every, axis=0)), backward
+    return new, backward
 
 
-def _steps(
-    tables: Sequence[Table], order: list[tuple[int, int]], classes: list[Class], late: set[Any]
-) -> tuple[jax.Array, list[jax.Array], list[jax.Array]]:
-    """The sum of tables in the first step of a chain, and in the later ones: what is the same in
-    all of them, and what is not, of pairs of elements and of single ones; steps in front."""
-    none = jnp.zeros([1] * (len(order) + len(classes)))
-    first, fixed, varying = none, [none, none], [none, none]
-    for t in tables:
-        x = t.laid_out(order, classes)
-        x = jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0), x)
-        start, later = (x.first, x.later) if isinstance(x, Stacked) else (x[:1], x[1:])
-        first = first + start
-        which = 0 if set(t.digits) & late else 1
-        where = fixed if len(later) == 1 else varying
-        where[which] = where[which] + later
-    return first, fixed, varying
+def _look(plan: Plan, drawn: Drawn, table: Table) -> Look:
+    """What was drawn, for the elements of a table."""
+
+    def look(d: Digit) -> jax.Array:
+        i, lag = d
+        x, classes = drawn[i], sorted(plan.of(i))
+        for c in plan.of(i) & plan.chains:
+            axis, start, size = classes.index(c), plan.starts(c), plan.size(c)
+            at = table.pins.get(c)
+            if at is None:
+                x = jax.lax.slice_in_dim(x, start - lag, size - lag, axis=axis)
+            else:
+                x = jnp.take(x, (size - 1 if at == END else at) - lag, axis=axis)
+                classes.remove(c)
+        sizes = dict(zip(classes, x.shape, strict=True))
+        return x.reshape([sizes.get(c, 1) for c in table.classes])
+
+    return look
 
 
 def _along_chain(
-    plan: Plan, tables: Sequence[Table], group: set[int], chain: Class, dry: bool, reduce: Reduce
-) -> tuple[Table, Backward]:
-    """The forward recursion."""
-    digits, _ = _axes(tables)
-    i = min(group)
-    classes = sorted(plan.of(i) - {chain})
-    rest = [d for d in digits if d[0] not in group]
-    if dry:
-        return Table(tuple(rest), tuple(classes)), lambda drawn, pick: {}
-    now, late = [(j, 0) for j in sorted(group)], [(j, 1) for j in sorted(group)]
-    n, length = len(group), class_size(plan, i, chain)
-    sizes, order = [plan.values(j) for j in sorted(group)], [*late, *now, *rest]
-    first, fixed, varying = _steps(tables, order, [*classes, chain], set(late))
-    outer = jnp.broadcast_shapes(*(x.shape[1 + 2 * n :] for x in [first, *fixed, *varying]))
-    drop = (0,) * n  # the first step has none before it; single terms never do
-
-    def step(alpha: jax.Array, x: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
-        pair, single = (a[0] + b for a, b in zip(fixed, x, strict=True))
-        before = alpha.reshape(*sizes, *[1] * n, *outer)
-        new = reduce(before + pair, axis=tuple(range(n))) + single[drop]
-        return jnp.broadcast_to(new, (*sizes, *outer)), alpha
-
-    start = jnp.broadcast_to(first[(0, *drop)], (*sizes, *outer))
-    xs = [jnp.broadcast_to(x, (length - 1, *x.shape[1:])) for x in varying]
-    alpha, alphas = lax.scan(step, start, xs)
+    plan: Plan, mine: Sequence[Table], n: _Node, algebra: Algebra
+) -> tuple[list[Table], Backward]:
+    assert n.chain is not None
+    chain = Recursion(plan, mine, n.variables, n.chain, algebra)
 
     def backward(drawn: Drawn, pick: Pick) -> Drawn:
-        shape = [class_size(plan, i, c) for c in classes]
-        k = math.prod(sizes)
+        return chain.draw(functools.partial(_look, plan, drawn), pick)
 
-        def at(x: jax.Array, m: int) -> jax.Array:
-            """Of the first ``m`` axes, which are digits of the chain, one or two at the end."""
-            x = jnp.broadcast_to(x, (*sizes * (m // n), *x.shape[m:]))
-            x = _given(plan, x, m, rest, classes, drawn)
-            x = jnp.broadcast_to(x, (*x.shape[:m], *shape)).reshape(*[k] * (m // n), *shape)
-            return jnp.moveaxis(x, range(m // n), range(-(m // n), 0))
-
-        def one(onward: jax.Array, x: Any) -> tuple[jax.Array, jax.Array]:
-            alpha, pair = x
-            state = pick(i, at(alpha, n) + onward)
-            pairs = at(fixed[0][0] + pair, 2 * n)
-            return jnp.take_along_axis(pairs, state[..., None, None], axis=-1)[..., 0], state
-
-        into = jnp.concatenate([jnp.zeros((1, *xs[0].shape[1:])), xs[0]])
-        steps = jnp.concatenate([alphas, alpha[None]]), into
-        _, states = lax.scan(one, jnp.zeros((*shape, k)), steps, reverse=True)
-        states = jnp.moveaxis(states, 0, sorted(plan.of(i)).index(chain))
-        places = [math.prod(sizes[a + 1 :]) for a in range(n)]
-        return {
-            j: states // place % size
-            for (j, _), place, size in zip(now, places, sizes, strict=True)
-        }
-
-    value = reduce(alpha, axis=tuple(range(n)))
-    return Table(tuple(rest), tuple(classes), value), backward
+    return chain.result, backward

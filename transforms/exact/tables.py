@@ -1,21 +1,18 @@
 """Terms over discrete variables, as tables.
 
 A program is evaluated for all values of its discrete variables that each of its outputs depends
-on. Axes of variables that run along each other in the outputs are one *class*. Along a class the
-elements take their values in step, since no two of them meet in an output:
+on; along plates and chains (``classes.py``) the elements take their values in step, and all steps
+of a ``scan`` are evaluated side by side, for all values of neighbours.
 
-- a *plate*, where an output depends on its own element only;
-- a *chain*, where it depends on its own element and the one before it, as through the carry of a
-  ``scan``, whose steps are evaluated side by side, for all pairs of values.
-
-Along any other axis elements are treated jointly.
+The first steps of a chain, before which there are fewer elements, are tables of their own, *pinned*
+to their step; so is what depends on the last step alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,234 +21,221 @@ import numpy as np
 
 from .. import _jax
 from ..analyses.alike import NO, compress
-from ..analyses.dependence import Dependence
-from ..errors import UnsupportedError
-from ..estimation.chosen import MAX_JOINT
+from ..analyses.dependence import LAST, Dependence
+from .classes import Class, Digit, Plan
 from .grid import over_axes
 from .side_by_side import Stacked, Worlds
 
-Digit = tuple[int, int]
-"""A variable, by its number, here (0) or one step before in its chain (1)."""
-Class = int
-"""Axes of variables that run along each other, by the number of one of them."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Variable:
-    """An array of discrete variables with ``n`` values each; ``name`` is for messages."""
-
-    shape: tuple[int, ...]
-    n: int
-    name: str
+END = -1
+"""Where a table of the last step of a chain is pinned."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Table:
-    """An array (or steps) with an axis for each digit, and then for each class."""
+    """An array with an axis for each digit, and then for each class (of size 1 where it is the same
+    in all steps of a chain). ``pins`` are the steps of chains that it stands at; ``owner`` is the
+    variable whose probability it is, if it is one."""
 
     digits: tuple[Digit, ...]
     classes: tuple[Class, ...]
     value: Any = None
+    pins: Mapping[Class, int] = dataclasses.field(default_factory=dict)
+    owner: int | None = None
 
-    def laid_out(self, digits: Sequence[Digit], classes: Sequence[Class]) -> Any:
+    def laid_out(self, digits: Sequence[Digit], classes: Sequence[Class]) -> jax.Array:
         """The value with these axes, of size 1 where it has none."""
         have = [("digit", d) for d in self.digits] + [("class", c) for c in self.classes]
         want = [("digit", d) for d in digits] + [("class", c) for c in classes]
         order = [have.index(a) for a in want if a in have]
-
-        def lay_out(x: jax.Array) -> jax.Array:
-            sizes = iter(x.shape[a] for a in order)
-            return x.transpose(order).reshape([next(sizes) if a in have else 1 for a in want])
-
-        return jax.tree.map(lay_out, self.value)
+        sizes = iter(self.value.shape[a] for a in order)
+        x = self.value if order == sorted(order) else self.value.transpose(order)
+        shape = [next(sizes) if a in have else 1 for a in want]
+        return x if list(x.shape) == shape else x.reshape(shape)
 
 
-# --- the plan: which axes are plates, which are chains --------------------------------------------
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """An output at all values of its digits, which are axes in front, or one or all but the first
+    steps of it (``at``)."""
+
+    digits: tuple[Digit, ...]
+    value: jax.Array
+    at: int | None = None
+    steps: int = 1
+    """How many steps it stands for, if it is one of several."""
 
 
-@dataclasses.dataclass
-class Plan:
-    variables: Sequence[Variable]
-    classes: list[list[Class | None]]
-    """For each axis of each variable; None where elements are joint."""
-    chains: set[Class]
-
-    def of(self, i: int) -> frozenset[Class]:
-        return frozenset(c for c in self.classes[i] if c is not None)
-
-    def in_chain(self, i: int) -> bool:
-        return bool(self.of(i) & self.chains)
-
-    def values(self, i: int) -> int:
-        """How many joint values a variable takes."""
-        v = self.variables[i]
-        met = (m for m, c in zip(v.shape, self.classes[i], strict=True) if c is None)
-        return v.n ** math.prod(met)
-
-    def signature(self, d: Dependence) -> tuple[frozenset[Digit], frozenset[Class]]:
-        """The digits and classes of the table of a term."""
-        digits = set()
-        classes = set()
-        for i, along in d.items():
-            digits.add((i, 0))
-            for a, c in zip(along, self.classes[i], strict=True):
-                if a is not None and c is not None:
-                    classes.add(c)
-                    if a.lag:
-                        digits.add((i, 1))
-        return frozenset(digits), frozenset(classes)
-
-
-def _many(n: int) -> str:
-    return f"{n:,}" if n < 10**15 else f"about 10^{math.log10(n):.0f}"
-
-
-def plan_of(
-    variables: Sequence[Variable],
-    terms: Sequence[Dependence],
-    clashes: Callable[[Plan], set[tuple[int, int]]] = lambda _: set(),
-    *,
-    who: str,
-    instead: str,
-) -> Plan:
-    """The classes of the axes. ``clashes`` says which axes must be joint for what comes next.
-
-    Raises:
-        UnsupportedError: a term depends on too many joint values; the message begins with ``who``
-            enumerates, and ends with what to use ``instead``.
-    """
-    joint = {
-        (i, e)
-        for d in terms
-        for i, along in d.items()
-        for e, a in enumerate(along)
-        if a is None or a.lag > 1
-    }
-    while True:
-        plan, clash = _classes(variables, terms, joint)
-        clash = clash or clashes(plan)
-        if not clash:
-            break
-        joint |= clash
-    for d in terms:
-        digits, _ = plan.signature(d)
-        total = math.prod(plan.values(i) for i, _ in digits)
-        if total > MAX_JOINT:
-            raise UnsupportedError(
-                f"{who} needs too many joint values ({_many(total)}; at most {MAX_JOINT:,}), since "
-                f"these meet: {', '.join(_sizes(plan, digits))}. Let each element touch only "
-                "itself (a plate, jax.vmap) or the one before it (a chain, jax.lax.scan whose "
-                f"carry is the last choice), or {instead}."
-            )
-    return plan
-
-
-def _sizes(plan: Plan, digits: frozenset[Digit]) -> list[str]:
-    parts = []
-    for i, late in sorted(digits):
-        v = plan.variables[i]
-        met = [n for n, c in zip(v.shape, plan.classes[i], strict=True) if c is None]
-        count = f"{v.n}**{math.prod(met)}" if met else str(v.n)
-        parts.append(f"{v.name} ({count} values{', of the step before' if late else ''})")
-    return parts
-
-
-def _classes(
-    variables: Sequence[Variable], terms: Sequence[Dependence], joint: set[tuple[int, int]]
-) -> tuple[Plan, set[tuple[int, int]]]:
-    """The classes of axes that run along each other; axes that run along in two ways."""
-    axes = [(i, e) for i, v in enumerate(variables) for e in range(len(v.shape))]
-    parent = {a: a for a in axes if a not in joint}
-
-    def root(a: tuple[int, int]) -> tuple[int, int]:
-        while parent[a] != a:
-            a = parent[a]
-        return a
-
-    for d in terms:
-        first: dict[int, tuple[int, int]] = {}
-        for i, along in d.items():
-            for e, a in enumerate(along):
-                if a is not None and (i, e) in parent:
-                    at = first.setdefault(a.axis, (i, e))
-                    parent[root((i, e))] = root(at)
-    clash: set[tuple[int, int]] = set()
-    chains = set()
-    for d in terms:
-        at_axis: dict[tuple[int, int], int] = {}
-        for i, along in d.items():
-            mine: set[tuple[int, int]] = set()
-            for e, a in enumerate(along):
-                if a is None or (i, e) not in parent:
-                    continue
-                if root((i, e)) in mine:  # a diagonal
-                    clash.add((i, e))
-                mine.add(root((i, e)))
-                if at_axis.setdefault(root((i, e)), a.axis) != a.axis:
-                    clash |= {x for x in parent if root(x) == root((i, e))}
-                if a.lag:
-                    chains.add(root((i, e)))
-    number = {r: n for n, r in enumerate(sorted({root(a) for a in parent}))}
-    classes: list[list[Class | None]] = [
-        [number[root((i, e))] if (i, e) in parent else None for e in range(len(v.shape))]
-        for i, v in enumerate(variables)
-    ]
-    return Plan(variables, classes, {number[r] for r in chains}), clash
-
-
-# --- the tables ----------------------------------------------------------------------------------
-
-
-def table(plan: Plan, d: Dependence, value: jax.Array | Stacked) -> Table:
-    """A term as a table: the digits are in front already, other axes are classes or add up."""
-    digits = tuple(sorted(plan.signature(d)[0]))
-    n = len(digits)
+def tables(plan: Plan, d: Dependence, parts: Sequence[Part]) -> list[Table]:
+    """A term as tables: other axes than those of classes are summed up."""
     axis_of: dict[Class, int] = {}
     for i, along in d.items():
         for a, c in zip(along, plan.classes[i], strict=True):
-            if a is not None and c is not None:
+            if a is not None and c is not None and a.axis != LAST:
                 axis_of[c] = a.axis
-    kept = sorted(axis_of.items(), key=lambda item: item[1])
-    if isinstance(value, Stacked) and 0 not in axis_of.values():
-        value = value.whole(n)
+    ends = dict.fromkeys(plan.ends(d), END)
+    chain = next((c for c in axis_of if c in plan.chains), None)
+    stepped = chain is not None and axis_of[chain] == 0
+    if not stepped and any(p.at is not None for p in parts):
+        parts = [joined(parts)]
+    out: list[Table] = []
+    for p in parts:
+        n = len(p.digits)
+        at = axis_of if p.at is None else {c: a - 1 for c, a in axis_of.items() if a}
+        kept = sorted(at.items(), key=lambda item: item[1])
+        others = set(range(p.value.ndim - n)).difference(at.values())
+        value = jnp.sum(p.value, axis=tuple(n + a for a in others)) if others else p.value
+        pins = ends if p.at is None else {**ends, chain: p.at}
+        t = Table(p.digits, tuple(c for c, _ in kept), value, pins)
+        if chain is not None and p.at is None and len(parts) == 1:
+            out += steps_apart(plan, t, chain)
+        else:
+            out.append(t)
+    return out
 
-    def summed(x: jax.Array) -> jax.Array:
-        others = set(range(x.ndim - n)).difference(axis_of.values())
-        return jnp.sum(x, axis=tuple(n + a for a in others))
 
-    return Table(digits, tuple(c for c, _ in kept), jax.tree.map(summed, value))
+def joined(parts: Sequence[Part]) -> Part:
+    """All steps of an output."""
+    if len(parts) == 1 and parts[0].at is None:
+        return parts[0]
+    digits = tuple(sorted(frozenset[Digit]().union(*(p.digits for p in parts))))
+    sizes = {d: n for p in parts for d, n in zip(p.digits, p.value.shape, strict=False)}
+    front = [sizes[d] for d in digits]
+    steps = []
+    for p in parts:
+        k, later = len(p.digits), p.at is None
+        own = p.value.shape[k:] if later else (1, *p.value.shape[k:])
+        x = p.value.reshape([sizes[d] if d in p.digits else 1 for d in digits] + list(own))
+        steps.append(jnp.broadcast_to(x, (*front, p.steps, *own[1:])))
+    return Part(digits, jnp.concatenate(steps, axis=len(digits)))
+
+
+def steps_apart(plan: Plan, t: Table, chain: Class) -> list[Table]:
+    """A table of all steps as those of the first ones, and of the others."""
+    axis, out = len(t.digits) + t.classes.index(chain), []
+    fewer = tuple(c for c in t.classes if c != chain)
+    for at in range(plan.starts(chain)):
+        early = [k for k, (i, lag) in enumerate(t.digits) if lag > at and chain in plan.of(i)]
+        index = tuple(
+            at if k == axis else 0 if k in early else slice(None) for k in range(t.value.ndim)
+        )
+        digits = tuple(d for k, d in enumerate(t.digits) if k not in early)
+        pins = {**t.pins, chain: at}
+        out.append(Table(digits, fewer, t.value[index], pins, t.owner))
+    later = jax.lax.slice_in_dim(t.value, plan.starts(chain), None, axis=axis)
+    return [*out, dataclasses.replace(t, value=later)] if later.size else out
 
 
 def evaluate(
     program: _jax.ClosedJaxpr, consts: Sequence[Any], plan: Plan, outs: Sequence[Dependence]
-) -> list[jax.Array | Stacked]:
+) -> list[list[Part]]:
     """The outputs for all values of the digits that they depend on, which are axes in front.
 
     ``outs`` is what they depend on; the variables are the last inputs, after ``consts``. What
-    depends on no variable (choices among it) is evaluated once.
+    depends on no variable (choices among it) is evaluated once. Digits that meet in no output share
+    an axis of the grid.
     """
     m = len(plan.variables)
-    chained = [i for i in range(m) if plan.in_chain(i)]
-    every: list[Digit] = sorted([*((i, 0) for i in range(m)), *((i, 1) for i in chained)])
     in_step = [frozenset(e for e, c in enumerate(cs) if c is not None) for cs in plan.classes]
     same = [*[NO] * len(consts), *in_step]
-    program = compress(program, same)
-    worlds = Worlds(program, consts, [i in chained for i in range(m)], same)
+    program = compress(program, same) if any(in_step) else program
+    meeting = [plan.signature(d)[0] for d in outs]
+    every: list[Digit] = sorted(frozenset[Digit]().union(*meeting))
+    none = jnp.zeros((), jnp.result_type(int))
+    lags = {i: lag for i, lag in every}
 
-    def point(*indices: jax.Array) -> list[Any]:
-        at = dict(zip(every, indices, strict=True))
-        here = [digits(plan, i, at[i, 0]) for i in range(m)]
-        before = [digits(plan, i, at.get((i, 1), at[i, 0])) for i in range(m)]
-        return worlds.run(here, before)
+    def world(at: Mapping[Digit, jax.Array], w: int) -> list[jax.Array]:
+        return [digits(plan, i, at.get((i, min(w, lags.get(i, 0))), none)) for i in range(m)]
 
-    on = [frozenset(map(every.index, plan.signature(d)[0])) for d in outs]
-    return over_axes(point, [plan.values(i) for i, _ in every], on)
+    if not plan.depth:
+        plain = lambda at: _jax.evaluate(program, *consts, *world(at, 0))
+        found = _over_grid(plan, plain, every, meeting)
+        return [[Part(*x)] for x in zip(map(_in_order, meeting), found, strict=True)]
+    worlds = Worlds(program, consts, list(map(plan.in_chain, range(m))), same)
+
+    def point(*numbers: jax.Array) -> list[Any]:
+        at = dict(zip(every, numbers, strict=True))
+        return worlds.run([world(at, w) for w in range(plan.depth + 1)])
+
+    closed, held, shapes = _jax.trace(point, *[none] * len(every))
+    reach = iter(_reached(closed, len(held), every))
+    owner = [on for on, x in zip(meeting, shapes, strict=True) for _ in jax.tree.leaves(x)]
+    read = [on & r for on, r in zip(owner, reach, strict=True)]
+    run = lambda at: _jax.evaluate(closed, *held, *(at[d] for d in every))
+    found = _over_grid(plan, run, every, read)
+    left = iter(zip(map(_in_order, read), found, strict=True))
+    return [_parts(x, left) for x in shapes]
+
+
+def _in_order(on: Iterable[Digit]) -> tuple[Digit, ...]:
+    return tuple(sorted(on))
+
+
+def _over_grid(
+    plan: Plan,
+    f: Callable[[Mapping[Digit, jax.Array]], list[jax.Array]],
+    every: Sequence[Digit],
+    meeting: Sequence[frozenset[Digit]],
+) -> list[jax.Array]:
+    """The results at all values of those digits that each depends on, which are axes in front."""
+    axis, sizes = _axes(plan, every, meeting)
+    spec = [frozenset(axis[d] for d in on) for on in meeting]
+    run = lambda *at: f({d: at[axis[d]] for d in every})
+    out = []
+    for on, x in zip(meeting, over_axes(run, sizes, spec), strict=True):
+        front = sorted(axis[d] for d in on)
+        order = [front.index(axis[d]) for d in sorted(on)]
+        moved = order != sorted(order)
+        out.append(jnp.transpose(x, [*order, *range(len(on), x.ndim)]) if moved else x)
+    return out
+
+
+def _parts(shape: Any, left: Iterator[tuple[tuple[Digit, ...], jax.Array]]) -> list[Part]:
+    if not isinstance(shape, Stacked):
+        return [Part(*next(left))]
+    first = [Part(*next(left), at) for at in range(len(shape.first))]
+    rest = Part(*next(left), steps=shape.length - len(first))
+    return [*first, rest] if rest.steps else first
+
+
+def _reached(closed: _jax.ClosedJaxpr, n: int, every: Sequence[Digit]) -> list[frozenset[Digit]]:
+    """The digits that each output is computed from; they come after ``n`` other inputs."""
+    none = frozenset[Digit]()
+    env: dict[Any, frozenset[Digit]] = {
+        v: frozenset({d}) for v, d in zip(closed.jaxpr.invars[n:], every, strict=True)
+    }
+    read = lambda v: env.get(v, none) if isinstance(v, _jax.Var) else none
+    for eqn in closed.jaxpr.eqns:
+        found = none.union(*map(read, eqn.invars))
+        env.update(dict.fromkeys(eqn.outvars, found))
+    return list(map(read, closed.jaxpr.outvars))
+
+
+def _axes(
+    plan: Plan, every: Sequence[Digit], meeting: Sequence[frozenset[Digit]]
+) -> tuple[dict[Digit, int], list[int]]:
+    """An axis of the grid for each digit, and their sizes: those that meet have different ones."""
+    met: dict[Digit, set[Digit]] = {d: set() for d in every}
+    for on in set(meeting):
+        for d in on:
+            met[d] |= on
+    sizes: list[int] = []
+    axis: dict[Digit, int] = {}
+    for d in every:
+        taken = {axis[e] for e in met[d] if e in axis}
+        n = plan.values(d[0])
+        free = (a for a, size in enumerate(sizes) if size == n and a not in taken)
+        axis[d] = next(free, len(sizes))
+        if axis[d] == len(sizes):
+            sizes.append(n)
+    return axis, sizes
 
 
 def digits(plan: Plan, i: int, number: jax.Array) -> jax.Array:
     """The digits of each element, from the number of a joint value: one for each element of the
     classes, which are axes in order, or the same for all."""
     v, classes = plan.variables[i], plan.classes[i]
+    if not v.shape:
+        return number
     if number.ndim:
         order = sorted(plan.of(i))
         number = jnp.transpose(number, [order.index(c) for c in classes if c is not None])
@@ -262,5 +246,4 @@ def digits(plan: Plan, i: int, number: jax.Array) -> jax.Array:
     return jnp.broadcast_to(number // jnp.asarray(places.reshape(joint)) % v.n, v.shape)
 
 
-def class_size(plan: Plan, i: int, c: Class) -> int:
-    return plan.variables[i].shape[plan.classes[i].index(c)]
+__all__ = ["END", "Part", "Table", "digits", "evaluate", "joined", "steps_apart", "tables"]

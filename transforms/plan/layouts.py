@@ -6,6 +6,7 @@ decides, again when the surrogate runs, and again when it is explained: :class:`
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -69,15 +70,21 @@ class _Analysed:
 
     @functools.cached_property
     def rest(self) -> tuple[SummedOut, _Analysed] | None:
-        """The scope without enumerated choices in loops whose steps meet, where they are chains."""
-        stepwise = [
-            old.choice.path
+        """The scope without enumerated choices whose elements meet, where they are chains."""
+        meeting = {
+            old.choice.path: self.layout.sites[new]
             for old, new in zip(self.chosen, self.layout.chosen, strict=True)
             if new in self.layout.sites
-            and self.layout.sites[new].stepwise
+            and not all(self.layout.sites[new].apart)
             and isinstance(old.estimator, Enumerated)
-        ]
-        rest = sum_out(self.closed, self.chosen, stepwise) if stepwise else None
+        }
+        stepwise = [path for path, s in meeting.items() if s.stepwise]
+        rest = None
+        if len(stepwise) < len(meeting) and _has_loop(self.closed):  # neighbours in a term, maybe
+            with contextlib.suppress(UnsupportedError):
+                rest = sum_out(self.closed, self.chosen, list(meeting))
+        if rest is None and stepwise:
+            rest = sum_out(self.closed, self.chosen, stepwise)
         return rest and (rest, _Analysed(rest.closed, rest.chosen))
 
     @functools.cached_property
@@ -111,6 +118,14 @@ class _Analysed:
             s.choice.path: max((n for d, n in sizes if to[s.choice.path] in d), default=1)
             for s in enumerated
         }
+
+
+def _has_loop(closed: _jax.ClosedJaxpr) -> bool:
+    """Whether elements may be neighbours in a loop."""
+    return any(
+        eqn.primitive is _jax.scan_p or any(map(_has_loop, _jax.sub_jaxprs(eqn)))
+        for eqn in closed.jaxpr.eqns
+    )
 
 
 def is_told_apart(s: Chosen) -> bool:
