@@ -107,8 +107,8 @@ def write(page: Page, found: list[dict[str, float]]) -> None:
     text = page.text
     for name in found[0]:
         cells = " | ".join(_number(f[name]) for f in found)
-        row = re.compile(rf"^\| {re.escape(name)} \|.*\| ([^|]*) \|$", re.M)
-        text, n = row.subn(lambda m, c=cells, name=name: f"| {name} | {c} | {m[1]} |", text)
+        row = re.compile(rf"^\| {re.escape(name)} \|.*\|([^|\n]*)\|$", re.M)
+        text, n = row.subn(lambda m, c=cells, name=name: f"| {name} | {c} | {m[1].strip()} |", text)
         assert n == 1, f"{page.path.name} has {n} rows for {name}"
     text = re.sub(r"^\*\d+ lines\*", f"*{page.lines} lines*", text, flags=re.M)
     page.path.write_text(text)
