@@ -145,6 +145,171 @@ def _(panel, s):
     panel.legend(fontsize=7)
 
 
+@of("pulaski")
+def _(panel, s):
+    names = {"truth": 0.3, **{n.replace("energy distance", "energy"): float(v) for n, v in s["share"].items()}}
+    bars(panel, names, [GREY, BLUE, ORANGE, ORANGE], "share of wide")
+    panel.set_xticks(range(4), ["truth", "energy", "β = 1", "β = 10"])
+
+
+@of("noisy-preferences")
+def _(panel, s):
+    found = {"votes only": s["plain"], "summed out": s["noisy"], "truth": s["oracle"]}
+    bars(panel, found, [ORANGE, BLUE, GREY], "AUC, no vote")
+    panel.set_ylim(0.5, 0.9)
+
+
+@of("reward-uncertainty")
+def _(panel, s):
+    found = {"weighted": s["bias"][True], "unweighted": s["bias"][False]}
+    bars(panel, found, [BLUE, ORANGE], "bias")
+
+
+@of("information-hierarchy")
+def _(panel, s):
+    passed = np.array(s["passed"])
+    steps = 100 * np.arange(1, len(passed) + 1)
+    for kl, colour, name in zip(passed.T, (BLUE, ORANGE), ("first", "second"), strict=True):
+        panel.plot(steps, kl, "o-", ms=3, color=colour, label=name)
+    panel.set(xlabel="step", ylabel="nats", ylim=(0, None))
+    panel.legend(fontsize=8)
+
+
+@of("cs-bottleneck")
+def _(panel, s):
+    found = dict(zip(map(str, s["betas"]), s["kept"], strict=True))
+    bars(panel, found, BLUE, "dependence")
+    panel.set_xlabel("β")
+
+
+@of("nested-dropout")
+def _(panel, s):
+    panel.plot(range(1, len(s["curve"]) + 1), s["curve"], color=BLUE)
+    panel.axhline(s["without"], color=ORANGE, ls="--")
+    panel.set(xlabel="features kept", ylabel="accuracy")
+
+
+@of("monotone-boltzmann")
+def _(panel, s):
+    first = np.concatenate([np.asarray(s["first"])[:, None], np.asarray(s["paths"])[:, 1:9]], 1)
+    panel.plot(first[:, :, 0].T, color=BLUE, lw=1)
+    panel.plot(first[:, :, 5].T, color=ORANGE, lw=1)
+    panel.set(xlabel="iteration", ylabel="two marginals")
+
+
+@of("fractional-noise")
+def _(panel, s):
+    t, true = s["dt"] * np.arange(s["n"]), s["indices"][-1]
+    x = s["xs"][0]
+    w = s["weights"](s["learned"][true])
+    for k in range(10):
+        e = s["guide"](s["phi"], x).simulate(s["jax"].random.key(k))["e"]
+        matrix = np.sqrt(s["dt"]) * np.tril(s["decay"] @ w)
+        panel.plot(t, matrix @ e, color=BLUE, lw=0.6, alpha=0.7)
+    panel.plot(t, x, ".", color=ORANGE, ms=3)
+    panel.set(xlabel="t", ylabel="X")
+
+
+@of("predictive-coding-rnn")
+def _(panel, s):
+    free, places = np.asarray(s["free"]), s["places"]
+    panel.plot(*free[:40].reshape(-1, 2).T, ".", color=BLUE, ms=2, alpha=0.4)
+    for i, name in enumerate("ABCDE"):
+        panel.text(*places[i] * 1.35, name, color=ORANGE, weight="bold", ha="center", va="center")
+    panel.set(xlim=(-1.4, 1.4), ylim=(-1.4, 1.4), xticks=[], yticks=[], aspect="equal")
+
+
+@of("sparse-subspace")
+def _(panel, s):
+    for (name, curve), colour in zip(s["curves"].items(), (BLUE, ORANGE, GREY), strict=True):
+        panel.plot(curve, color=colour, label=name)
+    panel.set(xlabel="round", ylabel="accuracy")
+    panel.legend(fontsize=7)
+
+
+@of("plug-and-play")
+def _(panel, s):
+    panel.plot(*np.asarray(s["draws"])[::40].T, ".", color=BLUE, ms=2)
+    for label, (colour, style) in enumerate(((BLUE, "-"), (GREY, ":"))):
+        for centre in s["centres"][label]:
+            cloud(panel, centre, 0.49 * np.eye(2), colour, style)
+    panel.set(xlim=(-4, 4), ylim=(-3.2, 3.2), xticks=[], yticks=[], aspect="equal")
+
+
+@of("crossflow")
+def _(panel, s):
+    for label, colour in ((0, BLUE), (1, ORANGE)):
+        panel.plot(*np.asarray(s["made"])[s["labels"] == label][:300].T, ".", color=colour, ms=2)
+    panel.set(xticks=[], yticks=[], aspect="equal")
+
+
+@of("information-generalization")
+def _(panel, s):
+    panel.plot(list(s["curve"]), list(s["curve"].values()), "o-", color=BLUE, label="plug-in")
+    panel.axhline(s["truth"], color=GREY, lw=1)
+    panel.errorbar([16 * 4], [s["found"]], 2 * s["error"], fmt="s", color=ORANGE, label="debiased")
+    panel.set(xscale="log", xlabel="inner draws", ylabel="nats")
+    panel.legend(fontsize=8)
+
+
+@of("lossy-information")
+def _(panel, s):
+    panel.plot([0, 3], [0, 3], color=GREY, lw=1)
+    panel.plot(s["truth"], s["found"], "o", color=BLUE)
+    panel.set(xlabel="nats, exactly", ylabel="estimate")
+
+
+@of("source-free")
+def _(panel, s):
+    values = (s["accuracy"](s["source"], s["old"]), s["before"], s["after"])
+    found = dict(zip(("old", "new", "adapted"), values, strict=True))
+    bars(panel, found, [GREY, ORANGE, BLUE], "accuracy")
+    panel.set_ylim(0.3, 1.0)
+
+
+@of("entropy-gan")
+def _(panel, s):
+    panel.plot(*np.asarray(s["made"])[:800].T, ".", color=BLUE, ms=2)
+    panel.plot(*np.asarray(s["centres"]).T, "o", color=ORANGE, ms=9, fillstyle="none")
+    panel.set(xticks=[], yticks=[], aspect="equal", xlim=(-1.4, 1.4), ylim=(-1.4, 1.4))
+
+
+@of("pretraining")
+def _(panel, s):
+    for pre, colour, name in ((True, BLUE, "pre-trained"), (False, ORANGE, "alone")):
+        panel.plot(s["labels"], [s["error"][pre, n] for n in s["labels"]], "o-", color=colour, label=name)
+    panel.set(xlabel="labels", ylabel="error", xscale="log")
+    panel.legend(fontsize=8)
+
+
+@of("unobserved-confounder")
+def _(panel, s):
+    bars(panel, {"truth": 1.0, "inferred": s["found"], "naive": s["naive"]}, [GREY, BLUE, ORANGE], "effect")
+
+
+@of("mask-tuning")
+def _(panel, s):
+    bars(panel, {"frozen": s["frozen"], "masked": s["tuned"]}, [ORANGE, BLUE], "accuracy")
+
+
+@of("vector-quantization")
+def _(panel, s):
+    bars(panel, {"16 bits": s["found"], "4 components": s["pca"]}, [BLUE, GREY], "squared error")
+
+
+@of("wasserstein-dependency")
+def _(panel, s):
+    panel.plot(s["fit"].history, color=BLUE, lw=0.8)
+    panel.axhline(s["exact"], color=ORANGE, ls="--")
+    panel.set(xlabel="step", ylabel="critic", ylim=(0, None))
+
+
+@of("active-units")
+def _(panel, s):
+    panel.bar(range(s["units"]), np.sort(s["activity"])[::-1], color=BLUE)
+    panel.set(xlabel="latent", ylabel="variance of means", xticks=[])
+
+
 def draw(name, scope):
     figure = Figure(figsize=(3.2, 2.0), layout="constrained")
     panel = figure.subplots()
