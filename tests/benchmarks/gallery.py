@@ -1,4 +1,5 @@
-"""The programs of docs/gallery, at full size: python tests/benchmarks/gallery.py [names] [--write].
+"""The programs of docs/gallery, at full size: python tests/benchmarks/gallery.py [names] [--write];
+with --flops, what a gradient of an estimate costs beside what is written by hand.
 
 A page holds one program, which ends with ``figure``, numbers by their names, and a comment that
 says what the program must reach, as expressions of the program's own names:
@@ -22,7 +23,10 @@ import tempfile
 import time
 from typing import Any
 
+import gallery_by_hand
+import jax
 import numpy as np
+from measure import cost_of
 
 DOCS = pathlib.Path(__file__).parent.parent.parent / "docs"
 SEED = "jax.random.key(0)"
@@ -114,6 +118,30 @@ def write(page: Page, found: list[dict[str, float]]) -> None:
     page.path.write_text(text)
 
 
+def flops(page: Page) -> dict[str, float]:
+    """What a gradient in all arguments costs, as a ratio to one by hand, of which it is the mean.
+
+    Raises:
+        AssertionError: the two estimates have different means.
+    """
+    ours, by_hand, arguments = gallery_by_hand.PAIRS[page.path.stem](page.run(small=True))
+    cost, means = [], []
+    for f in (ours, by_hand):
+        floats = [i for i, a in enumerate(arguments, 1) if _is_float(a)]
+        gradient = jax.jit(jax.grad(f, argnums=floats))
+        cost.append(cost_of(gradient.lower(jax.random.key(0), *arguments).compile()))
+        one = lambda key, f=f: f(key, *arguments)
+        draws = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(1), 400))
+        means.append((float(draws.mean()), float(draws.std()) / 20))
+    (a, error_a), (b, error_b) = means
+    assert abs(a - b) < 5 * np.hypot(error_a, error_b) + 1e-4 * abs(b), f"{a} and {b} by hand"
+    return {what: cost[0][what] / cost[1][what] for what in ("flops", "bytes accessed")}
+
+
+def _is_float(argument: Any) -> bool:
+    return all(jax.numpy.issubdtype(jax.numpy.result_type(a), float) for a in jax.tree.leaves(argument))
+
+
 def _number(value: float) -> str:
     if value == int(value) and abs(value) < 1e6:
         return str(int(value))
@@ -126,8 +154,14 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="of pages; all if there is none")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--write", action="store_true", help="put the figures into the pages")
+    parser.add_argument("--flops", action="store_true", help="compare with programs by hand")
     options = parser.parse_args()
     for page in pages(options.names):
+        if options.flops:
+            if page.path.stem in gallery_by_hand.PAIRS:
+                ratios = ", ".join(f"{what} {ratio:.3f}" for what, ratio in flops(page).items())
+                print(f"{page.path.stem}: {ratios} of those by hand")
+            continue
         found = measure(page, options.seeds)
         if options.write:
             write(page, found)
