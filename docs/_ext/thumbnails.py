@@ -310,6 +310,25 @@ def _(panel, s):
     panel.set(xlabel="latent", ylabel="variance of means", xticks=[])
 
 
+@of("conditional-vae")
+def _(panel, s):
+    key, p, test, rows = s["jax"].random.key(5), s["fits"][1.0], s["test"], []
+    for i in range(8):
+        upper = np.asarray(test["upper"][i])
+        x = np.concatenate([upper, np.asarray(test["label"][i])])
+        z = s["model"](p, x).simulate(key)["z"]
+        lower = 1 / (1 + np.exp(-np.asarray(s["net"](p["decoder"], x, z))))
+        rows.append(np.pad(np.concatenate([upper, lower]).reshape(8, 8), 1, constant_values=0.3))
+    panel.imshow(np.concatenate([np.hstack(rows[:4]), np.hstack(rows[4:])]), cmap="Greys")
+    panel.set(xticks=[], yticks=[])
+    panel.spines[:].set_visible(False)
+
+
+@of("defence")
+def _(panel, s):
+    bars(panel, {"attacked": s["raw"], "filtered": s["filtered"]}, [ORANGE, BLUE], "accuracy")
+
+
 def draw(name, scope):
     figure = Figure(figsize=(3.2, 2.0), layout="constrained")
     panel = figure.subplots()

@@ -139,7 +139,7 @@ def flops(page: Page) -> dict[str, float]:
 
 
 def _is_float(argument: Any) -> bool:
-    return all(jax.numpy.issubdtype(jax.numpy.result_type(a), float) for a in jax.tree.leaves(argument))
+    return all(jax.numpy.issubdtype(jax.numpy.result_type(a), jax.numpy.floating) for a in jax.tree.leaves(argument))
 
 
 def _number(value: float) -> str:
