@@ -13,7 +13,12 @@ HERE = pathlib.Path(__file__).parent
 sys.path.append(str(HERE.parent.parent / "tests/benchmarks"))
 import gallery  # noqa: E402
 
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "0.45"  # told apart by the colour-blind
+BLUE, ORANGE, GREEN, GREY = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "0.45",
+)  # told apart by the colour-blind
 DRAW = {}
 """By page: puts the program's result, its names, on a panel."""
 
@@ -61,7 +66,9 @@ def _(panel, s):
     x = np.linspace(-6, 6, 300)
     panel.fill_between(x, np.exp(s["log_p"](x)), color="0.85")
     styles = [(BLUE, "-"), (ORANGE, "--"), (GREEN, ":")]
-    for name, (colour, style) in zip(("reverse KL", "Hellinger", "forward KL"), styles, strict=True):
+    for name, (colour, style) in zip(
+        ("reverse KL", "Hellinger", "forward KL"), styles, strict=True
+    ):
         phi = s["fits"][name]
         sd = np.exp(phi["log_sd"])
         density = np.exp(-0.5 * ((x - phi["mean"]) / sd) ** 2) / sd / np.sqrt(2 * np.pi)
@@ -147,7 +154,10 @@ def _(panel, s):
 
 @of("pulaski")
 def _(panel, s):
-    names = {"truth": 0.3, **{n.replace("energy distance", "energy"): float(v) for n, v in s["share"].items()}}
+    names = {
+        "truth": 0.3,
+        **{n.replace("energy distance", "energy"): float(v) for n, v in s["share"].items()},
+    }
     bars(panel, names, [GREY, BLUE, ORANGE, ORANGE], "share of wide")
     panel.set_xticks(range(4), ["truth", "energy", "β = 1", "β = 10"])
 
@@ -277,14 +287,21 @@ def _(panel, s):
 @of("pretraining")
 def _(panel, s):
     for pre, colour, name in ((True, BLUE, "pre-trained"), (False, ORANGE, "alone")):
-        panel.plot(s["labels"], [s["error"][pre, n] for n in s["labels"]], "o-", color=colour, label=name)
+        panel.plot(
+            s["labels"], [s["error"][pre, n] for n in s["labels"]], "o-", color=colour, label=name
+        )
     panel.set(xlabel="labels", ylabel="error", xscale="log")
     panel.legend(fontsize=8)
 
 
 @of("unobserved-confounder")
 def _(panel, s):
-    bars(panel, {"truth": 1.0, "inferred": s["found"], "naive": s["naive"]}, [GREY, BLUE, ORANGE], "effect")
+    bars(
+        panel,
+        {"truth": 1.0, "inferred": s["found"], "naive": s["naive"]},
+        [GREY, BLUE, ORANGE],
+        "effect",
+    )
 
 
 @of("mask-tuning")
@@ -345,7 +362,9 @@ def index():
     for page in gallery.pages():
         title, alt = re.match(r"# (.*)\n+!\[(.*)\]", page.text).groups()
         name = page.path.stem
-        entries.append(f"- [![{alt}](../_static/gallery/{name}.png)]({name}.md)\n  [{title}]({name}.md)\n")
+        entries.append(
+            f"- [![{alt}](../_static/gallery/{name}.png)]({name}.md)\n  [{title}]({name}.md)\n"
+        )
     path = gallery.DOCS / "gallery/index.md"
     start, rest = path.read_text().split("<!-- grid -->\n")[::2]
     path.write_text(f"{start}<!-- grid -->\n{''.join(entries)}<!-- grid -->\n{rest}")

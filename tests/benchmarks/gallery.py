@@ -109,8 +109,10 @@ def measure(page: Page, seeds: int) -> list[dict[str, float]]:
 def write(page: Page, found: list[dict[str, float]]) -> None:
     """Put the figures into the page's table, | figure | seed 0 | ... | to reach |."""
     text = page.text
+    columns = len(re.search(r"^\|.*to reach \|$", text, re.M)[0].split("|")) - 4
     for name in found[0]:
-        cells = " | ".join(_number(f[name]) for f in found)
+        numbers = [_number(f[name]) for f in found]
+        cells = " | ".join(numbers + ["–"] * (columns - len(numbers)))
         row = re.compile(rf"^\| {re.escape(name)} \|.*\|([^|\n]*)\|$", re.M)
         text, n = row.subn(lambda m, c=cells, name=name: f"| {name} | {c} | {m[1].strip()} |", text)
         assert n == 1, f"{page.path.name} has {n} rows for {name}"
@@ -139,7 +141,10 @@ def flops(page: Page) -> dict[str, float]:
 
 
 def _is_float(argument: Any) -> bool:
-    return all(jax.numpy.issubdtype(jax.numpy.result_type(a), jax.numpy.floating) for a in jax.tree.leaves(argument))
+    return all(
+        jax.numpy.issubdtype(jax.numpy.result_type(a), jax.numpy.floating)
+        for a in jax.tree.leaves(argument)
+    )
 
 
 def _number(value: float) -> str:

@@ -63,7 +63,11 @@ def unobserved_confounder(s: Names) -> Pair:
         log_y = normal(y, p["effect"] * t + p["d"] * u + p["e"], jnp.exp(p["log_y"]))
         return jnp.mean(log_x + log_t + log_y - divergence(mean, sd))
 
-    return s["objective"].surrogate, by_hand, (s["fit"].params, {k: v[:400] for k, v in s["data"].items()})
+    return (
+        s["objective"].surrogate,
+        by_hand,
+        (s["fit"].params, {k: v[:400] for k, v in s["data"].items()}),
+    )
 
 
 def predictive_coding_rnn(s: Names) -> Pair:
