@@ -1,5 +1,5 @@
 """Makes docs/_static/gallery/ and the grid of docs/gallery/index.md of the gallery's programs:
-python docs/_ext/thumbnails.py [names], from the clone. Each picture shows what its program found."""
+python docs/_ext/thumbnails.py [names], from the clone. A picture shows what its program found."""
 
 import pathlib
 import re
@@ -192,32 +192,12 @@ def _(panel, s):
     panel.set_xlabel("β")
 
 
-@of("nested-dropout")
-def _(panel, s):
-    panel.plot(range(1, len(s["curve"]) + 1), s["curve"], color=BLUE)
-    panel.axhline(s["without"], color=ORANGE, ls="--")
-    panel.set(xlabel="features kept", ylabel="accuracy")
-
-
 @of("monotone-boltzmann")
 def _(panel, s):
     first = np.concatenate([np.asarray(s["first"])[:, None], np.asarray(s["paths"])[:, 1:9]], 1)
     panel.plot(first[:, :, 0].T, color=BLUE, lw=1)
     panel.plot(first[:, :, 5].T, color=ORANGE, lw=1)
     panel.set(xlabel="iteration", ylabel="two marginals")
-
-
-@of("fractional-noise")
-def _(panel, s):
-    t, true = s["dt"] * np.arange(s["n"]), s["indices"][-1]
-    x = s["xs"][0]
-    w = s["weights"](s["learned"][true])
-    for k in range(10):
-        e = s["guide"](s["phi"], x).simulate(s["jax"].random.key(k))["e"]
-        matrix = np.sqrt(s["dt"]) * np.tril(s["decay"] @ w)
-        panel.plot(t, matrix @ e, color=BLUE, lw=0.6, alpha=0.7)
-    panel.plot(t, x, ".", color=ORANGE, ms=3)
-    panel.set(xlabel="t", ylabel="X")
 
 
 @of("predictive-coding-rnn")
@@ -339,11 +319,6 @@ def _(panel, s):
     panel.imshow(np.concatenate([np.hstack(rows[:4]), np.hstack(rows[4:])]), cmap="Greys")
     panel.set(xticks=[], yticks=[])
     panel.spines[:].set_visible(False)
-
-
-@of("defence")
-def _(panel, s):
-    bars(panel, {"attacked": s["raw"], "filtered": s["filtered"]}, [ORANGE, BLUE], "accuracy")
 
 
 def draw(name, scope):

@@ -1,4 +1,4 @@
-"""Objectives of docs/gallery as one writes them in JAX alone: what ``gallery.py --flops`` compares with.
+"""Objectives of docs/gallery as one writes them in JAX alone, for ``gallery.py --flops``.
 
 Each takes the names of the page's program, and returns the estimate ``f(key, *arguments)`` of the
 library, that by hand, and the arguments.
