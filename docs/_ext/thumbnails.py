@@ -1,6 +1,7 @@
 """Makes docs/_static/gallery/ and the grid of docs/gallery/index.md of the gallery's programs:
 python docs/_ext/thumbnails.py [names], from the clone. A picture shows what its program found."""
 
+import io
 import pathlib
 import re
 import sys
@@ -8,6 +9,7 @@ import sys
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
+from PIL import Image
 
 HERE = pathlib.Path(__file__).parent
 sys.path.append(str(HERE.parent.parent / "tests/benchmarks"))
@@ -328,7 +330,9 @@ def draw(name, scope):
     DRAW[name](panel, scope)
     folder = HERE.parent / "_static/gallery"
     folder.mkdir(exist_ok=True)
-    figure.savefig(folder / f"{name}.png", dpi=100, pil_kwargs={"optimize": True})
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=100)
+    Image.open(drawn).convert("RGB").quantize(48).save(folder / f"{name}.png", optimize=True)
 
 
 def index():
