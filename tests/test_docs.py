@@ -15,7 +15,8 @@ mpl.use("agg")
 
 ROOT = pathlib.Path(__file__).parent.parent
 MADE = {"reference", "notebooks"}  # when the site is built, of the code and of what follows here
-DOCS = sorted(p for p in (ROOT / "docs").rglob("*.md") if not MADE & set(p.parts))
+GALLERY = {p for p in (ROOT / "docs/gallery").glob("*.md") if p.stem != "index"}  # test_gallery.py
+DOCS = sorted(p for p in {*(ROOT / "docs").rglob("*.md")} - GALLERY if not MADE & set(p.parts))
 PAGES = ["README.md", *(str(p.relative_to(ROOT)) for p in DOCS)]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
