@@ -14,7 +14,7 @@ import hashlib
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import bits
@@ -36,30 +36,46 @@ def passed(f: Callable[..., Any], args: Any, claim: Any, test: Callable[[], None
         claim: what the test holds the values to: arrays, numbers, functions of the tests.
         test: raises an error where the values are wrong.
     """
+    numbers(f, args, claim, lambda: test() or ())
+
+
+def numbers(
+    f: Callable[..., Any], args: Any, claim: Any, measure: Callable[[], Sequence[float]]
+) -> list[float]:
+    """What was measured of a program by other means than the library's, to six digits."""
     digest = _digest(f.trace(*args).jaxpr, claim)
     if digest in _kept():
-        return
-    test()
+        return _kept()[digest]
+    measured = [float(f"{x:.6g}") for x in measure()]
     if os.environ.get(KEEP):
         name = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition("/")[2].removesuffix(" (call)")
         with FILE.open("a") as file:  # lines of several processes do not mix
-            file.write(f"{digest} {name}\n")
+            file.write(f"{digest} {measured} {name}\n")
+    return measured
 
 
 @functools.cache
-def _kept() -> frozenset[str]:
-    lines = FILE.read_text().splitlines() if FILE.exists() else []
-    return frozenset() if os.environ.get(KEEP) else frozenset(line.split()[0] for line in lines)
+def _kept() -> dict[str, list[float]]:
+    lines = FILE.read_text().splitlines() if FILE.exists() and not os.environ.get(KEEP) else []
+    parts = [re.split("[][]", line, maxsplit=2) for line in lines]
+    return {digest.strip(): [*map(float, filter(None, ns.split(", ")))] for digest, ns, _ in parts}
 
 
 def _digest(program: ClosedJaxpr, claim: Any) -> str:
-    return _hash(jax.__version__, _bits(), _program(program), labels.digest(claim))
+    return _hash(jax.__version__, _bits(), _program(program), labels.digest(_rounded(claim)))
 
 
 @functools.cache
 def _bits() -> str:
     """What the random bits of the tests are."""
     return pathlib.Path(bits.__file__).read_text()
+
+
+def _rounded(claim: Any) -> Any:
+    """With arrays for floats and keys, of which six digits count."""
+    is_key = lambda x: hasattr(x, "dtype") and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+    as_array = lambda x: jax.random.key_data(x) if is_key(x) else x
+    return jax.tree.map(lambda x: np.asarray(x) if type(x) is float else as_array(x), claim)
 
 
 def _hash(*words: str) -> str:

@@ -13,6 +13,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import kept
 import numpy as np
 import pytest
 import scipy.stats
@@ -774,7 +775,7 @@ QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes
 
 
 def _run(program, kind, estimators, n, samples):
-    """Value, gradient and draws for each estimator, as one compiled function."""
+    """Value, gradient and draws for each estimator from a key, as one compiled function."""
 
     def all_of_them(key):
         out = {}
@@ -791,8 +792,14 @@ def _run(program, kind, estimators, n, samples):
             out[name] = jax.vmap(one)(jax.random.split(key, size))
         return out
 
-    run = jax.jit(all_of_them, compiler_options=QUICK)
-    return jax.tree.map(np.asarray, run(jax.random.key(0)))
+    return jax.jit(all_of_them, compiler_options=QUICK)
+
+
+def _passed(run, reference, test):
+    """Test what is drawn against the reference; both as they were before, it passed."""
+    key, of_reference = jax.random.key(0), [Reference.draw, Reference.scope, Reference.__init__]
+    known = [reference, *of_reference, test]
+    kept.passed(run, [key], known, lambda: test(jax.tree.map(np.asarray, run(key))))
 
 
 def _exact(reference, n):
@@ -839,8 +846,11 @@ def _pair(aux):
 def test_bernoulli(name):
     n, program, reference = CONSTRUCTS[name]
     value, grad, p = _exact(reference, n)
-    out = _run(program, "bernoulli", BERNOULLI, N, {"loo": 2})
+    run = _run(program, "bernoulli", BERNOULLI, N, {"loo": 2})
+    _passed(run, reference, functools.partial(_is_right, n, reference, value, grad, p))
 
+
+def _is_right(n, reference, value, grad, p, out):
     np.testing.assert_allclose(out["enum"][0], value, rtol=1e-10)
     np.testing.assert_allclose(out["enum"][1], np.tile(grad, (2, 1)), rtol=1e-9)
 
@@ -878,7 +888,11 @@ def _is_unbiased(estimates, exact):
 @pytest.mark.parametrize("name", CONSTRUCTS)
 def test_normal(name):
     n, program, reference = CONSTRUCTS[name]
-    out = _run(program, "normal", NORMAL, 1024, {})
+    run = _run(program, "normal", NORMAL, 1024, {})
+    _passed(run, reference, functools.partial(_has_known_derivatives, n, reference))
+
+
+def _has_known_derivatives(n, reference, out):
     f, g, (draws, _) = out["reinforce"]
     value, grad, seen = _score_estimate(reference, "normal", draws.T)
     np.testing.assert_allclose(f, value, rtol=1e-9, atol=1e-9)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import kept
 import numpy as np
 import pytest
 import ztest
@@ -656,7 +657,7 @@ def holds(d: Any, xs: Any, seen: list[np.ndarray]) -> None:
 def test_claims_are_true_and_sharp(name: str) -> None:
     f, xs, claim = CLAIMS[name]
     d = claimed(f, xs)
-    holds(d, xs, influence(f, xs))
+    kept.passed(changes(f), [xs], [axes(d), xs], lambda: holds(d, xs, influence(f, xs)))
     if claim is not None:
         assert axes(d) == claim
 
@@ -674,14 +675,18 @@ def test_claims_are_true_under_vmap(name: str) -> None:
     at = [min(1, np.ndim(x)) for x in xs]
     other = [x[..., ::-1] * 1.5 if np.ndim(x) else x - 1.0 for x in xs]
     both = [np.stack(pair, a) for *pair, a in zip(xs, other, at, strict=True)]
-    parts = [influence(f, xs), influence(f, other)]
-    seen = []
-    for first, second, x, a in zip(*parts, xs, at, strict=True):
-        ndim = first.ndim - np.ndim(x)
-        apart = [np.stack([first, first & False], ndim), np.stack([second & False, second], ndim)]
-        seen.append(np.stack(apart, ndim + 1 + a))
+    ndim = np.ndim(jax.eval_shape(f, *xs))
     d = claimed(jax.vmap(f, tuple(at), ndim), both)
-    holds(d, both, seen)
+
+    def test() -> None:
+        seen = []
+        for first, second, a in zip(influence(f, xs), influence(f, other), at, strict=True):
+            one, two = [first, first & False], [second & False, second]
+            apart = [np.stack(one, ndim), np.stack(two, ndim)]
+            seen.append(np.stack(apart, ndim + 1 + a))
+        holds(d, both, seen)
+
+    kept.passed(changes(f), [xs], [axes(d), both, at], test)
     if name not in MIXING:
         for i, along in d.items():
             assert along[at[i]] == Along(ndim), axes(d)
@@ -1061,11 +1066,11 @@ def value_and_grad(f: Any, params: Any) -> Any:
 @pytest.mark.parametrize("name", EXACT)
 def test_enumeration_is_exact(name: str) -> None:
     f, exact, params = EXACT[name]
-    value, grad = value_and_grad(f, params)
-    right = ztest.compiled(jax.value_and_grad(exact))(jax.tree.map(jnp.asarray, params))
-    np.testing.assert_allclose(value, right[0], rtol=1e-10)
-    for k, g in grad.items():
-        np.testing.assert_allclose(g, right[1][k], rtol=1e-9, atol=1e-12, err_msg=k)
+    objective, params = ppl.expectation(f), jax.tree.map(jnp.asarray, params)
+    mine = jax.value_and_grad(lambda p: objective.surrogate(jax.random.key(0), p))
+    right = lambda: ztest.compiled(jax.value_and_grad(exact))(params)
+    claim = [exact, params]
+    ztest.check_exact(mine, [params], right, claim, rtol=1e-9, atol=1e-12)
 
 
 def test_a_law_without_a_choice_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

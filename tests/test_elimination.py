@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import kept
 import numpy as np
 import pytest
 import ztest
@@ -531,11 +532,16 @@ def exact(name: str) -> Any:
 
 
 def compare(name: str, found: Callable[[Any], Any]) -> None:
-    value, grad = ztest.compiled(jax.value_and_grad(found))(jax.tree.map(jnp.asarray, PARAMS))
-    right = exact(name)
-    np.testing.assert_allclose(value, right[0], rtol=1e-9)
-    for k, g in grad.items():
-        np.testing.assert_allclose(g, right[1][k], rtol=1e-9, atol=1e-11, err_msg=k)
+    run = ztest.compiled(jax.value_and_grad(found))
+    params = jax.tree.map(jnp.asarray, PARAMS)
+
+    def test() -> None:
+        (value, grad), right = run(params), exact(name)
+        np.testing.assert_allclose(value, right[0], rtol=1e-9)
+        for k, g in grad.items():
+            np.testing.assert_allclose(g, right[1][k], rtol=1e-9, atol=1e-11, err_msg=k)
+
+    kept.passed(run, [params], [MODELS[name], PARAMS], test)
 
 
 OUTSIDE = (
@@ -593,18 +599,25 @@ def test_draws_are_from_the_posterior(name: str) -> None:
     """
     model, params = MODELS[name], jax.tree.map(jnp.asarray, PARAMS)
     q = ppl.normalize(model.program(params), model.data, by=ppl.enumeration())
-    log_p = exact(name)[2]
-    p = np.exp(log_p)
-    often = p >= 0.005
-    assert often.sum() > 1
 
-    def one(key: Any) -> dict[str, Any]:
+    def drawn(key: Any) -> Any:
         trace = q.simulate(key)
-        which = number(model, trace.choices)
-        off = jnp.abs(trace.log_density - jnp.asarray(log_p)[which])
-        return {"which": jax.nn.one_hot(which, len(p))[often], "off": jnp.maximum(off, 1e-9)}
+        return number(model, trace.choices), trace.log_density
 
-    ztest.check(one, {"which": p[often], "off": 1e-9})
+    def test() -> None:
+        log_p = exact(name)[2]
+        p = np.exp(log_p)
+        often = p >= 0.005
+        assert often.sum() > 1
+
+        def one(key: Any) -> dict[str, Any]:
+            which, log_density = drawn(key)
+            off = jnp.abs(log_density - jnp.asarray(log_p)[which])
+            return {"which": jax.nn.one_hot(which, len(p))[often], "off": jnp.maximum(off, 1e-9)}
+
+        ztest.check(one, {"which": p[often], "off": 1e-9})
+
+    kept.passed(ztest.compiled(drawn), [jax.random.key(0)], [model, PARAMS], test)
 
 
 @pytest.mark.parametrize("name", ["nested plates", "hmm", "coupled"])

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import kept
 import numpy as np
 import pytest
 import scipy.integrate
@@ -37,15 +38,19 @@ def _float64() -> Iterator[None]:
     jax.config.update("jax_enable_x64", before)
 
 
-def estimates(obj: Any, *args: Any, samples: int, argnums: Any = 0) -> tuple[Any, Any]:
-    """Values and gradients of independent batches, with a leading axis."""
+Test = Callable[[Any, Any], None]
+
+
+def estimates(obj: Any, *args: Any, samples: int, claim: Any, test: Test, argnums: Any = 0) -> None:
+    """Test values and gradients of independent batches, with a leading axis, against a claim."""
 
     def one(key: jax.Array) -> Any:
         return obj.value_and_grad(key, *args, samples=samples // BATCHES, argnums=argnums)
 
     # most of the time of these tests is XLA's
     run = jax.jit(jax.vmap(one), compiler_options={"xla_backend_optimization_level": 1})
-    return run(jax.random.split(jax.random.key(7), BATCHES))
+    keys = jax.random.split(jax.random.key(7), BATCHES)
+    kept.passed(run, [keys], [claim, samples, Z, POWER], lambda: test(*run(keys)))
 
 
 def close(found: Any, exact: Any, bias: float | None = None) -> None:
@@ -67,11 +72,14 @@ def check(
     bias: float = 0.05,
     argnums: Any = 0,
 ) -> None:
-    values, grads = estimates(obj, *args, samples=samples, argnums=argnums)
-    close(values, value)
-    assert jax.tree.structure(grads) == jax.tree.structure(grad)
-    for found, exact in zip(jax.tree.leaves(grads), jax.tree.leaves(grad), strict=True):
-        close(found, exact, bias)
+    def test(values: Any, grads: Any) -> None:
+        close(values, value)
+        assert jax.tree.structure(grads) == jax.tree.structure(grad)
+        for found, exact in zip(jax.tree.leaves(grads), jax.tree.leaves(grad), strict=True):
+            close(found, exact, bias)
+
+    claim = [value, grad, bias]
+    estimates(obj, *args, samples=samples, claim=claim, test=test, argnums=argnums)
 
 
 def derivative(f: Callable[[np.ndarray], float], x: Any, h: float = 1e-3) -> np.ndarray:
@@ -211,12 +219,15 @@ def test_row(name: str) -> None:
     def both(theta: Any) -> Any:
         return jax.vmap(lambda t, a: obj(t, a))(theta, cases).sum()
 
+    def test(values: Any, grads: Any) -> None:
+        close(values, sum(expected(law(theta), c, float(a)) for a in cases))
+        for i, a in enumerate(cases):
+            exact = lambda t, a=float(a): expected(law(t), c, a)
+            close(grads[:, i], derivative(exact, theta), 0.05)
+
+    claim = [law, theta, c, expected, derivative]
     copies = jnp.stack([theta, theta])
-    values, grads = estimates(both, copies, samples=SAMPLES.get(name, 90_000))
-    close(values, sum(expected(law(theta), c, float(a)) for a in cases))
-    for i, a in enumerate(cases):
-        exact = lambda t, a=float(a): expected(law(t), c, a)
-        close(grads[:, i], derivative(exact, theta), 0.05)
+    estimates(both, copies, samples=SAMPLES.get(name, 90_000), claim=claim, test=test)
 
 
 OTHERS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {

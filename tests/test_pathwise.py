@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import kept
 import numpy as np
 import numpyro.distributions as dist
 import pytest
@@ -219,15 +220,20 @@ def test_implicit_identity(name: str, x64: None) -> None:
     direction = [0.7 * (-1.3) ** i * p for i, p in enumerate(params)]
     assert reparam().unsuitable(jax.eval_shape(make, *params)) is None
     sampled = lambda *p: draw(make(*p), 400)  # not jitted: most kernels are shared between tests
-    x, dx = jax.jvp(sampled, tuple(map(jnp.asarray, params)), tuple(map(jnp.asarray, direction)))
-    x, dx = np.asarray(x), np.asarray(dx)
-    exact, p = implicit_derivative(cdf, x, params, direction)
-    # where the finite differences are good: not in far tails, not across an edge of the support
-    edge = np.quantile(x, [0.02, 0.98])
-    good = (p * np.minimum(1, abs(x)) > 1e-3) & (edge[0] < x) & (x < edge[1])
-    assert good.mean() > 0.75
-    np.testing.assert_allclose(dx[good], exact[good], rtol=1e-6, atol=2e-7)
-    assert stats.kstest(x, lambda x: cdf(x, *params)).pvalue > 1e-5
+    primals, tangents = tuple(map(jnp.asarray, params)), tuple(map(jnp.asarray, direction))
+
+    def test() -> None:
+        x, dx = map(np.asarray, jax.jvp(sampled, primals, tangents))
+        exact, p = implicit_derivative(cdf, x, params, direction)
+        # where the differences are good: not in far tails, not across an edge of the support
+        edge = np.quantile(x, [0.02, 0.98])
+        good = (p * np.minimum(1, abs(x)) > 1e-3) & (edge[0] < x) & (x < edge[1])
+        assert good.mean() > 0.75
+        np.testing.assert_allclose(dx[good], exact[good], rtol=1e-6, atol=2e-7)
+        assert stats.kstest(x, lambda x: cdf(x, *params)).pvalue > 1e-5
+
+    slopes = jax.jit(lambda *p: jax.jvp(sampled, p[: len(params)], p[len(params) :]))
+    kept.passed(slopes, [*primals, *tangents], [params, direction, cdf], test)
 
 
 def test_derivative_in_the_location_of_a_circle_is_one(x64: None) -> None:
@@ -264,14 +270,21 @@ def z_test(
 ) -> None:
     """E f(x), and its derivative in every parameter, against exact numbers."""
     of = lambda *p: f(draw(make(*p), n, seed))  # not jitted: to compile a Gamma once, not each time
-    values, derivative = jax.linearize(of, *map(jnp.asarray, params))
-    unit = np.eye(len(params)).astype(values.dtype)
-    samples = [values, *(derivative(*direction) for direction in unit)]
-    for i, (sample, exact) in enumerate(zip(samples, (value, *gradient), strict=True)):
-        sample = np.asarray(sample, np.float64)
-        assert sample.shape == (n,)
-        error = sample.std() / n**0.5
-        assert abs(sample.mean() - exact) < Z * error + 1e-6 * abs(exact), (i, sample.mean(), exact)
+    at = [jnp.asarray(p, float) for p in params]
+
+    def test() -> None:
+        values, derivative = jax.linearize(of, *at)
+        unit = np.eye(len(params)).astype(values.dtype)
+        samples = [values, *(derivative(*direction) for direction in unit)]
+        for i, (sample, exact) in enumerate(zip(samples, (value, *gradient), strict=True)):
+            sample = np.asarray(sample, np.float64)
+            assert sample.shape == (n,)
+            error = sample.std() / n**0.5
+            off = abs(sample.mean() - exact)
+            assert off < Z * error + 1e-6 * abs(exact), (i, sample.mean(), exact)
+
+    slopes = jax.jit(lambda *p: jax.jvp(of, p, p))
+    kept.passed(slopes, at, [params, value, gradient, n, Z], test)
 
 
 def test_gamma_small_shape() -> None:

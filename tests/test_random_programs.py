@@ -48,6 +48,7 @@ import hypothesis
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
+import kept
 import numpy as np
 import pytest
 import random_programs as rp
@@ -245,15 +246,20 @@ def check_numbers(program: Program, objective: Any, t: jax.Array, right: Expecte
             return np.where(excess == 0.0, 0.0, np.sign(mean) * excess / se)
 
     first, second = jax.random.split(jax.random.key(0))
-    if not np.max(np.abs(z(first[None]))) <= ztest.FIRST:
-        scores = z(jax.random.split(second, ztest.MORE))
-        if not np.max(np.abs(scores)) <= ztest.SECOND:
-            raise Wrong(f"z = {scores.round(2)} for {exact}")
 
-    theta = [float(a) for a in t]
-    for (block, env), (choices, *got) in zip(blocks, run(second)[2], strict=True):
-        log_p = rp.exact_log_density(block, {**env, "t": theta}, jax.device_get(choices))
-        np.testing.assert_allclose(got, log_p, rtol=1e-9, atol=1e-9, err_msg="log density")
+    def test() -> None:
+        if not np.max(np.abs(z(first[None]))) <= ztest.FIRST:
+            scores = z(jax.random.split(second, ztest.MORE))
+            if not np.max(np.abs(scores)) <= ztest.SECOND:
+                raise Wrong(f"z = {scores.round(2)} for {exact}")
+
+        theta = [float(a) for a in t]
+        for (block, env), (choices, *got) in zip(blocks, run(second)[2], strict=True):
+            log_p = rp.exact_log_density(block, {**env, "t": theta}, jax.device_get(choices))
+            np.testing.assert_allclose(got, log_p, rtol=1e-9, atol=1e-9, err_msg="log density")
+
+    claim = [repr(program), rp.exact_log_density, tolerance, n, ztest.FIRST, ztest.SECOND]
+    kept.passed(run, [first], claim, test)
 
 
 def enumerated(program: Program) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import kept
 import numpy as np
 import optax
 import pytest
@@ -110,13 +111,19 @@ def measured(objective, phi, samples, n=10_000):
     One trace serves both.
     """
     f = jax.jit(jax.value_and_grad(lambda phi, key: objective.surrogate(key, phi, samples=samples)))
-    cost = f.lower(phi, KEY).cost_analysis()
-    assert cost is not None
-    grads = jax.vmap(lambda key: f(phi, key)[1])
-    drawn = ztest.compiled(grads)(jax.random.split(jax.random.key(7), n))
-    flat = np.concatenate([np.reshape(g, (n, -1)) for g in jax.tree.leaves(drawn)], 1, dtype=float)
-    square = np.sum((flat - flat.mean(0)) ** 2, 1)
-    return cost["flops"], (square.mean(), square.std() / np.sqrt(n))
+
+    def measure():
+        cost = f.lower(phi, KEY).cost_analysis()
+        assert cost is not None
+        grads = jax.vmap(lambda key: f(phi, key)[1])
+        drawn = ztest.compiled(grads)(jax.random.split(jax.random.key(7), n))
+        flat = [np.reshape(g, (n, -1)) for g in jax.tree.leaves(drawn)]
+        flat = np.concatenate(flat, 1, dtype=float)
+        square = np.sum((flat - flat.mean(0)) ** 2, 1)
+        return cost["flops"], square.mean(), square.std() / np.sqrt(n)
+
+    flops, variance, error = kept.numbers(f, [phi, KEY], [phi, n], measure)
+    return flops, (variance, error)
 
 
 @pytest.mark.parametrize("name", PROBLEMS)

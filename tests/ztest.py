@@ -91,6 +91,23 @@ def check(
     kept.passed(draw, [keys], [exact, n, error, FIRST, MORE, SECOND], test)
 
 
+def check_exact(
+    f: Callable[..., Any], args: Any, exact: Any, claim: Any = None, **tolerance: float
+) -> None:
+    """Assert that ``f(*args)``, compiled, is ``exact``: a pytree, or a function that returns it.
+
+    ``claim`` stands for what the function computes, where it is one.
+    """
+    run = compiled(f)
+
+    def test() -> None:
+        right = jax.device_get(exact() if callable(exact) else exact)
+        close = functools.partial(np.testing.assert_allclose, **tolerance)
+        jax.tree.map(close, jax.device_get(run(*args)), right)
+
+    kept.passed(run, args, [args, claim or exact, tolerance], test)
+
+
 def worst(z: dict[str, float]) -> float:
     """The largest |z|; infinite if one is not a number."""
     return max(abs(v) if np.isfinite(v) else np.inf for v in z.values())
