@@ -43,7 +43,11 @@ def numbers(
     f: Callable[..., Any], args: Any, claim: Any, measure: Callable[[], Sequence[float]]
 ) -> list[float]:
     """What was measured of a program by other means than the library's, to six digits."""
-    digest = _digest(f.trace(*args).jaxpr, claim)
+    if isinstance(f, functools.partial):
+        f, args, kwargs = f.func, [*f.args, *args], f.keywords
+    else:
+        kwargs = {}
+    digest = _digest(f.trace(*args, **kwargs).jaxpr, claim)
     if digest in _kept():
         return _kept()[digest]
     measured = [float(f"{x:.6g}") for x in measure()]
@@ -82,6 +86,7 @@ def _hash(*words: str) -> str:
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
 
 
+@functools.lru_cache(64)
 def _program(program: ClosedJaxpr | Jaxpr) -> str:
     """What the results of a program are: the order of its equations is no part of that."""
     jaxpr = getattr(program, "jaxpr", program)

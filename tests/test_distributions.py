@@ -10,9 +10,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import kept
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+import ztest
 from numpyro.distributions import constraints
 from numpyro.distributions import transforms as nt
 from numpyro.distributions.flows import InverseAutoregressiveTransform
@@ -75,16 +77,23 @@ def payoff(x: Any) -> Any:
     return (x**2 * np.arange(1.0, x.size + 1)).sum() + x[0] * x[-1]
 
 
+STEP = 0.01
+AROUND = 0.1 + STEP * np.array([-2, -1, 0, 1, 2])  # differences of five are exact to degree 4
+
+
 @pytest.mark.parametrize("name", WRAPPED)
 def test_wrapped_and_enumerated(name: str) -> None:
     make, n = WRAPPED[name]
     runs = np.array(list(itertools.product(range(3), repeat=n)))
     payoffs = np.array([payoff(x) for x in runs.astype(float)])
-    exact = lambda t: jnp.prod(category(t).probs[runs], -1) @ payoffs
+    # all masses are linear in t
+    masses = [np.prod((np.array(P) + t * np.array([1.0, -1.0, 0.0]))[runs], -1) for t in AROUND]
+    values = np.array(masses) @ payoffs
+    exact = values[2], (values[0] - 8 * values[1] + 8 * values[3] - values[4]) / (12 * STEP)
     with jax.enable_x64(True):
         estimator = None if name.startswith("expand") and n < 4 else ppl.enum()
-        found = mean(make, estimator, payoff).value_and_grad(KEY, 0.1)
-        np.testing.assert_allclose(found, jax.jvp(exact, (0.1,), (1.0,)), rtol=1e-10)
+        found = mean(make, estimator, payoff).value_and_grad
+        ztest.check_exact(found, [KEY, 0.1], exact, rtol=1e-10)
 
 
 def test_expanded_along_an_axis_of_size_one() -> None:
@@ -172,8 +181,8 @@ def _inflated(gate: Any) -> Any:
 @pytest.mark.parametrize("name", FINITE)
 def test_finite_families(name: str, bits: float) -> None:
     make, t, *exact = FINITE[name]
-    found = mean(make, ppl.enum()).value_and_grad(KEY, t)
-    np.testing.assert_allclose(found, exact, rtol=5 * bits, atol=1e-32)
+    found = mean(make, ppl.enum()).value_and_grad
+    ztest.check_exact(found, [KEY, t], tuple(exact), rtol=5 * bits, atol=1e-32)
 
 
 def test_derivatives_of_binomial_masses() -> None:
@@ -299,21 +308,30 @@ def test_closures_of_traced_values(name: str) -> None:
         inner = loop.choices["inner"]["x"]
         return [(t.retval, t.log_density) for t in (one, both, loop)], inner
 
-    ((x, log_p), (xs, log_ps), (total, log_q)), inner = jax.jit(run)(0.3, KEY)
     exact = lambda w, x: jnp.sum(make(w).log_prob(x))
-    np.testing.assert_allclose(log_p, exact(0.3, x), rtol=1e-5)
-    np.testing.assert_allclose(log_ps, [exact(0.3, xs[0]), exact(0.6, xs[1])], rtol=1e-5)
-    np.testing.assert_allclose(total, jnp.sum(inner), rtol=1e-5)
-    np.testing.assert_allclose(log_q, exact(0.3, inner[0]) + exact(0.6, inner[1]), rtol=1e-5)
+
+    def test() -> None:
+        ((x, log_p), (xs, log_ps), (total, log_q)), inner = jax.jit(run)(0.3, KEY)
+        np.testing.assert_allclose(log_p, exact(0.3, x), rtol=1e-5)
+        np.testing.assert_allclose(log_ps, [exact(0.3, xs[0]), exact(0.6, xs[1])], rtol=1e-5)
+        np.testing.assert_allclose(total, jnp.sum(inner), rtol=1e-5)
+        np.testing.assert_allclose(log_q, exact(0.3, inner[0]) + exact(0.6, inner[1]), rtol=1e-5)
+
+    kept.passed(jax.jit(run), [0.3, KEY], make, test)
 
     def squared(w: Any) -> Any:
         x = ppl.sample("x", make(w), ppl.reparam())
         return jnp.sum(x**2), x
 
     objective = ppl.expectation(squared, has_aux=True)
-    (_, x), grad = jax.jit(lambda k: objective.value_and_grad(k, 0.3))(KEY)
-    by_hand = jax.grad(lambda w: jnp.sum(moved(make, w, x) ** 2))(0.3)
-    np.testing.assert_allclose(grad, by_hand, rtol=1e-4)
+    slope = jax.jit(lambda k: objective.value_and_grad(k, 0.3))
+
+    def test_slope() -> None:
+        (_, x), grad = slope(KEY)
+        by_hand = jax.grad(lambda w: jnp.sum(moved(make, w, x) ** 2))(0.3)
+        np.testing.assert_allclose(grad, by_hand, rtol=1e-4)
+
+    kept.passed(slope, [KEY], [make, moved], test_slope)
 
 
 def test_the_gradient_through_an_undeclared_attribute() -> None:

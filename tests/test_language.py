@@ -8,6 +8,7 @@ import logging
 
 import jax
 import jax.numpy as jnp
+import kept
 import numpy as np
 import optax
 import pytest
@@ -374,11 +375,16 @@ def test_distributions(kind):
         expected = jnp.sum(d.log_prob(x)) + jnp.sum(jax.vmap(d.log_prob)(many))
         return x, many, expected, t.log_density, g().log_density(t.choices)
 
-    x, many, expected, *found = numbers()
+    x, many, *_ = jax.eval_shape(numbers)
     assert x.shape == d.shape()
     assert many.shape == (3, *d.shape())
     assert x.dtype == jax.eval_shape(d.sample, KEY).dtype
-    np.testing.assert_allclose(found, [expected] * 2, rtol=1e-5, atol=1e-5)
+
+    def test():
+        _, _, expected, *found = numbers()
+        np.testing.assert_allclose(found, [expected] * 2, rtol=1e-5, atol=1e-5)
+
+    kept.passed(numbers, [], 1e-5, test)
 
 
 @pytest.mark.parametrize("value", [1.0, 1, True, np.float64(1.0), np.int32(1), jnp.ones(())])
@@ -665,9 +671,14 @@ def test_second_derivatives_of_discrete_sites(estimator, x64):
 
     samples = 2 if estimator == ppl.reinforce("loo") else 1
     second = lambda key: jax.hessian(lambda m: f.surrogate(key, m, samples=samples))(0.4)
-    h = np.asarray(jax.jit(jax.vmap(second))(jax.random.split(KEY, 40_000)))
-    error = h.std() / np.sqrt(len(h))
-    assert abs(h.mean() - jax.hessian(exact)(0.4)) < 4.75 * error + 1e-9
+    run, keys = jax.jit(jax.vmap(second)), jax.random.split(KEY, 40_000)
+
+    def test():
+        h = np.asarray(run(keys))
+        error = h.std() / np.sqrt(len(h))
+        assert abs(h.mean() - jax.hessian(exact)(0.4)) < 4.75 * error + 1e-9
+
+    kept.passed(run, [keys], [exact, 4.75], test)
 
 
 def test_second_derivatives_of_pathwise_sites(x64):
@@ -905,10 +916,15 @@ def test_a_mask_hides_the_density_and_not_the_draws(law, estimator):
     def f(t):
         return ppl.sample("b", MASKED[law](t), estimator).sum() * 1.0
 
-    keys = jax.random.split(KEY, 4000)
-    grads = jax.jit(jax.vmap(lambda key: f.grad(key, 0.3, samples=2)))(keys)
-    error = grads.std() / 4000**0.5
-    assert abs(grads.mean() - 2.0) <= 4.75 * error + 1e-5  # 9 tests: false alarms 2e-5
+    run = jax.jit(jax.vmap(lambda key: f.grad(key, 0.3, samples=2)))
+
+    def test():
+        grads = np.asarray(run(jax.random.split(KEY, 4000)))
+        error = grads.std() / 4000**0.5
+        assert abs(grads.mean() - 2.0) <= 4.75 * error + 1e-5  # 9 tests: false alarms 2e-5
+
+    keys = jax.eval_shape(lambda: jax.random.split(KEY, 4000))
+    kept.passed(run, [keys], [2.0, 4.75], test)
 
 
 @pytest.mark.parametrize("law", MASKED)
