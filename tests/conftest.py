@@ -25,6 +25,7 @@ wait for ever where two of them run in a pool of two threads."""
 jax.config.update("jax_disable_most_optimizations", True)  # what modules of tests compute at import
 gc.set_threshold(100_000, 20, 100)  # tracing makes many small objects, most of which stay
 
+
 def fields_in_order(gather):
     """NumPyro flattens a distribution by a set of names: in another order in every process."""
     return classmethod(functools.cache(lambda cls: tuple(sorted(gather(cls)))))

@@ -47,14 +47,14 @@ def numbers(
         f, args, kwargs = f.func, [*f.args, *args], f.keywords
     else:
         kwargs = {}
-    digest = _digest(f.trace(*args, **kwargs).jaxpr, claim)
-    if digest in _kept():
-        return _kept()[digest]
+    name = digest(f.trace(*args, **kwargs).jaxpr, claim)
+    if name in _kept():
+        return _kept()[name]
     measured = [float(f"{x:.6g}") for x in measure()]
     if os.environ.get(KEEP):
-        name = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition("/")[2].removesuffix(" (call)")
+        test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition("/")[2].removesuffix(" (call)")
         with FILE.open("a") as file:  # lines of several processes do not mix
-            file.write(f"{digest} {measured} {name}\n")
+            file.write(f"{name} {measured} {test}\n")
     return measured
 
 
@@ -62,10 +62,11 @@ def numbers(
 def _kept() -> dict[str, list[float]]:
     lines = FILE.read_text().splitlines() if FILE.exists() and not os.environ.get(KEEP) else []
     parts = [re.split("[][]", line, maxsplit=2) for line in lines]
-    return {digest.strip(): [*map(float, filter(None, ns.split(", ")))] for digest, ns, _ in parts}
+    return {name.strip(): [*map(float, filter(None, ns.split(", ")))] for name, ns, _ in parts}
 
 
-def _digest(program: ClosedJaxpr, claim: Any) -> str:
+def digest(program: ClosedJaxpr, claim: Any) -> str:
+    """A name for what a program computes, and for what it is held to."""
     return _hash(jax.__version__, _bits(), _program(program), labels.digest(_rounded(claim)))
 
 
@@ -90,10 +91,10 @@ def _hash(*words: str) -> str:
 def _program(program: ClosedJaxpr | Jaxpr) -> str:
     """What the results of a program are: the order of its equations is no part of that."""
     jaxpr = getattr(program, "jaxpr", program)
-    consts = map(_array, getattr(program, "consts", ()))
-    known: dict[Any, str] = dict(zip(jaxpr.constvars, consts, strict=False))
-    known |= {v: f"{i} {v.aval.str_short()}" for i, v in enumerate(jaxpr.invars)}
-    show = lambda v: _array(v.val) if isinstance(v, Literal) else known.get(v, "constant")
+    inputs = enumerate([*jaxpr.constvars, *jaxpr.invars])
+    known: dict[Any, str] = {v: f"{i} {v.aval.str_short()}" for i, v in inputs}
+    known |= zip(jaxpr.constvars, map(_array, getattr(program, "consts", ())), strict=False)
+    show = lambda v: _array(v.val) if isinstance(v, Literal) else known[v]
     for eqn in jaxpr.eqns:
         made = _hash(eqn.primitive.name, *map(show, eqn.invars), *_parameters(eqn.params))
         known |= {v: f"{made} {i} {v.aval.str_short()}" for i, v in enumerate(eqn.outvars)}
