@@ -58,7 +58,9 @@ def _words(x: Any, seen: dict[int, Any]) -> list[str]:
         return [repr(x)]
     if isinstance(x, dict):
         return [w for k, v in x.items() for w in [repr(k), *_words(v, seen)]]
-    if isinstance(x, list | tuple | set | frozenset):
+    if isinstance(x, set | frozenset):
+        return sorted(w for v in x for w in _words(v, seen))
+    if isinstance(x, list | tuple):
         return [w for v in x for w in _words(v, seen)]
     if id(x) in seen:
         return []
