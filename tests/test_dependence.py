@@ -1106,7 +1106,7 @@ def test_two_estimators_one_after_the_other(pair: Any) -> None:
 
         return jax.vmap(one)(p["a"], p["l"]).sum()
 
-    exact = jax.value_and_grad(layers_exact)(params)
+    exact = jax.jit(jax.value_and_grad(layers_exact))(params)
     objective = ppl.expectation(f)
     surrogate = lambda key: lambda p: objective.surrogate(key, p, samples=2)
     ztest.check(lambda key: jax.value_and_grad(surrogate(key))(params), jax.device_get(exact))
@@ -1128,7 +1128,7 @@ def test_estimators_side_by_side() -> None:
         return alone + both * q[1] + (1 - both) * 0.5
 
     objective = ppl.expectation(f)
-    right = jax.device_get(jax.value_and_grad(exact)(params))
+    right = jax.device_get(jax.jit(jax.value_and_grad(exact))(params))
     estimate = lambda key: jax.value_and_grad(lambda p: objective.surrogate(key, p))(params)
     ztest.check(estimate, right)
 
@@ -1168,7 +1168,7 @@ def test_pathwise_choices_around_enumerated_ones() -> None:
         return jnp.sum(q * (jnp.sin(p["m"]) * jnp.exp(-(p["s"] ** 2) / 2) + p["m"]))
 
     objective = ppl.expectation(f)
-    right = jax.device_get(jax.value_and_grad(exact)(params))
+    right = jax.device_get(jax.jit(jax.value_and_grad(exact))(params))
     estimate = lambda key: jax.value_and_grad(lambda p: objective.surrogate(key, p))(params)
     ztest.check(estimate, right)
 
@@ -1226,7 +1226,7 @@ PULLED = {"plate": pulled(ppl.mvd()), "steps": pulled_in_steps}
 def test_measure_valued_elements_are_unbiased(name: str) -> None:
     params = {"m": jnp.array([0.2, 1.1, -0.4]), "l": jnp.array([0.3, -0.8, 0.1])}
     objective = ppl.expectation(PULLED[name])
-    exact = jax.device_get(jax.value_and_grad(pulled_exact)(params))
+    exact = jax.device_get(jax.jit(jax.value_and_grad(pulled_exact))(params))
     estimate = lambda key: jax.value_and_grad(lambda p: objective.surrogate(key, p))(params)
     ztest.check(estimate, exact)
 
@@ -1339,7 +1339,7 @@ def test_a_chain_is_enumerated_unasked() -> None:
         return jnp.sum(lax.scan(step, jnp.zeros(()), length=40)[1])
 
     found = value_and_grad(lambda p: unasked(p, jnp.cos), 0.3)
-    np.testing.assert_allclose(found, jax.value_and_grad(exact)(0.3), rtol=1e-10)
+    np.testing.assert_allclose(found, jax.jit(jax.value_and_grad(exact))(0.3), rtol=1e-10)
 
 
 def test_a_chain_with_other_choices_is_not_enumerated_unasked() -> None:
@@ -1382,7 +1382,7 @@ def test_neighbours_meet_in_a_loop_within_something(wrap: Any) -> None:
             total += weight * jnp.sum(jnp.cos(before + 2.0 * z))
         return total
 
-    found, expected = value_and_grad(f, 0.3), jax.value_and_grad(exact)(0.3)
+    found, expected = value_and_grad(f, 0.3), jax.jit(jax.value_and_grad(exact))(0.3)
     np.testing.assert_allclose(found, expected, rtol=1e-10)
 
 
@@ -1395,7 +1395,7 @@ def test_a_plate_under_checkpoint_is_enumerated_in_step() -> None:
         return jnp.sum(jnp.cos(z) * jnp.arange(200.0))
 
     exact = lambda p: jnp.sum(jnp.arange(200.0)) * (1 - p + p * jnp.cos(1.0))
-    found, expected = value_and_grad(f, 0.3), jax.value_and_grad(exact)(0.3)
+    found, expected = value_and_grad(f, 0.3), jax.jit(jax.value_and_grad(exact))(0.3)
     np.testing.assert_allclose(found, expected, rtol=1e-10)
 
 
@@ -1408,7 +1408,7 @@ def test_a_squared_loss_as_an_inner_product() -> None:
         return error @ error / 200
 
     exact = lambda p: jnp.mean((1 - p) * at**2 + p * (1 - at) ** 2)
-    found, expected = value_and_grad(f, 0.3), jax.value_and_grad(exact)(0.3)
+    found, expected = value_and_grad(f, 0.3), jax.jit(jax.value_and_grad(exact))(0.3)
     np.testing.assert_allclose(found, expected, rtol=1e-10)
 
 
@@ -1459,5 +1459,5 @@ def test_a_sum_goes_on_outside_of_a_function(after: Any) -> None:
         return after(jnp.sum(jnp.cos(1.0 * flip("b", jnp.full(30, p)))), p)
 
     exact = lambda p: -30 * (1 - p + p * jnp.cos(1.0))
-    expected = jax.value_and_grad(exact)(0.3)
+    expected = jax.jit(jax.value_and_grad(exact))(0.3)
     np.testing.assert_allclose(value_and_grad(f, 0.3), expected, rtol=1e-10)
