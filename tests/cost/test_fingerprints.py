@@ -1,22 +1,22 @@
 """What value and gradient of some programs cost, exactly: a net under changes of the inside.
 
-``python tests/test_fingerprints.py --write`` renews ``fingerprints.txt``; a commit that changes it
-says why. The numbers are those of the program as it is lowered, before XLA optimizes, with the
-random bits of the tests.
+``python tests/cost/test_fingerprints.py --write`` renews ``fingerprints.txt``; a commit that
+changes it says why. The numbers are those of the program as it is lowered, before XLA optimizes,
+with the random bits of the tests.
 """
 
 import argparse
 import pathlib
 import sys
 
+if __name__ == "__main__":
+    tests = pathlib.Path(__file__).parents[1]
+    sys.path[:0] = [str(tests), str(tests / "benchmarks")]
+
 import bits  # noqa: F401  those of the tests
 import jax
 import kept
 import pytest
-
-if __name__ == "__main__":
-    sys.path.insert(0, str(pathlib.Path(__file__).parent / "benchmarks"))
-
 from fingerprinted import PROGRAMS
 
 FILE = pathlib.Path(__file__).parent / "fingerprints.txt"

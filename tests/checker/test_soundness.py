@@ -7,7 +7,7 @@ noise then mostly cancels.
 
 - BIASED: off by more than 5 standard errors and 1 % of the gradient (false-alarm rate 6e-7). This
   is kept in ``labels.json`` and measured again where a program has changed; renew the file by
-  ``python tests/test_soundness.py``.
+  ``python tests/checker/test_soundness.py``.
 - SOUND: |z| <= 3.3, else |z| <= 4.3 with 8 times as many fresh keys, beyond a thousandth of the
   gradient, which is left to the truncation of the differences (1.7e-8 for each number).
 """
@@ -17,9 +17,14 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import pathlib
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 import jax
 import jax.numpy as jnp

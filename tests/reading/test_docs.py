@@ -13,7 +13,7 @@ import pytest
 
 mpl.use("agg")
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 MADE = {"reference", "notebooks"}  # when the site is built, of the code and of what follows here
 DOCS = sorted(p for p in (ROOT / "docs").rglob("*.md") if not MADE & set(p.parts))
 PAGES = ["README.md", *(str(p.relative_to(ROOT)) for p in DOCS)]

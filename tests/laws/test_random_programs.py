@@ -20,8 +20,8 @@ gradient warns of; a long run asks ``explain`` too in every fourth program only,
 as a third of the rest.
 Log densities of traces are compared at 1e-9.
 
-    python tests/test_random_programs.py --programs 2000 --seed 0
-    python tests/test_random_programs.py --mutants
+    python tests/laws/test_random_programs.py --programs 2000 --seed 0
+    python tests/laws/test_random_programs.py --mutants
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+    sys.path[:0] = [str(path) for path in pathlib.Path(__file__).parents[1:3]]
 
 import hypothesis
 import hypothesis.strategies as st

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 PACKAGES = "transforms", "estimators", "ppl"
 """A package imports those before it only."""
 FLOORS = {

@@ -106,7 +106,7 @@ def test_unbiased(name):
     ztest.check(lambda key: objective.value_and_grad(key, PHI), exact(), n=10_000)
 
 
-TEN = json.loads((pathlib.Path(__file__).parent / "acceptance.json").read_text())
+TEN = json.loads((pathlib.Path(__file__).parents[1] / "laws/acceptance.json").read_text())
 TEN = np.array(TEN["ten_bernoulli_energy"]["params"]["phi"])
 WEIGHTS = np.random.default_rng(0).normal(size=(10, 10)) * 0.4
 

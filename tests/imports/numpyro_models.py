@@ -2,7 +2,7 @@
 
 Each is the model of an example or tutorial of numpyro.readthedocs.io, shortened: the statements
 and constructs are those of the original. ``MODELS`` has them by name with their arguments.
-``python tests/numpyro_models.py`` renews ``numpyro_models.json``.
+``python tests/imports/numpyro_models.py`` renews ``numpyro_models.json``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Every error of the contract: its type, the address, the user's own line, and the advice.
 
-``messages.md`` is the table of them, word by word: ``python tests/test_errors.py --write``.
+``messages.md`` is the table of them, word by word; ``python tests/messages/test_errors.py --write``
+writes it.
 """
 
 import functools
@@ -997,7 +998,7 @@ def fit_that_is_not_finite():
 # --- the tests ------------------------------------------------------------------------------------
 
 TABLE = pathlib.Path(__file__).with_name("messages.md")
-UP_TO_DATE = "run: python tests/test_errors.py --write"
+UP_TO_DATE = "run: python tests/messages/test_errors.py --write"
 PLACE = re.compile(rf"{re.escape(__file__)}:(\d+)(?::\d+ \([^()]*(?:\(\))?[^()]*\))?")
 
 
@@ -1013,7 +1014,7 @@ def raised(name):
 
 
 HEAD = (
-    "# Messages\n\nEvery message of the library, written by `python tests/test_errors.py "
+    "# Messages\n\nEvery message of the library, written by `python tests/messages/test_errors.py "
     "--write`. `example.py:1` is the\nline marked `# line 1` in `test_errors.py`, `_` another "
     "line. An error of JAX, numpyro or Python stands\nhere with the note that is added to it.\n"
 )

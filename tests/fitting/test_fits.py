@@ -158,7 +158,7 @@ def test_a_file_of_other_data_or_direction_is_refused(tmp_path):
 
 OTHER_PROCESS = """
 import sys
-sys.path.insert(0, "tests")
+sys.path[:0] = ["tests", "tests/fitting"]
 import bits, test_fits
 test_fits.fit(steps=100, checkpoint=sys.argv[1])
 """
