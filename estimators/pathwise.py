@@ -124,7 +124,7 @@ RULES: dict[Any, Rule] = {
     dist.MaskedDistribution.sample: Rule(_draw_base, _of_base),
     dist.ExpandedDistribution.sample: Rule(_expanded, _of_base),
     dist.TransformedDistribution.sample: Rule(_transformed, _of_base),
-    # not declared by numpyro, but measured right (tests/test_pathwise.py)
+    # not declared by numpyro, but measured right (tests/estimators/test_pathwise.py)
     dist.Levy.sample: Rule(_native),
     dist.WishartCholesky.sample: Rule(_native),
     dist.InverseWishartCholesky.sample: Rule(_native),

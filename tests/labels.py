@@ -58,7 +58,9 @@ def _words(x: Any, seen: dict[int, Any]) -> list[str]:
         return [repr(x)]
     if isinstance(x, dict):
         return [w for k, v in x.items() for w in [repr(k), *_words(v, seen)]]
-    if isinstance(x, list | tuple | set | frozenset):
+    if isinstance(x, set | frozenset):
+        return sorted(w for v in x for w in _words(v, seen))
+    if isinstance(x, list | tuple):
         return [w for v in x for w in _words(v, seen)]
     if id(x) in seen:
         return []
@@ -85,7 +87,7 @@ def _without_address(x: Any) -> str:
 
 def _of_function(f: types.FunctionType, seen: dict[int, Any]) -> list[str]:
     """A function of the tests with all that it uses; of others the name."""
-    if pathlib.Path(f.__code__.co_filename).parent != FILE.parent:
+    if FILE.parent not in pathlib.Path(f.__code__.co_filename).parents:
         return [f"{f.__module__}.{f.__qualname__}"]
     cells = [c.cell_contents for c in f.__closure__ or ()]
     used = {n: f.__globals__[n] for n in _names(f.__code__) if n in f.__globals__}

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import kept
 import numpy as np
 
 FIRST, MORE, SECOND = 3.3, 8, 4.3
@@ -63,7 +64,8 @@ def z_scores(
         error: standard error of ``exact``, where it is itself an estimate, in standard
             deviations of ``estimate(key)``.
     """
-    return _scores(_sums(estimate, exact, min(chunk, n)), exact, n, key, error, min(chunk, n))
+    draw = compiled(jax.vmap(estimate))
+    return _scores(_sums(draw, exact, min(chunk, n)), exact, n, key, error, min(chunk, n))
 
 
 def check(
@@ -75,12 +77,35 @@ def check(
 ) -> None:
     """Assert that ``exact`` is the expected value of ``estimate(key)``: see above."""
     chunk = min(chunk, n)
-    sums = _sums(estimate, exact, chunk)
+    draw = compiled(jax.vmap(estimate))  # no more than that: what is compiled costs, not what runs
     first, second = jax.random.split(jax.random.key(0))
-    if worst(_scores(sums, exact, n, first, error, chunk)) <= FIRST:
-        return
-    z = _scores(sums, exact, MORE * n, second, error, chunk)
-    assert worst(z) <= SECOND, f"biased: z = {z}"
+
+    def test() -> None:
+        sums = _sums(draw, exact, chunk)
+        if worst(_scores(sums, exact, n, first, error, chunk)) <= FIRST:
+            return
+        z = _scores(sums, exact, MORE * n, second, error, chunk)
+        assert worst(z) <= SECOND, f"biased: z = {z}"
+
+    keys = jax.eval_shape(functools.partial(jax.random.split, num=chunk), first)
+    kept.passed(draw, [keys], [exact, n, error, FIRST, MORE, SECOND], test)
+
+
+def check_exact(
+    f: Callable[..., Any], args: Any, exact: Any, claim: Any = None, **tolerance: float
+) -> None:
+    """Assert that ``f(*args)``, compiled, is ``exact``: a pytree, or a function that returns it.
+
+    ``claim`` stands for what the function computes, where it is one.
+    """
+    run = compiled(f)
+
+    def test() -> None:
+        right = jax.device_get(exact() if callable(exact) else exact)
+        close = functools.partial(np.testing.assert_allclose, **tolerance)
+        jax.tree.map(close, jax.device_get(run(*args)), right)
+
+    kept.passed(run, args, [args, claim or exact, tolerance], test)
 
 
 def worst(z: dict[str, float]) -> float:
@@ -88,9 +113,7 @@ def worst(z: dict[str, float]) -> float:
     return max(abs(v) if np.isfinite(v) else np.inf for v in z.values())
 
 
-def _sums(estimate: Callable[[jax.Array], Any], exact: Any, chunk: int) -> Callable[..., Any]:
-    draw = compiled(jax.vmap(estimate))  # no more than that: what is compiled costs, not what runs
-
+def _sums(draw: Callable[[jax.Array], Any], exact: Any, chunk: int) -> Callable[..., Any]:
     def sums(key: jax.Array) -> Any:
         drawn = jax.device_get(draw(_split(key, chunk)))
         off = jax.tree.map(lambda a, e: np.asarray(a, float) - np.asarray(e), drawn, exact)

@@ -56,7 +56,7 @@ def reference(folder):
         "`ppl.dist` is `numpyro.distributions`, as it is. All examples share these names:",
         "",
     ]
-    lines += ["```{literalinclude} ../../tests/docstrings.py", ":language: python"]
+    lines += ["```{literalinclude} ../../tests/reading/docstrings.py", ":language: python"]
     lines += [':start-after: \'first page of the reference."""\'', "```", ""]
     for heading, names in entries.items():
         lines += [f"## {heading}", "", "| | |", "|---|---|"]
@@ -103,7 +103,8 @@ def entry(module, name):
 
 def errors(file):
     """The messages that the tests hold, by the kind of error."""
-    _, *entries = re.split(r"\n(?=\*\*[^*\n]+\*\*: `)", (ROOT / "tests/messages.md").read_text())
+    table = (ROOT / "tests/messages/messages.md").read_text()
+    _, *entries = re.split(r"\n(?=\*\*[^*\n]+\*\*: `)", table)
     kinds = {}
     for text in entries:
         parts = re.fullmatch(r"\*\*(.*)\*\*: `(\w+)`\n\n> (.*)\n*", text, re.S)
