@@ -204,7 +204,11 @@ def _turn(
         value, new = out if f.has_aux else (out, state)
         return (value if p.minimize else -value), (value, new)
 
-    grads, (found, new) = jax.grad(value, has_aux=True)(params[name])
+    try:
+        grads, (found, new) = jax.grad(value, has_aux=True)(params[name])
+    except Exception as error:
+        error.add_note(f"This is the objective of the player {name} of ppl.play.")
+        raise
     new = jax.tree.map(lambda old, v: jnp.asarray(v).astype(old.dtype), state, new)
     updates, moved = p.optimizer.update(grads, optimizers[name], params[name])
     params = {**params, name: optax.apply_updates(params[name], updates)}

@@ -366,7 +366,8 @@ def dirichlet_second_moment(a: Any, b: Any) -> jax.Array:
     a0 = shapes(a, b).sum()
     m = shapes(a, b) / a0
     cov = (jnp.diag(m) - jnp.outer(m, m)) / (a0 + 1)
-    return C @ cov @ C + (C @ m) ** 2
+    c = jnp.asarray(C)
+    return c @ cov @ c + (c @ m) ** 2
 
 
 # distribution, statistic, its expectation, parameters

@@ -102,3 +102,11 @@ def test_what_is_not_fitted_stays_as_it_is():
     assert played["other"][0] == y  # its loss is 0
     assert played["one"][1] is jnp.sin
     assert played["one"][2].tolist() == [1]
+
+
+def test_an_error_names_the_player():
+    wrong = lambda own, game: jnp.zeros(3) @ jnp.zeros(4) + own
+    players = {"right": ppl.Player(lambda own, game: own, DOWN), "wrong": ppl.Player(wrong, DOWN)}
+    with pytest.raises(TypeError) as raised:
+        ppl.play(players, {"right": 1.0, "wrong": 1.0}, key=KEY, steps=1)
+    assert any("player wrong" in note for note in raised.value.__notes__)

@@ -350,3 +350,17 @@ def test_generators_that_stay_where_they_are():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ppl.gen(lambda: branching(jax.random.normal(KEY)))().simulate(KEY)
+
+
+def test_the_score_of_a_branch_that_is_not_taken_is_none():
+    """Under vmap all branches run; that score would have mean 0, and be noise alone."""
+
+    @ppl.expectation
+    def f(t, which):
+        def one(taken):
+            x = lambda: ppl.sample("x", dist.Normal(t, 1.0), ppl.reinforce())
+            return jax.lax.cond(taken, x, lambda: 2.0) ** 2
+
+        return jax.vmap(one)(which).sum()
+
+    assert f.grad(jax.random.key(0), 0.3, jnp.array([False, False])) == 0.0
