@@ -25,6 +25,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 FILE = pathlib.Path(__file__).parent / "kept.txt"
 KEEP = "KEEP_WHAT_PASSES"
+PLACES = re.compile(r" at 0x[0-9a-f]+|\S*\.py:\d+(:\d+)?")
+"""Where an object is in memory, and where a program was written, which differ between machines."""
 
 
 def passed(f: Callable[..., Any], args: Any, claim: Any, test: Callable[[], None]) -> None:
@@ -112,7 +114,7 @@ def _parameters(params: dict[str, Any]) -> Iterator[str]:
             elif callable(part):  # a rule of a derivative, which was taken
                 yield getattr(part, "__qualname__", type(part).__name__)
             else:
-                yield re.sub(" at 0x[0-9a-f]+", "", repr(part))
+                yield PLACES.sub("", repr(part))
 
 
 def _array(a: Any) -> str:

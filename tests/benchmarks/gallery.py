@@ -10,8 +10,7 @@ says what the program must reach, as expressions of the program's own names:
     small: figure["gap"] < 0.1
     -->
 
-Its tests set the names of the ``small`` lines and check their expressions instead; with a line
-``slow: why`` they do so only where GALLERY=all is in the environment.
+Its tests set the names of the ``small`` lines and check their expressions instead.
 """
 
 from __future__ import annotations

@@ -1,19 +1,14 @@
-"""The programs of docs/gallery run, at a size at which an acceptance value is still told apart.
+"""The programs of docs/gallery run, at a size at which an acceptance value is still told apart."""
 
-Those that take long to compile even then (their pages say ``slow``) run with GALLERY=all alone.
-"""
-
-import os
 import re
 
 import gallery
 import pytest
 
 PAGES = gallery.pages()
-QUICK = [p for p in PAGES if os.environ.get("GALLERY") == "all" or not p.said("slow")]
 
 
-@pytest.mark.parametrize("page", QUICK, ids=lambda page: page.path.stem)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.path.stem)
 def test_it_reaches_its_figure(page):
     page.run(small=True)
 
