@@ -9,6 +9,7 @@ there are fewer values, come before the loop.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -24,7 +25,7 @@ from .tables import END, Table
 States = dict[Digit, jax.Array]
 
 
-class Forward:
+class Forward(abc.ABC):
     """The steps of a chain of ``group``, variables of which ``orders`` says how many of their last
     values later steps read; ``tables`` are those that have them."""
 
@@ -51,9 +52,9 @@ class Forward:
         self.alphas: list[jax.Array] = []
         self.final = self._run(alpha) if self.size > self.start else alpha
 
+    @abc.abstractmethod
     def advance(self, alpha: Sequence[Table], new: Sequence[Table], at: int) -> list[Table]:
         """The tables after a step, which is far from the first if ``at`` is large."""
-        raise NotImplementedError
 
     def emitted(self, alpha: Sequence[Table], new: Sequence[Table]) -> list[jax.Array]:
         """What is kept of a step: ``early`` of the first ones, ``late`` of the others."""
