@@ -330,7 +330,7 @@ class Running:
                 None if self._is_drawn(i, v) else self._in_order(env.read(i, s, v)) for v in xs
             ]
             starts = [(env.read(i, s, v), self._is_drawn(i, v)) for v in carry]
-            avals = loop.body.jaxpr.outvars
+            avals = loop.control.body.jaxpr.outvars
             carries[i] = [
                 (x if drawn else jnp.broadcast_to(x, (n, *jnp.shape(x)))).astype(a.aval.dtype)
                 for (x, drawn), a in zip(starts, avals, strict=False)

@@ -15,8 +15,9 @@ from jax import lax
 
 from .. import _jax
 from ..program.choices import Path
+from ..program.control import Control, Whole
 from ..program.site import Site
-from .dependence import called
+from .forward import Analysis, Place
 from .primitives import axes_of, elementwise, named, of, reducing
 
 Axes = frozenset[int]
@@ -24,31 +25,25 @@ Axes = frozenset[int]
 NO: Axes = frozenset()
 
 
-class Uniform:
+class Uniform(Analysis[Axes]):
     """The analysis: along which axes values are the same. ``site(path)`` says so of draws."""
 
+    nothing = NO
+
     def __init__(self, site: Callable[[Path], Axes] = lambda _: NO):
+        super().__init__()
         self._site = site
 
-    def variables(
-        self, closed: _jax.ClosedJaxpr, ins: Sequence[Axes], path: Path = ()
-    ) -> dict[Any, Axes]:
-        """The axes of each variable, given those of the inputs."""
-        jaxpr = closed.jaxpr
-        env: dict[Any, Axes] = dict.fromkeys(jaxpr.constvars, NO)
-        env.update(zip(jaxpr.invars, ins, strict=True))
-        for i, eqn in enumerate(jaxpr.eqns):
-            given = [env[v] if isinstance(v, _jax.Var) else NO for v in eqn.invars]
-            env.update(zip(eqn.outvars, self._equation(eqn, given, (*path, i)), strict=True))
-        return env
+    def join(self, values: Sequence[Axes]) -> Axes:
+        return frozenset.intersection(*values)
 
-    def _equation(self, eqn: _jax.JaxprEqn, ins: list[Axes], path: Path) -> Sequence[Axes]:
-        if isinstance(eqn.params.get("site"), Site):
-            return [self._site(path)]
-        inner = called(eqn)
-        if inner is not None:
-            env = self.variables(inner, ins, path)
-            return [env[v] if isinstance(v, _jax.Var) else NO for v in inner.jaxpr.outvars]
+    def enters(self, inside: Control) -> bool:
+        return isinstance(inside, Whole) and inside.call is None
+
+    def draw(self, site: Site, eqn: _jax.JaxprEqn, ins: list[Axes], at: Place) -> Axes:
+        return self._site(at.path)
+
+    def equation(self, eqn: _jax.JaxprEqn, ins: list[Axes], at: Place) -> Sequence[Axes]:
         return [_of_result(eqn, ins)] * len(eqn.outvars) if eqn.outvars else []
 
 
@@ -118,7 +113,7 @@ def _compressed(
     path: Path = (),
 ) -> list[Any]:
     """The results; as the arguments, they may have size 1 along axes where they are the same."""
-    env = analysis.variables(closed, ins, path)
+    env = analysis.variables(closed, ins, Place(path))
     jaxpr = closed.jaxpr
     values: dict[Any, Any] = dict(zip(jaxpr.constvars, closed.consts, strict=True))
     values.update(zip(jaxpr.invars, args, strict=True))

@@ -10,7 +10,7 @@ are taken not to wrap.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,8 +19,10 @@ import numpy as np
 
 from .. import _jax
 from ..estimation.elements import apart
-from ..program.choices import INLINED, remat_jaxpr
-from ..program.site import Body, Call, Site
+from ..program.choices import Path
+from ..program.control import Control, Loop, Until, Whole, control
+from ..program.site import Site
+from .forward import Analysis, Place
 
 COUNT = 2**24
 """Counts without bound (Poisson, ...) are taken to be at most that, and so are sums of them."""
@@ -39,7 +41,7 @@ def _join(intervals: Sequence[Interval]) -> Interval:
     return Interval(min(lows), max(highs), any(vague))
 
 
-class Bounds:
+class Bounds(Analysis[Interval]):
     """The bounds of the integers of a program, and which equations go beyond what is exact.
 
     ``adds_up(body, before, after)`` says whether something is only added to a carry of a loop,
@@ -49,99 +51,88 @@ class Bounds:
     def __init__(
         self, closed: _jax.ClosedJaxpr, adds_up: Callable[[_jax.ClosedJaxpr, int, int], bool]
     ):
+        super().__init__()
         self._adds_up = adds_up
-        self._found: dict[Any, Interval] = {}
-        self._beyond: dict[int, _jax.JaxprEqn] = {}
+        self._exact: dict[Path, tuple[_jax.JaxprEqn, bool]] = {}
         self.run(closed, [_unknown(a.dtype) for a in closed.in_avals])
 
     def are_exact(self, eqn: _jax.JaxprEqn) -> bool:
         """Whether the results of an equation are the same in floating point numbers."""
-        return id(eqn) not in self._beyond
+        return all(exact for e, exact in self._exact.values() if e is eqn)
 
     def of(self, v: Any) -> Interval:
-        """The bounds of a variable."""
+        """The bounds of a variable, also of a function that is called twice."""
         if isinstance(v, _jax.Literal):
             return _of_array(v.val)
-        return self._found[v] if v in self._found else _unknown(v.aval.dtype)
+        found = [env[v] for env in self.seen.values() if v in env]
+        return _join(found) if found else _unknown(v.aval.dtype)
 
-    def run(self, closed: _jax.ClosedJaxpr, ins: Sequence[Interval]) -> list[Interval]:
-        """The bounds of the results of a program, given those of its inputs."""
-        jaxpr = closed.jaxpr
-        given = [*map(_of_array, closed.consts), *ins]
-        for v, interval in zip((*jaxpr.constvars, *jaxpr.invars), given, strict=True):
-            self._set(v, interval)
-        for eqn in jaxpr.eqns:
-            for v, interval in zip(eqn.outvars, self._equation(eqn), strict=True):
-                self._set(v, interval)
-        return [self.of(v) for v in jaxpr.outvars]
+    def constant(self, x: Any) -> Interval:
+        return _of_array(x)
 
-    def _set(self, v: Any, interval: Interval) -> None:
-        old = self._found.get(v)  # a function may be called twice
-        self._found[v] = interval if old is None else _join([old, interval])
+    def join(self, values: Sequence[Interval]) -> Interval:
+        return _join(values)
 
-    def _equation(self, eqn: _jax.JaxprEqn) -> Sequence[Interval]:
-        inner = program_of(eqn)
-        if inner is not None:
-            return self.run(inner, [self.of(v) for v in eqn.invars])
-        if eqn.primitive is _jax.scan_p:
-            return self._scan(eqn)
-        if eqn.primitive is _jax.cond_p:
-            ops = [self.of(v) for v in eqn.invars[1:]]
-            cases = [self.run(branch, ops) for branch in eqn.params["branches"]]
-            return [_join(outs) for outs in zip(*cases, strict=True)]
-        if isinstance(eqn.params.get("site"), Site):
-            return [_of_draws(eqn)]
+    def enters(self, inside: Control) -> bool:
+        return super().enters(inside) and not (isinstance(inside, Whole) and inside.is_opaque)
+
+    def draw(self, site: Site, eqn: _jax.JaxprEqn, ins: list[Interval], at: Place) -> Interval:
+        return _of_draws(site, eqn)
+
+    def equation(self, eqn: _jax.JaxprEqn, ins: list[Interval], at: Place) -> Sequence[Interval]:
         rule = _RULES.get(eqn.primitive.name)
         if rule is None or not _is_integer(eqn.outvars[0].aval.dtype):  # type: ignore[attr-defined]
-            vague = eqn.primitive is _jax.while_p
+            vague = isinstance(control(eqn), Until)
             return [_of_type(v.aval.dtype, vague) for v in eqn.outvars]  # type: ignore[attr-defined]
-        operands = [self.of(v) for v in eqn.invars]
-        return [self._held(eqn, operands, rule(eqn, operands))]
+        found, exact = _held(eqn, ins, rule(eqn, ins))
+        self._exact[at.path] = eqn, exact
+        return [found]
 
-    def _held(self, eqn: _jax.JaxprEqn, operands: list[Interval], found: Interval) -> Interval:
-        """What the type of a result holds of it; the equation is marked if that is not exact."""
-        dtype = eqn.outvars[0].aval.dtype  # type: ignore[attr-defined]
-        kind, name = _of_type(dtype), eqn.primitive.name
-        vague = any(o.vague for o in operands) and _is_wide(dtype)
-        if vague and name in _TOTALS:
-            found = _counted(found)
-        elif vague and name in _SUMS and all(o.vague for o in operands):
-            low, high, _ = _join([*operands, Interval(-COUNT, COUNT)])
-            found = Interval(max(low, found.low, kind.low), min(high, found.high, kind.high))
-        fits = kind.low <= found.low and found.high <= kind.high
-        if not fits or not (vague or max(-found.low, found.high) <= _exact()):
-            self._beyond[id(eqn)] = eqn
-        return Interval(*(found if fits else kind)[:2], vague)
+    def branches(self, index: Interval, cases: list[list[Interval]], at: Place) -> list[Interval]:
+        return [_join(outs) for outs in zip(*cases, strict=True)]
 
-    def _scan(self, eqn: _jax.JaxprEqn) -> list[Interval]:
-        n_consts, n_carry = _jax.scan_layout(eqn)
-        body, length = eqn.params["jaxpr"], eqn.params["length"]
-        ins = [self.of(v) for v in eqn.invars]
-        consts, rows = ins[:n_consts], ins[n_consts + n_carry :]
-        init = ins[n_consts : n_consts + n_carry]
-        sums = [self._adds_up(body, n_consts + k, k) for k in range(n_carry)]
-        carry = init
-        known = self._beyond
-        for attempt in range(4):
-            self._beyond = dict(known)  # a smaller guess says nothing of the loop
-            outs = self.run(body, [*consts, *carry, *rows])
-            new = [
-                _grown(start, c, out, length) if adds and not out.vague else _join([c, out])
-                for start, c, out, adds in zip(init, carry, outs, sums, strict=False)
-            ]
-            if new == list(carry):
-                break
-            kinds = [_unknown(a.dtype) for a in body.out_avals[:n_carry]]
-            if attempt > 1:
-                new = [k if c != n else c for c, n, k in zip(carry, new, kinds, strict=True)]
-            carry = new if attempt < 3 else kinds
-        else:
-            self._beyond = dict(known)
-            outs = self.run(body, [*consts, *carry, *rows])
-        totals = [
-            _counted(o) if o.vague and adds else o for o, adds in zip(outs, sums, strict=False)
+    def carried(
+        self,
+        loop: Loop,
+        first: list[Interval],
+        carry: list[Interval],
+        late: list[Interval],
+        n: int,
+    ) -> list[Interval]:
+        kinds = [_unknown(a.dtype) for a in loop.body.out_avals[: loop.n_carry]]
+        if n > 2:
+            return kinds
+        new = [
+            _grown(start, c, out, loop.length) if adds and not out.vague else _join([c, out])
+            for start, c, out, adds in zip(first, carry, late, self._sums(loop), strict=True)
         ]
-        return [*totals, *outs[n_carry:]]
+        if n > 1:
+            new = [k if c != x else c for c, x, k in zip(carry, new, kinds, strict=True)]
+        return new
+
+    def last(
+        self, loop: Loop, first: list[Interval], late: list[Interval], at: Place
+    ) -> list[Interval]:
+        sums = self._sums(loop)
+        return [_counted(o) if o.vague and s else o for o, s in zip(late, sums, strict=True)]
+
+    def _sums(self, loop: Loop) -> list[bool]:
+        return [self._adds_up(loop.body, loop.n_consts + k, k) for k in range(loop.n_carry)]
+
+
+def _held(eqn: _jax.JaxprEqn, operands: list[Interval], found: Interval) -> tuple[Interval, bool]:
+    """What the type of a result holds of it, and whether that is exact."""
+    dtype = eqn.outvars[0].aval.dtype  # type: ignore[attr-defined]
+    kind, name = _of_type(dtype), eqn.primitive.name
+    vague = any(o.vague for o in operands) and _is_wide(dtype)
+    if vague and name in _TOTALS:
+        found = _counted(found)
+    elif vague and name in _SUMS and all(o.vague for o in operands):
+        low, high, _ = _join([*operands, Interval(-COUNT, COUNT)])
+        found = Interval(max(low, found.low, kind.low), min(high, found.high, kind.high))
+    fits = kind.low <= found.low and found.high <= kind.high
+    exact = fits and (vague or max(-found.low, found.high) <= _largest())
+    return Interval(*(found if fits else kind)[:2], vague), exact
 
 
 def _counted(total: Interval) -> Interval:
@@ -152,19 +143,6 @@ def _counted(total: Interval) -> Interval:
 def _grown(start: Interval, before: Interval, after: Interval, steps: int) -> Interval:
     low, high = after.low - before.low, after.high - before.high
     return Interval(start.low + steps * min(0, low), start.high + steps * max(0, high))
-
-
-def program_of(eqn: _jax.JaxprEqn, inlined: Mapping[Any, str] = INLINED) -> _jax.ClosedJaxpr | None:
-    """The program that an equation runs on its own operands: a checkpoint, a generative function,
-    or, by the name of the parameter that holds it, one of ``inlined``."""
-    if eqn.primitive in inlined:
-        return eqn.params[inlined[eqn.primitive]]
-    if eqn.primitive is _jax.remat_p:
-        return remat_jaxpr(eqn)
-    call = eqn.params.get("call")
-    if isinstance(call, Call) and isinstance(call.program, Body):
-        return call.program.jaxpr
-    return None
 
 
 # --- what is known without looking at the program -------------------------------------------------
@@ -182,7 +160,7 @@ def _is_wide(dtype: Any) -> bool:
     return _is_integer(dtype) and not _is_bool(dtype) and jnp.iinfo(dtype).bits >= 32
 
 
-def _exact() -> int:
+def _largest() -> int:
     """The largest number up to which floating point numbers count."""
     return 2 ** (jnp.finfo(jnp.result_type(float)).nmant + 1)
 
@@ -206,9 +184,9 @@ def _of_array(x: Any) -> Interval:
     return Interval(int(values.min()), int(values.max())) if values.size else Interval(0, 0)
 
 
-def _of_draws(eqn: _jax.JaxprEqn) -> Interval:
+def _of_draws(site: Site, eqn: _jax.JaxprEqn) -> Interval:
     """Those of a finite support that is known while tracing, or of counts."""
-    site, dtype = eqn.params["site"], eqn.outvars[0].aval.dtype  # type: ignore[attr-defined]
+    dtype = eqn.outvars[0].aval.dtype  # type: ignore[attr-defined]
     if not _is_integer(dtype):
         return _unknown(dtype)
     values = _support(site, [v.aval for v in eqn.invars])  # type: ignore[attr-defined]

@@ -18,7 +18,8 @@ import numpy as np
 from .. import _jax
 from ..errors import SupportError, show
 from ..estimation.inside import Check, base_of, inside_p, support_of
-from ..program.choices import INLINED, random_of
+from ..program.choices import random_of
+from ..program.control import Branches, Loop, Whole, control, with_programs
 from ..program.site import Body, Call, Densities, Expect, Site
 
 INFINITE = float("inf")
@@ -374,20 +375,17 @@ def _transfer(
         ] * n
     if name in ("select_n", "concatenate"):
         return eqn, [_join(known[1:] if name == "select_n" else known)]
-    if eqn.primitive is _jax.scan_p:
-        return _scan(eqn, known, misfits)
-    if eqn.primitive is _jax.cond_p:
-        pairs = [_program(b, known[1:], misfits) for b in eqn.params["branches"]]
-        branches = tuple(b for b, _ in pairs)
+    inside = control(eqn)
+    if isinstance(inside, Loop):
+        return _loop(inside, known, misfits)
+    if isinstance(inside, Branches):
+        pairs = [_program(b, known[1:], misfits) for b in inside.programs]
+        new = iter([program for program, _ in pairs])
         outs = [_join(ks) for ks in zip(*(o for _, o in pairs), strict=True)]
-        return eqn.replace(params={**eqn.params, "branches": branches}), outs
-    if eqn.primitive in INLINED and eqn.primitive is not _jax.custom_vjp_call_p:
-        at = INLINED[eqn.primitive]
-        new, outs = _program(eqn.params[at], known, misfits)
-        return eqn.replace(params={**eqn.params, at: new}), outs
-    if eqn.primitive is _jax.remat_p:
-        new, outs = _program(next(_jax.sub_jaxprs(eqn)), known, misfits)
-        return eqn.replace(params={**eqn.params, "jaxpr": new.jaxpr}), outs
+        return with_programs(eqn, lambda _: next(new)), outs
+    if isinstance(inside, Whole) and eqn.primitive is not _jax.custom_vjp_call_p:
+        program, outs = _program(inside.program, known, misfits)
+        return with_programs(eqn, lambda _: program), outs
     return eqn, [NOTHING] * n
 
 
@@ -426,21 +424,20 @@ def _join(ks: Sequence[Known]) -> Known:
     return Known(low, high, all(k.integer for k in ks), kind)
 
 
-def _scan(
-    eqn: _jax.JaxprEqn, known: list[Known], misfits: list[Misfit]
+def _loop(
+    loop: Loop, known: list[Known], misfits: list[Misfit]
 ) -> tuple[_jax.JaxprEqn, list[Known]]:
-    n, m = _jax.scan_layout(eqn)
-    consts, carry, xs = known[:n], known[n : n + m], known[n + m :]
+    consts, carry, xs = loop.operands(known)
     xs = [dataclasses.replace(k, root=None) if k.root is not None else k for k in xs]
     carry = [dataclasses.replace(k, root=None, data=False) for k in carry]
     while True:
         found: list[Misfit] = []
-        body, outs = _program(eqn.params["jaxpr"], [*consts, *carry, *xs], found)
-        new = [k if k == o else _wider(k, o) for k, o in zip(carry, outs[:m], strict=True)]
+        body, outs = _program(loop.body, [*consts, *carry, *xs], found)
+        late, ys = loop.results(outs)
+        new = [k if k == o else _wider(k, o) for k, o in zip(carry, late, strict=True)]
         if new == carry:
             misfits.extend(found)
-            params = {**eqn.params, "jaxpr": body}
-            return eqn.replace(params=params), [*carry, *outs[m:]]
+            return with_programs(loop.eqn, lambda _: body), [*carry, *ys]
         carry = new
 
 

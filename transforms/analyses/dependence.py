@@ -21,8 +21,10 @@ import jax
 
 from .. import _jax
 from ..estimation.elements import apart, element_shape, unmasked
-from ..program.choices import INLINED, Path, remat_jaxpr
-from ..program.site import Body, Call, Densities, Expect, Site, per_element
+from ..program.choices import Path
+from ..program.control import Loop
+from ..program.site import Expect, Site, per_element
+from .forward import Analysis, Place
 from .primitives import axes_of
 
 EVER = 8
@@ -73,183 +75,105 @@ def _moved(d: Dependence, to: Callable[[int], int | None]) -> Dependence:
     return {source: tuple(map(move, axes)) for source, axes in d.items()}
 
 
-class Dependences:
+class Dependences(Analysis[Dependence]):
     """The analysis of a program.
 
     ``is_source`` says whether the draws at a path are a source, known by the path. Draws also
     depend on what the parameters of their distribution depend on; ``parameters`` has that alone.
-    ``seen`` has the variables of each program inside, by its path.
     Lags are told apart in loops of the program itself, not within other loops or functions. With
     ``ends`` so is what depends on the last step alone (``LAST``, and ``lag`` steps before it).
     """
 
+    nothing = NONE
+
     def __init__(self, is_source: Callable[[Path], bool], ends: bool = False):
+        super().__init__()
         self._is_source = is_source
         self._ends = ends
-        self._depth = 0
         self.parameters: dict[Path, Dependence] = {}
-        self.seen: dict[Path, Mapping[Any, Dependence]] = {}
 
-    def run(
-        self,
-        closed: _jax.ClosedJaxpr,
-        args: Sequence[Dependence],
-        path: Path = (),
-        loops: int = 0,
-    ) -> list[Dependence]:
-        """What the outputs depend on, given what the inputs do."""
-        env = self.variables(closed, args, path, loops)
-        return [NONE if isinstance(v, _jax.Literal) else env[v] for v in closed.jaxpr.outvars]
+    def join(self, values: Sequence[Dependence]) -> Dependence:
+        return join(values)
 
-    def variables(
-        self,
-        closed: _jax.ClosedJaxpr,
-        args: Sequence[Dependence],
-        path: Path = (),
-        loops: int = 0,
-    ) -> dict[Any, Dependence]:
-        """What each variable depends on, given what the inputs do."""
-        jaxpr = closed.jaxpr
-        env: dict[Any, Dependence] = dict.fromkeys(jaxpr.constvars, NONE)
-        env.update(zip(jaxpr.invars, args, strict=True))
-
-        def read(v: Any) -> Dependence:
-            return NONE if isinstance(v, _jax.Literal) else env[v]
-
-        for i, eqn in enumerate(jaxpr.eqns):
-            outs = self._equation(eqn, [read(v) for v in eqn.invars], (*path, i), loops)
-            env.update(zip(eqn.outvars, outs, strict=True))
-        self.seen[path] = env
-        return env
-
-    def _equation(
-        self, eqn: _jax.JaxprEqn, ins: list[Dependence], path: Path, loops: int
+    def equation(
+        self, eqn: _jax.JaxprEqn, ins: list[Dependence], at: Place
     ) -> Sequence[Dependence]:
-        p = eqn.primitive
-        if "site" in eqn.params and isinstance(eqn.params["site"], Site):
-            return [self._site(eqn, ins, path, loops)]
-        if "call" in eqn.params and isinstance(eqn.params["call"], Call):
-            program = eqn.params["call"].program
-            if isinstance(program, Body):
-                return self.run(program.jaxpr, ins, path, loops)
-            assert isinstance(program, Densities)
-            return self.run(program.simulate, ins, path, loops)[: program.n_retval]
-        if "expect" in eqn.params and isinstance(eqn.params["expect"], Expect):
-            return [_expectation(eqn.params["expect"], ins)] * len(eqn.outvars)
-        if not any(ins) and p not in _HOLDING:
+        if isinstance(expect := eqn.params.get("expect"), Expect):
+            return [_expectation(expect, ins)] * len(eqn.outvars)
+        if not eqn.outvars or not any(ins):  # the former: a callback
             return [NONE] * len(eqn.outvars)
-        if p is _jax.scan_p:
-            return self._scan(eqn, ins, path, loops)
-        if p is _jax.cond_p:
-            index, *rest = ins
-            branches = enumerate(eqn.params["branches"])
-            cases = [self._within(b, rest, (*path, n), loops) for n, b in branches]
-            index = _moved(index, lambda a: None)
-            for at, d in self.parameters.items():
-                if at[: len(path)] == path:  # whether it is made at all
-                    self.parameters[at] = join([d, index])
-            return [join([index, *outs]) for outs in zip(*cases, strict=True)]
-        inner = called(eqn)
-        if inner is not None:
-            run = self.run if p is _jax.jit_p else self._within
-            return run(inner, ins, path, loops)
-        if not eqn.outvars:  # a callback
-            return []
-        return [join([_moved(d, to) for d, to in zip(ins, axes_of(eqn), strict=True)])] * len(
-            eqn.outvars
-        )
+        moved = [_moved(d, to) for d, to in zip(ins, axes_of(eqn), strict=True)]
+        return [join(moved)] * len(eqn.outvars)
 
-    def _within(
-        self, closed: _jax.ClosedJaxpr, args: Sequence[Dependence], path: Path, loops: int
+    def branches(
+        self, index: Dependence, cases: list[list[Dependence]], at: Place
     ) -> list[Dependence]:
-        self._depth += 1
-        outs = self.run(closed, args, path, loops)
-        self._depth -= 1
-        return outs
+        index = _moved(index, lambda a: None)
+        for path, d in self.parameters.items():
+            if path[: len(at.path)] == at.path:  # whether it is made at all
+                self.parameters[path] = join([d, index])
+        return super().branches(index, cases, at)
 
-    def _site(
-        self, eqn: _jax.JaxprEqn, ins: list[Dependence], path: Path, loops: int
-    ) -> Dependence:
-        site: Site = eqn.params["site"]
+    def draw(self, site: Site, eqn: _jax.JaxprEqn, ins: list[Dependence], at: Place) -> Dependence:
         avals = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]  # type: ignore[attr-defined]
-        parameters = NONE
-        if any(ins):
-
-            def log_prob(operands: list[Any], value: Any) -> Any:
-                operands, mask = site.live(operands), site.mask(operands)
-                log_prob = unmasked(apart(site.rebuild(operands))).log_prob(value)
-                return jax.numpy.where(mask, log_prob, 0.0) if site.masked else log_prob
-
-            draw = jax.ShapeDtypeStruct((*site.sizes, *site.shape), site.dtype)
-            try:
-                closed, consts, _ = _jax.trace(per_element(site.axes, log_prob, 1), avals, draw)
-                given = [NONE] * len(consts) + ins + [NONE]
-                parameters = Dependences(lambda _: False).run(closed, given)[0]
-            except Exception:  # it has no density to look at
-                parameters = join([_moved(d, lambda a: None) for d in ins])
-        if not self._is_source(path):
+        parameters = _of_density(site, avals, ins) if any(ins) else NONE
+        if not self._is_source(at.path):
             return parameters
-        self.parameters[path] = parameters
-        steps = tuple(Along(-1 - level) for level in range(loops))
+        self.parameters[at.path] = parameters
+        steps = tuple(Along(-1 - level) for level in range(at.loops))
         n = len(site.sizes) + len(element_shape(site, avals))
-        own: Dependence = {path: (*steps, *(Along(a) for a in range(n)))}
+        own: Dependence = {at.path: (*steps, *(Along(a) for a in range(n)))}
         return join([own, parameters])
 
-    def _scan(
-        self, eqn: _jax.JaxprEqn, ins: list[Dependence], path: Path, loops: int
-    ) -> Sequence[Dependence]:
-        n_consts, n_carry = _jax.scan_layout(eqn)
-        step, body = -1 - loops, eqn.params["jaxpr"]
-        consts, carry, xs = (
-            ins[:n_consts],
-            ins[n_consts : n_consts + n_carry],
-            ins[n_consts + n_carry :],
-        )
-        rows = [_moved(x, lambda a: a - 1 if a else step) for x in xs]
-        backwards = eqn.params["reverse"]
+    def row(self, x: Dependence, at: Place) -> Dependence:
+        return _moved(x, lambda a: a - 1 if a else -1 - at.loops)
 
-        def later(along: Along | None) -> Along | None:
-            if along is None or along.axis != step:
-                return along
-            lag = EVER if self._depth else min(along.lag + 1, EVER)
-            return None if backwards else Along(step, lag)
+    def late(self, loop: Loop, carry: Dependence, at: Place) -> Dependence:
+        def later(along: Along) -> Along | None:
+            lag = min(along.lag + 1, EVER) if at.own else EVER
+            return None if loop.reverse else Along(along.axis, lag)
 
-        def after(along: Along | None) -> Along | None:
-            if along is None or along.axis != step:
-                return along
-            told = self._ends and not self._depth and not backwards and along.lag < EVER
+        return _of_step(carry, at, later)
+
+    def last(
+        self, loop: Loop, first: list[Dependence], late: list[Dependence], at: Place
+    ) -> list[Dependence]:
+        def after(along: Along) -> Along | None:
+            told = self._ends and at.own and not loop.reverse and along.lag < EVER
             return Along(LAST, along.lag) if told else None
 
-        while True:
-            outs = self._within(body, [*consts, *carry, *rows], path, loops + 1)
-            late = [{s: tuple(map(later, a)) for s, a in o.items()} for o in outs[:n_carry]]
-            new = [join([c, o]) for c, o in zip(carry, late, strict=True)]
-            if new == list(carry):
-                break
-            carry = new
-        last = [{s: tuple(map(after, a)) for s, a in c.items()} for c in outs[:n_carry]]
-        last = [join([c, i]) for c, i in zip(last, ins[n_consts : n_consts + n_carry], strict=True)]
+        return [join([_of_step(c, at, after), i]) for c, i in zip(late, first, strict=True)]
 
-        def stacked(along: Along | None) -> Along | None:
-            if along is None or (along.axis < 0 and along.axis != step):
-                return along
-            return Along(along.axis + 1 if along.axis >= 0 else 0, along.lag)
-
-        ys = [{s: tuple(map(stacked, a)) for s, a in o.items()} for o in outs[n_carry:]]
-        return [*last, *ys]
+    def stacked(self, y: Dependence, at: Place) -> Dependence:
+        y = _moved(y, lambda a: a + 1)
+        return _of_step(y, at, lambda along: Along(0, along.lag))
 
 
-def called(eqn: _jax.JaxprEqn) -> _jax.ClosedJaxpr | None:
-    """The program that an equation runs as it is, on its own operands."""
-    if eqn.primitive in INLINED:
-        return eqn.params[INLINED[eqn.primitive]]
-    if eqn.primitive is _jax.remat_p:
-        return remat_jaxpr(eqn)
-    return None
+def _of_step(d: Dependence, at: Place, to: Callable[[Along], Along | None]) -> Dependence:
+    """The dependence with ``to`` what runs along with the steps of a loop."""
+    step = -1 - at.loops
+
+    def move(along: Along | None) -> Along | None:
+        return along if along is None or along.axis != step else to(along)
+
+    return {source: tuple(map(move, axes)) for source, axes in d.items()}
 
 
-_HOLDING = {_jax.scan_p, _jax.cond_p, _jax.remat_p, *INLINED}
-"""These may hold choices of their own."""
+def _of_density(site: Site, avals: Sequence[Any], ins: list[Dependence]) -> Dependence:
+    """What the log densities of the elements of a choice depend on."""
+
+    def log_prob(operands: list[Any], value: Any) -> Any:
+        operands, mask = site.live(operands), site.mask(operands)
+        log_prob = unmasked(apart(site.rebuild(operands))).log_prob(value)
+        return jax.numpy.where(mask, log_prob, 0.0) if site.masked else log_prob
+
+    draw = jax.ShapeDtypeStruct((*site.sizes, *site.shape), site.dtype)
+    try:
+        closed, consts, _ = _jax.trace(per_element(site.axes, log_prob, 1), avals, draw)
+        given = [NONE] * len(consts) + ins + [NONE]
+        return Dependences(lambda _: False).run(closed, given)[0]
+    except Exception:  # it has no density to look at
+        return join([_moved(d, lambda a: None) for d in ins])
 
 
 def _expectation(expect: Expect, ins: Sequence[Dependence]) -> Dependence:

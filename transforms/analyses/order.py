@@ -16,8 +16,8 @@ from collections.abc import Sequence
 
 from .. import _jax
 from ..errors import Address
-from ..program.choices import INLINED, Choice, Path, remat_jaxpr
-from ..program.site import Body, Call
+from ..program.choices import Choice, Path
+from ..program.control import Branches, Loop, Whole, control
 from ..runs.addresses import Entry
 from .dependence import Dependences
 
@@ -87,18 +87,11 @@ def _loop(closed: _jax.ClosedJaxpr, c: Choice, n: int) -> tuple[int, bool, int]:
 
 
 def _is_reversed(closed: _jax.ClosedJaxpr, path: Path) -> bool:
-    eqn = closed.jaxpr.eqns[path[0]]
-    rest = path[1:]
-    if not rest:
-        return bool(eqn.params["reverse"])
-    call = eqn.params.get("call")
-    if isinstance(call, Call) and isinstance(call.program, Body):
-        return _is_reversed(call.program.jaxpr, rest)
-    if eqn.primitive is _jax.scan_p:
-        return _is_reversed(eqn.params["jaxpr"], rest)
-    if eqn.primitive is _jax.cond_p:
-        return _is_reversed(eqn.params["branches"][rest[0]], rest[1:])
-    if eqn.primitive in INLINED:
-        return _is_reversed(eqn.params[INLINED[eqn.primitive]], rest)
-    assert eqn.primitive is _jax.remat_p
-    return _is_reversed(remat_jaxpr(eqn), rest)
+    """Of the loop at a path."""
+    inside, rest = control(closed.jaxpr.eqns[path[0]]), path[1:]
+    if isinstance(inside, Whole):
+        return _is_reversed(inside.program, rest)
+    if isinstance(inside, Branches):
+        return _is_reversed(inside.programs[rest[0]], rest[1:])
+    assert isinstance(inside, Loop)
+    return _is_reversed(inside.body, rest) if rest else inside.reverse

@@ -20,6 +20,7 @@ from jax import lax
 
 from .. import _jax
 from ..numeric import run as numeric
+from ..program.control import Loop, control
 
 COUNTING = frozenset(
     {"add", "sub", "neg", "mul", "reduce_sum", "convert_element_type", "reshape", "squeeze"}
@@ -101,15 +102,14 @@ def _tail(
             continue
         inner = level.inner[i]
         args = inside[number[i]], inside_constants[number[i]]
-        if eqn.primitive is _jax.scan_p:
-            n_consts, n_carry = _jax.scan_layout(eqn)
+        if isinstance(loop := control(eqn), Loop):
             at_0 = lambda v: as_float(jnp.zeros(v.aval.shape, v.aval.dtype))
             start = {v: at_0(v) for v in inner.passed}
             each = functools.partial(_tail, inner, partly, passed=start)
             found = jax.vmap(each)(*args)
             for n, v in zip(level.outs[i], found, strict=True):
-                if n < n_carry:
-                    v = read(env, eqn.invars[n_consts + n]) + jnp.sum(v, axis=0)
+                if n < loop.n_carry:
+                    v = read(env, eqn.invars[loop.n_consts + n]) + jnp.sum(v, axis=0)
                 env[eqn.outvars[n]] = v
         else:
             passed = {v: read(env, eqn.invars[k]) for v, k in inner.passed.items()}

@@ -31,11 +31,13 @@ from jax import lax
 
 from .. import _jax
 from ..program.choices import Path, is_random
+from ..program.control import Loop, Whole, control
 from ..program.site import OWN_DENSITY, Site
 from .bounds import Bounds
 from .dependence import NONE, Along, Dependence, Dependences
+from .forward import Place
 from .primitives import axes_of, elementwise, of
-from .reached import DRAWN, ENUMERATED, Kind, as_is, reached, reached_in_body
+from .reached import DRAWN, ENUMERATED, Kind, Reached, as_is
 from .tail import COUNTING, Level, as_float, coefficients, is_float, is_var, read
 
 
@@ -75,9 +77,9 @@ def split(
 
 
 def _split(closed: _jax.ClosedJaxpr, is_source: Kind, inputs: Sequence[int]) -> Split:
-    tainted = reached(closed, inputs, is_source, ())
-    facts = _Facts(closed, inputs, is_source)
-    level = _level(closed, [closed.jaxpr.outvars[0]], tainted, (), facts)
+    facts = _Facts(closed, inputs, Reached(is_source))
+    facts.reached.run(closed, inputs)
+    level = _level(closed, [closed.jaxpr.outvars[0]], (), facts)
     lines: list[str] = []
     own: dict[str, float] = {}
 
@@ -114,7 +116,7 @@ class _Facts:
 
     closed: _jax.ClosedJaxpr
     inputs: Sequence[int]
-    kind_of: Kind
+    reached: Reached
 
     @functools.cached_property
     def bounds(self) -> Bounds:
@@ -122,7 +124,7 @@ class _Facts:
 
     @functools.cached_property
     def _elements(self) -> Mapping[Path, Mapping[Any, Dependence]]:
-        analysis = Dependences(lambda path: bool(self.kind_of(path)))
+        analysis = Dependences(lambda path: bool(self.reached.kind_of(path)))
         avals = self.closed.in_avals
         given = [
             {n: tuple(map(Along, range(aval.ndim)))} if kind else NONE  # type: ignore[attr-defined]
@@ -144,11 +146,10 @@ class _Facts:
 def _level(
     closed: _jax.ClosedJaxpr,
     wanted: list[Any],
-    tainted: Mapping[Any, int],
     path: Path,
     facts: _Facts,
 ) -> Level:
-    level, jaxpr = Level(closed, wanted), closed.jaxpr
+    level, jaxpr, tainted = Level(closed, wanted), closed.jaxpr, facts.reached.within(path)
     makers = {v: eqn for eqn in jaxpr.eqns for v in eqn.outvars}
     active: dict[Any, None] = {v: None for v in wanted if is_var(v)}
     for i in reversed(range(len(jaxpr.eqns))):
@@ -278,24 +279,24 @@ def _inner(
 ) -> tuple[Level, list[int], set[int]] | None:
     """The level inside an equation, which of its outputs are linear there, and in which operands
     besides."""
-    hit = [tainted.get(v, 0) if is_var(v) else 0 for v in eqn.invars]
     sub = as_is(eqn)
-    if sub is None and all(hit) and eqn.primitive.name == "dot_general":
-        sub = _sum_of_products(eqn, facts)
+    if sub is None and eqn.primitive.name == "dot_general":
+        hit = [tainted.get(v, 0) if is_var(v) else 0 for v in eqn.invars]
+        sub = _sum_of_products(eqn, path, facts) if all(hit) else None
+        if sub is not None:
+            facts.reached.run(sub, hit, Place(path))
     if sub is not None:
-        inside = reached(sub, hit, facts.kind_of, path)
-        level = _level(sub, [sub.jaxpr.outvars[n] for n in outs], inside, path, facts)
+        level = _level(sub, [sub.jaxpr.outvars[n] for n in outs], path, facts)
         _pass(level, dict(enumerate(sub.jaxpr.invars)))
         return level, outs, set(level.passed.values())
-    if eqn.primitive is not _jax.scan_p:
+    loop = control(eqn)
+    if not isinstance(loop, Loop):
         return None
-    body = eqn.params["jaxpr"]
-    n_consts, n_carry = _jax.scan_layout(eqn)
-    inside = reached_in_body(eqn, hit, facts.kind_of, path)
+    body, n_consts, n_carry = loop.body, loop.n_consts, loop.n_carry
     carried = {n_consts + n: body.jaxpr.invars[n_consts + n] for n in outs if n < n_carry}
     added = {k: v for k, v in carried.items() if _is_added_to(body, k, k - n_consts)}
     while kept := [n for n in outs if n >= n_carry or n_consts + n in added]:
-        level = _level(body, [body.jaxpr.outvars[n] for n in kept], inside, path, facts)
+        level = _level(body, [body.jaxpr.outvars[n] for n in kept], path, facts)
         _pass(level, added)
         if len(level.passed) == len(added):
             return level, kept, set(added)
@@ -310,13 +311,13 @@ def _pass(level: Level, inputs: Mapping[int, _jax.Var]) -> None:
     level.leaves = [v for v in level.leaves if v not in number]
 
 
-def _sum_of_products(eqn: _jax.JaxprEqn, facts: _Facts) -> _jax.ClosedJaxpr | None:
+def _sum_of_products(eqn: _jax.JaxprEqn, path: Path, facts: _Facts) -> _jax.ClosedJaxpr | None:
     avals = [v.aval for v in (*eqn.invars, *eqn.outvars)]
     sub = _products(eqn.params["dimension_numbers"], *avals)
     if sub is not None and not all(map(is_float, (*eqn.invars, *eqn.outvars))):
         if not facts.bounds.are_exact(eqn):
             return None
-        facts.bounds.run(sub, [facts.bounds.of(v) for v in eqn.invars])
+        facts.bounds.run(sub, [facts.bounds.of(v) for v in eqn.invars], Place(path))
     return sub
 
 
@@ -405,14 +406,14 @@ def _run(level: Level, args: Sequence[Any], outs: Sequence[Any]) -> dict[Any, An
         operands = [read(env, v) for v in eqn.invars]
         if i not in level.inner:
             values = _jax.evaluate_equation(eqn, operands)
-        elif eqn.primitive is _jax.scan_p:
-            values, env[i] = _run_scan(level, i, operands, [v in needed for v in eqn.outvars])
+        elif isinstance(inside := control(eqn), Loop):
+            read_ = [v in needed for v in eqn.outvars]
+            values, env[i] = _run_loop(inside, level.inner[i], level.outs[i], operands, read_)
         else:
             inner = level.inner[i]
             wanted = inner.closed.jaxpr.outvars if i in whole else []
-            values, env[i] = _as_before(eqn, functools.partial(_run_inside, inner, wanted))(
-                operands
-            )
+            run = functools.partial(_run_inside, inner, wanted)
+            values, env[i] = (inside.around(run) if isinstance(inside, Whole) else run)(operands)
         env.update(zip(eqn.outvars, values, strict=False))
     return env
 
@@ -422,22 +423,13 @@ def _run_inside(level: Level, outs: Sequence[Any], operands: list[Any]) -> tuple
     return [read(inside, v) for v in outs], _collect(level, inside)
 
 
-def _as_before(eqn: _jax.JaxprEqn, f: Callable[..., Any]) -> Callable[..., Any]:
-    """``f``, under ``jax.checkpoint`` if the equation is that."""
-    if eqn.primitive is not _jax.remat_p:
-        return f
-    return jax.checkpoint(f, prevent_cse=eqn.params["prevent_cse"], policy=eqn.params["policy"])
-
-
-def _run_scan(
-    level: Level, i: int, operands: list[Any], needed: list[bool]
+def _run_loop(
+    loop: Loop, inner: Level, added: Sequence[int], operands: list[Any], needed: list[bool]
 ) -> tuple[list[Any], Any]:
-    """A scan that also stacks what its level collects; sums that are not needed are no carry."""
-    eqn, inner = level.closed.jaxpr.eqns[i], level.inner[i]
-    p, results = eqn.params, inner.closed.jaxpr.outvars
-    n_consts, n_carry = _jax.scan_layout(eqn)
-    consts, init = operands[:n_consts], operands[n_consts : n_consts + n_carry]
-    kept = [n for n in range(n_carry) if needed[n] or n not in level.outs[i]]
+    """A loop that also stacks what its level collects; sums that are not needed are no carry."""
+    results, n_carry = inner.closed.jaxpr.outvars, loop.n_carry
+    consts, init, rows = loop.operands(operands)
+    kept = [n for n in range(n_carry) if needed[n] or n not in added]
     ys = [n for n in range(n_carry, len(results)) if needed[n]]
 
     def step(carry: list[Any], xs: list[Any]) -> Any:
@@ -451,10 +443,10 @@ def _run_scan(
     carry, (stacked, collected) = lax.scan(
         step,
         [init[n] for n in kept],
-        operands[n_consts + n_carry :],
-        length=p["length"],
-        reverse=p["reverse"],
-        unroll=p["unroll"],
+        rows,
+        length=loop.length,
+        reverse=loop.reverse,
+        unroll=loop.unroll,
     )
     made = dict(zip((*kept, *ys), (*carry, *stacked), strict=True))
     return [made.get(n) for n in range(len(results))], collected

@@ -41,6 +41,7 @@ from ..plan.layout import Layout
 from ..plan.layouts import Layouts
 from ..program import marks
 from ..program.choices import abstract_distribution, random_of
+from ..program.control import Branches, Loop, Until
 from ..program.flat import Flat, Op, flatten
 from ..program.messages import transformable
 from ..program.site import Expect, Site
@@ -309,7 +310,7 @@ class Soundness:
             return self._expect(flat, i, random, args, scope)
         if op.bodies and not is_lookup(flat, op):
             self._cures.enclose(op.bodies, flat, i)
-            return _CONTROL[op.eqn.primitive](self, flat, i, args, scope)
+            return _CONTROL[type(op.control)](self, flat, i, op.control, args, scope)
         return self._plain(flat, i, args)
 
     def _plain(self, flat: Flat, i: int, args: list[Value]) -> Sequence[Value]:
@@ -439,16 +440,15 @@ class Soundness:
             for o in outs
         ]
 
-    def _scan(self, flat: Flat, i: int, args: list[Value], scope: Scope) -> list[Value]:
-        op = flat.ops[i]
-        n, m = _jax.scan_layout(op.eqn)
-        consts, carry, xs = args[:n], args[n : n + m], args[n + m :]
-        self._cures.pass_on(flat, op.ins[:n], op.bodies[0])
+    def _scan(self, flat: Flat, i: int, loop: Loop, args: list[Value], scope: Scope) -> list[Value]:
+        (body,) = flat.ops[i].bodies
+        consts, carry, xs = loop.operands(args)
+        self._cures.pass_on(flat, loop.operands(flat.ops[i].ins)[0], body)
         while True:
-            outs = self._run(op.bodies[0], [*consts, *carry, *xs], scope)
-            new = [join([c, of_last_step(o)]) for c, o in zip(carry, outs[:m], strict=True)]
+            late, ys = loop.results(self._run(body, [*consts, *carry, *xs], scope))
+            new = [join([c, of_last_step(o)]) for c, o in zip(carry, late, strict=True)]
             if new == carry:
-                return self._kept_for_later(flat, i, [*carry, *outs[m:]])
+                return self._kept_for_later(flat, i, [*carry, *ys])
             carry = new
 
     def _kept_for_later(self, flat: Flat, i: int, outs: list[Value]) -> list[Value]:
@@ -461,7 +461,9 @@ class Soundness:
             for v, o in zip(flat.ops[i].outs, outs, strict=True)
         ]
 
-    def _cond(self, flat: Flat, i: int, args: list[Value], scope: Scope) -> list[Value]:
+    def _cond(
+        self, flat: Flat, i: int, _: Branches, args: list[Value], scope: Scope
+    ) -> list[Value]:
         index, *operands = args
         for body in flat.ops[i].bodies:
             self._cures.pass_on(flat, flat.ops[i].ins[1:], body)
@@ -471,16 +473,17 @@ class Soundness:
             index = index._replace(faults=index.faults | {fault}, estimates=frozenset())
         return [join([index, *cases]) for cases in zip(*outs, strict=True)]
 
-    def _while(self, flat: Flat, i: int, args: list[Value], scope: Scope) -> list[Value]:
-        op = flat.ops[i]
-        n, m = op.eqn.params["cond_nconsts"], op.eqn.params["body_nconsts"]
-        test, step = op.bodies
-        self._cures.pass_on(flat, op.ins[:n], test)
-        self._cures.pass_on(flat, op.ins[n : n + m], step)
-        carry = args[n + m :]
+    def _while(
+        self, flat: Flat, i: int, until: Until, args: list[Value], scope: Scope
+    ) -> list[Value]:
+        test, step = flat.ops[i].bodies
+        of_test, of_step, _ = until.operands(flat.ops[i].ins)
+        self._cures.pass_on(flat, of_test, test)
+        self._cures.pass_on(flat, of_step, step)
+        of_test, of_step, carry = until.operands(args)
         while True:
-            stop = self._run(test, [*args[:n], *carry], scope)[0]
-            outs = self._run(step, [*args[n : n + m], *carry], scope)
+            stop = self._run(test, [*of_test, *carry], scope)[0]
+            outs = self._run(step, [*of_step, *carry], scope)
             new = [join([c, o, stop]) for c, o in zip(carry, map(of_last_step, outs), strict=True)]
             if new == carry:
                 return carry
@@ -491,8 +494,8 @@ class Soundness:
         return [self._scopes[i].by_path[path] for i, path in sorted(where)]
 
 
-_CONTROL: dict[Any, Callable[..., Sequence[Value]]] = {
-    _jax.scan_p: Soundness._scan,
-    _jax.cond_p: Soundness._cond,
-    _jax.while_p: Soundness._while,
+_CONTROL: dict[type, Callable[..., Sequence[Value]]] = {
+    Loop: Soundness._scan,
+    Branches: Soundness._cond,
+    Until: Soundness._while,
 }

@@ -20,6 +20,7 @@ from jax import lax
 from .. import _jax
 from ..errors import UnsupportedError, show
 from ..program.choices import random_of
+from ..program.control import with_programs
 from ..program.marks import hold
 
 
@@ -112,15 +113,7 @@ def _known(eqn: _jax.JaxprEqn) -> _jax.JaxprEqn:
         return _jax.nothing_instead_of(eqn)
     if not _jax.holds(eqn, unknown_p):
         return eqn
-    return eqn.replace(params={name: _inside(v) for name, v in eqn.params.items()})
-
-
-def _inside(value: Any) -> Any:
-    if isinstance(value, _jax.ClosedJaxpr):
-        return known(value)
-    if isinstance(value, _jax.Jaxpr):
-        return known(_jax.ClosedJaxpr(value, [])).jaxpr
-    return tuple(map(_inside, value)) if isinstance(value, tuple) else value
+    return with_programs(eqn, known)
 
 
 def refuse_unknown(

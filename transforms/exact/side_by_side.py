@@ -27,6 +27,8 @@ from ..analyses.alike import NO, Axes, Uniform
 from ..analyses.dependence import NONE, Dependence, Dependences
 from ..errors import UnsupportedError
 from ..program.choices import is_random
+from ..program.control import Loop, control
+from ..program.control import loop as as_loop
 from ..program.messages import silent, silent_equation
 
 
@@ -94,13 +96,13 @@ class Worlds:
             quiet = silent_equation(eqn)
             if not any(map(self._is_chained, eqn.outvars)):
                 made = [_jax.evaluate_equation(eqn, ins[0])] * len(worlds)
-            elif eqn.primitive is _jax.scan_p:
+            elif isinstance(loop := control(eqn), Loop):
                 # more steps back than there are worlds is what nothing asks for
                 made = [
                     self._scan(quiet if n else eqn, ins[n:] + ins[-1:] * n) for n in range(len(ins))
                 ]
-                m = _jax.scan_layout(eqn)[1]  # the last step is that of the chain in all worlds
-                made = [[*made[0][:m], *values[m:]] for values in made]
+                last, _ = loop.results(made[0])  # that of the chain in all worlds
+                made = [[*last, *loop.results(values)[1]] for values in made]
             else:
                 made = [
                     _jax.evaluate_equation(quiet if n else eqn, own) for n, own in enumerate(ins)
@@ -118,19 +120,19 @@ class Worlds:
                 f"the loop at {_jax.line_of(eqn)} makes random choices of its own, beside those "
                 "that enumeration() sums out. Use ppl.importance(n, proposal)."
             )
-        n, m = _jax.scan_layout(eqn)
-        rows = eqn.invars[n + m :]
-        drawn = _drawn(eqn, self._steps)[:m]
-        loop = _Loop(
-            eqn,
-            ins[0][:n],
-            ins[0][n : n + m],
-            [own[n + m :] for own in ins],
+        loop = as_loop(eqn)
+        carries, _ = loop.results(eqn.outvars)
+        drawn, _ = loop.results(_drawn(loop, self._steps))
+        consts, init, _ = loop.operands(ins[0])
+        return _Steps(
+            loop,
+            consts,
+            init,
+            [loop.operands(own)[2] for own in ins],
             drawn,
-            [0 not in self._same.get(v, NO) for v in rows],
-            any(v in self._read for v, d in zip(eqn.outvars, drawn, strict=False) if d),
-        )
-        return loop.side_by_side()
+            [0 not in self._same.get(v, NO) for v in loop.operands(eqn.invars)[2]],
+            any(v in self._read for v, d in zip(carries, drawn, strict=True) if d),
+        ).side_by_side()
 
 
 def _stepwise(jaxpr: _jax.Jaxpr, digits: set[Any]) -> set[Any]:
@@ -139,9 +141,8 @@ def _stepwise(jaxpr: _jax.Jaxpr, digits: set[Any]) -> set[Any]:
     for eqn in jaxpr.eqns:
         if not found.intersection(v for v in eqn.invars if isinstance(v, _jax.Var)):
             continue
-        if eqn.primitive is _jax.scan_p:
-            m = _jax.scan_layout(eqn)[1]
-            made = [False] * m + _drawn(eqn, found)[m:]
+        if isinstance(loop := control(eqn), Loop):
+            made = [False] * loop.n_carry + loop.results(_drawn(loop, found))[1]
         else:
             read = list(dict.fromkeys(v for v in eqn.invars if isinstance(v, _jax.Var)))
             each = _jax.open_jaxpr(jaxpr, read, eqn.outvars, [eqn])
@@ -151,16 +152,16 @@ def _stepwise(jaxpr: _jax.Jaxpr, digits: set[Any]) -> set[Any]:
     return found
 
 
-def _drawn(eqn: _jax.JaxprEqn, steps: set[Any]) -> list[bool]:
+def _drawn(loop: Loop, steps: set[Any]) -> list[bool]:
     """Which outputs of a loop come from those of its rows that are made of one step each.
 
     What is made of the end of another chain, say, is the same in all steps, and may be carried on
     for as long as the loop is: such a carry does not come from a chain.
     """
-    n, m = _jax.scan_layout(eqn)
+    n, m, (_, _, xs) = loop.n_consts, loop.n_carry, loop.operands(loop.eqn.invars)
     carries: list[Dependence] = [{k: ()} for k in range(m)]
-    rows: list[Dependence] = [{"row": ()} if _in(v, steps) else NONE for v in eqn.invars[n + m :]]
-    outs = Dependences(lambda _: False).run(eqn.params["jaxpr"], [*[NONE] * n, *carries, *rows])
+    rows: list[Dependence] = [{"row": ()} if _in(v, steps) else NONE for v in xs]
+    outs = Dependences(lambda _: False).run(loop.body, [*[NONE] * n, *carries, *rows])
     drawn = {k for k, d in enumerate(outs) if "row" in d}
     while more := {k for k, d in enumerate(outs) if k not in drawn and drawn.intersection(d)}:
         drawn |= more
@@ -169,8 +170,8 @@ def _drawn(eqn: _jax.JaxprEqn, steps: set[Any]) -> list[bool]:
         late = {k for k in late if late.intersection(outs[k])}
     if late:
         raise UnsupportedError(
-            f"the loop at {_jax.line_of(eqn)} carries something of discrete choices along for as "
-            "long as it is. Use ppl.importance(n, proposal)."
+            f"the loop at {_jax.line_of(loop.eqn)} carries something of discrete choices along for "
+            "as long as it is. Use ppl.importance(n, proposal)."
         )
     return [k in drawn for k in range(len(outs))]
 
@@ -180,12 +181,12 @@ def _in(v: Any, among: set[Any]) -> bool:
 
 
 @dataclasses.dataclass
-class _Loop:
-    """A ``scan``; ``drawn`` are the carries that come from a chain, ``mapped`` the rows that are
+class _Steps:
+    """A loop; ``drawn`` are the carries that come from a chain, ``mapped`` the rows that are
     not the same in all steps, ``ends`` whether the last of the former is read. The rows are those
     of each world."""
 
-    eqn: _jax.JaxprEqn
+    loop: Loop
     consts: list[Any]
     init: list[Any]
     rows: list[list[Any]]
@@ -193,18 +194,13 @@ class _Loop:
     mapped: list[bool]
     ends: bool
 
-    @property
-    def length(self) -> int:
-        return self.eqn.params["length"]
-
     def outputs(self, plain: Sequence[Any], drawn: Sequence[Any], x: Sequence[Any]) -> list[Any]:
         """The outputs, from those carries that are of no chain, and the others."""
-        return self._step(self.eqn.params["jaxpr"], plain, drawn, x)[len(self.init) :]
+        return self.loop.results(self._step(self.loop.body, plain, drawn, x))[1]
 
     def carries(self, plain: Any, drawn: Any, x: Sequence[Any]) -> list[Any]:
         """The carries, without the messages of the step."""
-        body = silent(self.eqn.params["jaxpr"])
-        return self._step(body, plain, drawn, x)[: len(self.init)]
+        return self.loop.results(self._step(silent(self.loop.body), plain, drawn, x))[0]
 
     def _step(self, body: _jax.ClosedJaxpr, plain: Any, drawn: Any, x: Any) -> Any:
         given, rest = iter(plain), iter(drawn)
@@ -219,8 +215,12 @@ class _Loop:
         return [x[rows] if m else x[0] for x, m in zip(xs, self.mapped, strict=True)]
 
     def side_by_side(self) -> list[Any]:
-        plain, drawn, n = self.of_chain(self.init, False), self.of_chain(self.init), self.length
-        reverse = self.eqn.params["reverse"]
+        plain, drawn, n = (
+            self.of_chain(self.init, False),
+            self.of_chain(self.init),
+            self.loop.length,
+        )
+        reverse = self.loop.reverse
 
         def alone(plain: list[Any], x: list[Any]) -> Any:
             return self.of_chain(self.carries(plain, drawn, x), False), plain
@@ -277,8 +277,8 @@ class _Loop:
         changes: list[bool],
     ) -> list[Any]:
         """The outputs of all steps but the first ``depth``."""
-        start = min(depth, self.length)
-        steps = self.length - start
+        start = min(depth, self.loop.length)
+        steps = self.loop.length - start
         late = drawn
         for back in range(depth, 0, -1):  # the step so many before
             world = min(back, len(self.rows) - 1)
@@ -301,15 +301,15 @@ class _Loop:
 
     def _changes(self) -> tuple[bool, list[bool]]:
         """Whether the carries from the chain change from step to step, and which outputs do."""
-        jaxpr = self.eqn.params["jaxpr"].jaxpr
-        n, m = len(self.consts), len(self.init)
-        carries, rows = jaxpr.invars[n : n + m], jaxpr.invars[n + m :]
+        jaxpr = self.loop.body.jaxpr
+        _, carries, rows = self.loop.operands(jaxpr.invars)
+        after, ys = self.loop.results(jaxpr.outvars)
         changing = {*self.of_chain(carries, False)}
         changing.update(x for x, m in zip(rows, self.mapped, strict=True) if m)
-        late = bool(changing & _inputs(jaxpr, self.of_chain(jaxpr.outvars[:m])))
+        late = bool(changing & _inputs(jaxpr, self.of_chain(after)))
         if late:
             changing.update(self.of_chain(carries))
-        return late, [bool(changing & _inputs(jaxpr, [v])) for v in jaxpr.outvars[m:]]
+        return late, [bool(changing & _inputs(jaxpr, [v])) for v in ys]
 
 
 def _inputs(jaxpr: _jax.Jaxpr, outs: Sequence[Any]) -> set[Any]:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import _jax
-from ..program.choices import INLINED
+from ..program.control import Branches, Control, Loop, Until, Whole, control
 from .tables import ELEMENTWISE, RULES, over, spread
 
 STEPS = 300
@@ -54,9 +54,11 @@ def equation(eqn: _jax.JaxprEqn, operands: Sequence[Any]) -> list[Any]:
 
 
 class _Step(NamedTuple):
-    """An equation and what is known of it: constants, numbers of axes, types of the results."""
+    """An equation and what is known of it: what it runs, constants, numbers of axes, types of the
+    results."""
 
     eqn: _jax.JaxprEqn
+    inside: Control | None
     ins: list[tuple[Any, Any]]
     ndims: list[int]
     ndim: int
@@ -67,7 +69,8 @@ def _step_of(eqn: _jax.JaxprEqn) -> _Step:
     ins = [(v, np.asarray(v.val) if isinstance(v, _jax.Literal) else None) for v in eqn.invars]
     outs: list[Any] = [v.aval for v in eqn.outvars]
     ndims = [v.aval.ndim for v in eqn.invars]  # type: ignore[attr-defined]
-    return _Step(eqn, ins, ndims, outs[0].ndim if outs else 0, [a.dtype for a in outs])
+    inside = control(eqn)
+    return _Step(eqn, inside, ins, ndims, outs[0].ndim if outs else 0, [a.dtype for a in outs])
 
 
 @functools.lru_cache(maxsize=256)
@@ -99,8 +102,8 @@ def _equation(step: _Step, ins: list[Any]) -> list[Any]:
     eqn, ndims = step.eqn, step.ndims
     name = eqn.primitive.name
     lines = 2 if any(x.ndim > n for x, n in zip(ins, ndims, strict=True)) else 0
-    if eqn.primitive in _PROGRAMS:
-        outs = _PROGRAMS[eqn.primitive](eqn, ins)
+    if step.inside is not None:
+        outs = _PROGRAMS[type(step.inside)](step.inside, ins)
         return list(map(_typed, step.dtypes, outs))
     if lines:
         ins = [x if x.ndim > n else x[None, None] for x, n in zip(ins, ndims, strict=True)]
@@ -139,32 +142,29 @@ def _typed(dtype: Any, x: Any) -> Any:
 # --- programs inside ----------------------------------------------------------------------------
 
 
-def _inline(eqn: _jax.JaxprEqn, ins: list[Any]) -> list[Any]:
-    name = INLINED.get(eqn.primitive)
-    return _run(next(_jax.sub_jaxprs(eqn)) if name is None else eqn.params[name], ins)
+def _whole(whole: Whole, ins: list[Any]) -> list[Any]:
+    return _run(whole.program, ins)
 
 
-def _while(eqn: _jax.JaxprEqn, ins: list[Any]) -> list[Any]:
-    p = eqn.params
-    n, m = p["cond_nconsts"], p["body_nconsts"]
-    own = [v.aval.ndim for v in eqn.invars]  # type: ignore[attr-defined]
+def _while(until: Until, ins: list[Any]) -> list[Any]:
+    own = [v.aval.ndim for v in until.eqn.invars]  # type: ignore[attr-defined]
     if all(x.ndim == k for x, k in zip(ins, own, strict=True)):
         ins = [x[None, None] for x in ins]
-        outs = _loops(p, n, m, ins)
+        outs = _loops(until, ins)
         return [x[0, 0] for x in outs]
     ins = [x if x.ndim > k else x[None, None] for x, k in zip(ins, own, strict=True)]
-    return _loops(p, n, m, ins)
+    return _loops(until, ins)
 
 
-def _loops(p: Any, n: int, m: int, ins: list[Any]) -> list[Any]:
+def _loops(until: Until, ins: list[Any]) -> list[Any]:
     """Many loops side by side, of which those that have ended are not computed any further."""
     front, flat = _side_by_side(ins)
     flat = [x[:, None] for x in flat]
-    consts, carry = flat[: n + m], flat[n + m :]
+    of_test, of_body, carry = until.operands(flat)
     done, running = list(carry), np.arange(math.prod(front))
-    ndim = p["cond_jaxpr"].out_avals[0].ndim  # of loops side by side in the program itself
+    ndim = until.test.out_avals[0].ndim  # of loops side by side in the program itself
     for step in range(STEPS + 1):
-        (test,) = _run(p["cond_jaxpr"], [*consts[:n], *carry])
+        (test,) = _run(until.test, [*of_test, *carry])
         test = test if test.ndim > ndim else test[None, None]
         test = np.broadcast_to(test, (len(running), *test.shape[1:]))
         if step == STEPS:
@@ -174,10 +174,10 @@ def _loops(p: Any, n: int, m: int, ins: list[Any]) -> list[Any]:
         if not go.all():
             done = [_put(old, running[~go], x[~go]) for old, x in zip(done, carry, strict=True)]
             running, test = running[go], test[go]
-            consts, carry = [x[go] for x in consts], [x[go] for x in carry]
+            of_test, of_body, carry = ([x[go] for x in xs] for xs in (of_test, of_body, carry))
         if not running.size:
             break
-        new = _run(p["body_jaxpr"], [*consts[n:], *carry])
+        new = _run(until.body, [*of_body, *carry])
         carry = [_step(test if ndim else None, x, old) for x, old in zip(new, carry, strict=True)]
     return [x.reshape((*front, *x.shape[2:])) for x in done]
 
@@ -204,14 +204,14 @@ def _put(x: Any, rows: Any, new: Any) -> Any:
     return x
 
 
-def _cond(eqn: _jax.JaxprEqn, ins: list[Any]) -> list[Any]:
-    branches, index = eqn.params["branches"], np.clip(ins[0], 0, len(eqn.params["branches"]) - 1)
+def _cond(cond: Branches, ins: list[Any]) -> list[Any]:
+    branches, index = cond.programs, np.clip(ins[0], 0, len(cond.programs) - 1)
     if index.ndim == 0:
         return _run(branches[int(index)], ins[1:])
     cases = [_run(branch, ins[1:]) for branch in branches]
     return [
         _chosen(index, outs, v.aval.ndim)  # type: ignore[attr-defined]
-        for v, outs in zip(eqn.outvars, zip(*cases, strict=True), strict=True)
+        for v, outs in zip(cond.eqn.outvars, zip(*cases, strict=True), strict=True)
     ]
 
 
@@ -224,21 +224,19 @@ def _chosen(index: Any, outs: Sequence[Any], ndim: int) -> Any:
     return chosen
 
 
-def _scan(eqn: _jax.JaxprEqn, ins: list[Any]) -> list[Any]:
-    n, m = _jax.scan_layout(eqn)
-    body, consts, carry, xs = eqn.params["jaxpr"], ins[:n], ins[n : n + m], ins[n + m :]
-    avals: Any = [v.aval for v in eqn.invars[n + m :]]
+def _scan(loop: Loop, ins: list[Any]) -> list[Any]:
+    consts, carry, xs = loop.operands(ins)
+    avals: Any = [v.aval for v in loop.operands(loop.eqn.invars)[2]]
     ahead = [x.ndim - a.ndim for x, a in zip(xs, avals, strict=True)]
-    steps = range(eqn.params["length"])
+    steps = range(loop.length)
     rows = []
-    for i in reversed(steps) if eqn.params["reverse"] else steps:
+    for i in reversed(steps) if loop.reverse else steps:
         row = [x[(slice(None),) * k + (i,)] for x, k in zip(xs, ahead, strict=True)]
-        outs = _run(body, [*consts, *carry, *row])
-        carry = outs[:m]
-        rows.append(outs[m:])
-    if eqn.params["reverse"]:
+        carry, out = loop.results(_run(loop.body, [*consts, *carry, *row]))
+        rows.append(out)
+    if loop.reverse:
         rows.reverse()
-    ys: Any = eqn.outvars[m:]
+    ys: Any = loop.results(loop.eqn.outvars)[1]
     if not rows:
         return [*carry, *(np.zeros(v.aval.shape, v.aval.dtype) for v in ys)]
     columns = zip(*rows, strict=True)
@@ -254,9 +252,9 @@ def _stacked(rows: Sequence[Any], ndim: int) -> Any:
     return jnp.stack(rows, axis) if _jax.is_key(rows[0]) else np.stack(rows, axis)
 
 
-_PROGRAMS: dict[Any, Callable[..., Any]] = {
-    **dict.fromkeys((*INLINED, _jax.remat_p, _jax.closed_call_p), _inline),
-    _jax.while_p: _while,
-    _jax.cond_p: _cond,
-    _jax.scan_p: _scan,
+_PROGRAMS: dict[type, Callable[..., Any]] = {
+    Whole: _whole,
+    Branches: _cond,
+    Loop: _scan,
+    Until: _while,
 }

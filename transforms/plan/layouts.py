@@ -23,6 +23,7 @@ from ..estimation.elements import apart, element_shape
 from ..estimation.estimator import Enumerated, InPlace
 from ..exact.chains import SummedOut, sum_out
 from ..program.choices import Path, choices
+from ..program.control import is_loop
 from ..program.site import Site, own_density
 from .layout import Elements, Layout
 
@@ -123,8 +124,7 @@ class _Analysed:
 def _has_loop(closed: _jax.ClosedJaxpr) -> bool:
     """Whether elements may be neighbours in a loop."""
     return any(
-        eqn.primitive is _jax.scan_p or any(map(_has_loop, _jax.sub_jaxprs(eqn)))
-        for eqn in closed.jaxpr.eqns
+        is_loop(eqn) or any(map(_has_loop, _jax.sub_jaxprs(eqn))) for eqn in closed.jaxpr.eqns
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
@@ -17,6 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from .. import _jax
 from ..errors import UnsupportedError
 from .choices import random_of
+from .control import with_programs
 from .site import Expect
 
 _MARK = "ppl.mean "
@@ -72,17 +73,9 @@ def _with_means(closed: _jax.ClosedJaxpr) -> _jax.ClosedJaxpr:
 
 def _inside(eqn: _jax.JaxprEqn) -> _jax.JaxprEqn:
     """An equation, with the programs inside of it."""
-
-    def rewritten(value: Any) -> Any:
-        if isinstance(value, _jax.ClosedJaxpr):
-            return _with_means(value)
-        if isinstance(value, _jax.Jaxpr):
-            return _with_means(_jax.ClosedJaxpr(value, [])).jaxpr
-        return tuple(map(rewritten, value)) if isinstance(value, tuple) else value
-
     if random_of(eqn) is not None or not any(map(_has_marks, _jax.sub_jaxprs(eqn))):
         return eqn
-    return eqn.replace(params={name: rewritten(v) for name, v in eqn.params.items()})
+    return with_programs(eqn, _with_means)
 
 
 def _refuse(line: str, what: str) -> NoReturn:

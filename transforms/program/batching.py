@@ -7,6 +7,7 @@ not taken; the choices inside a ``scan`` learn that a loop stands between them a
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from jax import lax
 
 from .. import _jax
 from .choices import Random, is_random
+from .control import is_loop, with_programs
 from .interpret import interpret
 from .site import (
     Arm,
@@ -138,13 +140,7 @@ def _inside_loops(closed: _jax.ClosedJaxpr, loops: int) -> _jax.ClosedJaxpr:
     if not any(map(is_random, closed.jaxpr.eqns)):
         return closed
 
-    def inside(value: Any, loops: int) -> Any:
-        if isinstance(value, _jax.ClosedJaxpr):
-            return _inside_loops(value, loops)
-        if isinstance(value, _jax.Jaxpr):
-            return _inside_loops(_jax.ClosedJaxpr(value, []), loops).jaxpr
-        if isinstance(value, tuple):
-            return tuple(inside(v, loops) for v in value)
+    def counted(value: Any) -> Any:
         if isinstance(value, Site | Call):
             value = dataclasses.replace(value, loops=max(loops, value.loops))
         if isinstance(value, Call) and isinstance(value.program, Body):
@@ -155,9 +151,8 @@ def _inside_loops(closed: _jax.ClosedJaxpr, loops: int) -> _jax.ClosedJaxpr:
     eqns = []
     for eqn in closed.jaxpr.eqns:
         if is_random(eqn):
-            around = loops + (eqn.primitive is _jax.scan_p)
-            params = {name: inside(v, around) for name, v in eqn.params.items()}
-            eqn = eqn.replace(params=params)
+            around = loops + is_loop(eqn)
+            eqn = with_programs(eqn, functools.partial(_inside_loops, loops=around), counted)
         eqns.append(eqn)
     return _jax.with_equations(closed, eqns)
 

@@ -14,11 +14,10 @@ import jax
 
 from .. import _jax
 from ..errors import Address, UnsupportedError, show
+from .control import Branches, Loop, Until, Whole, control
 from .site import (
     Arm,
-    Body,
     Call,
-    Densities,
     Expect,
     Factor,
     Site,
@@ -32,8 +31,6 @@ Path = tuple[int, ...]
 Random = Site | Factor | Call | Expect
 
 RANDOM = {sample_p: "site", factor_p: "factor", call_p: "call", expect_p: "expect"}
-INLINED = {_jax.jit_p: "jaxpr", _jax.custom_jvp_call_p: "call_jaxpr"}
-INLINED |= {_jax.custom_vjp_call_p: "call_jaxpr"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,22 +114,17 @@ def choices(
     for i, eqn in enumerate(closed.jaxpr.eqns):
         at = (*path, i)
         random = random_of(eqn)
-        if isinstance(random, Call) and isinstance(random.program, Body):
-            yield from inside(random.program.jaxpr, at, address=random.address)
-        elif isinstance(random, Call) and densities:
-            assert isinstance(random.program, Densities)
-            yield from inside(random.program.simulate, at, address=random.address)
+        found = control(eqn)
+        if isinstance(found, Whole) and (densities or not found.is_opaque):
+            call = found.call
+            yield from inside(found.program, at, address=() if call is None else call.address)
         elif random is not None:
             yield Choice(at, random, random.address, tuple(v.aval for v in eqn.invars))
-        elif eqn.primitive is _jax.scan_p:
-            yield from inside(eqn.params["jaxpr"], at, lengths=(eqn.params["length"],), loops=(at,))
-        elif eqn.primitive is _jax.cond_p:
-            for b, branch in enumerate(eqn.params["branches"]):
+        elif isinstance(found, Loop):
+            yield from inside(found.body, at, lengths=(found.length,), loops=(at,))
+        elif isinstance(found, Branches):
+            for b, branch in enumerate(found.programs):
                 yield from inside(branch, (*at, b), conds=(at,))
-        elif eqn.primitive in INLINED:
-            yield from inside(eqn.params[INLINED[eqn.primitive]], at)
-        elif eqn.primitive is _jax.remat_p:
-            yield from inside(remat_jaxpr(eqn), at)
         elif is_random(eqn):
             refuse(eqn)
 
@@ -147,10 +139,6 @@ def abstractly(choice: Choice, f: Callable[[Any], Any]) -> Any:
     return jax.eval_shape(lambda ops: f(choice.site.rebuild(ops)), choice.own_avals)
 
 
-def remat_jaxpr(eqn: _jax.JaxprEqn) -> _jax.ClosedJaxpr:
-    return next(_jax.sub_jaxprs(eqn))
-
-
 def refuse(eqn: _jax.JaxprEqn) -> NoReturn:
     inner = next(
         r
@@ -163,7 +151,7 @@ def refuse(eqn: _jax.JaxprEqn) -> NoReturn:
     advice = (
         "Use jax.lax.scan (or fori_loop with a static number of steps) and mask the steps that "
         "should not count, or move the random choice out of the loop."
-        if eqn.primitive is _jax.while_p
+        if isinstance(control(eqn), Until)
         else "Move the random choice out of it."
     )
     raise UnsupportedError(

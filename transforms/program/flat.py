@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from .. import _jax
-from .choices import INLINED, Path, is_random, random_of
-from .site import Body, Call, Densities
+from .choices import Path, is_random
+from .control import Branches, Control, Loop, Until, Whole, control
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,6 +58,11 @@ class Op:
     def text(self) -> str:
         """Its parameters in writing."""
         return str(self.eqn.params)
+
+    @functools.cached_property
+    def control(self) -> Control | None:
+        """How it runs its bodies."""
+        return control(self.eqn)
 
     @functools.cached_property
     def is_random(self) -> bool:
@@ -177,41 +182,37 @@ def _inside(around: _Around, eqn: _jax.JaxprEqn, i: int) -> _Around:
 
 
 def _equation(flat: Flat, eqn: _jax.JaxprEqn, ins: list[Atom], at: _Around) -> Sequence[Atom]:
-    random = random_of(eqn)
-    if isinstance(random, Call):
-        program = random.program
-        if isinstance(program, Body):
-            return _inline(flat, program.jaxpr, ins, at)
-        assert isinstance(program, Densities)
-        return _inline(flat, program.simulate, ins, at)[: program.n_retval]
-    if random is None and eqn.primitive in _INLINED:
-        name = _INLINED[eqn.primitive]
-        sub = eqn.params[name] if name is not None else next(_jax.sub_jaxprs(eqn))
-        called = _jax.called_function(eqn, sub)
+    inside = control(eqn)
+    if isinstance(inside, Whole):
+        if inside.call is not None:
+            return inside.results(_inline(flat, inside.program, ins, at))
+        called = _jax.called_function(eqn, inside.program)
         inner = at
         if called.library is not None:
             within = (*at.within, called.name)
             inner = dataclasses.replace(at, origin=at.origin or eqn, within=within, caller=eqn)
-        results = _inline(flat, sub, ins, inner)
-        custom = eqn.primitive in _CUSTOM and called.library is None and not is_random(eqn)
+        results = _inline(flat, inside.program, ins, inner)
+        custom = inside.ruled and called.library is None and not is_random(eqn)
         if not custom:
             return results
         return _append(flat, eqn, [*ins, *results], at, custom=True)
-    bodies: tuple[Flat, ...] = ()
-    if random is None and eqn.primitive in (_jax.scan_p, _jax.cond_p, _jax.while_p):
-        branches = eqn.primitive is _jax.cond_p
-        bodies = tuple(
-            _flatten(sub, dataclasses.replace(at, path=(*at.path, b) if branches else at.path))
-            for b, sub in enumerate(_bodies(eqn))
-        )
+    bodies = tuple(
+        _flatten(body, dataclasses.replace(at, path=(*at.path, *below)))
+        for below, body in _bodies(inside)
+    )
     return _append(flat, eqn, ins, at, bodies)
 
 
-def _bodies(eqn: _jax.JaxprEqn) -> list[_jax.ClosedJaxpr]:
-    p = eqn.params
-    if eqn.primitive is _jax.cond_p:
-        return list(p["branches"])
-    return [p["jaxpr"]] if eqn.primitive is _jax.scan_p else [p["cond_jaxpr"], p["body_jaxpr"]]
+def _bodies(inside: Control | None) -> list[tuple[Path, _jax.ClosedJaxpr]]:
+    """The programs of loops and branches, with their paths."""
+    match inside:
+        case Branches():
+            return [((b,), program) for b, program in enumerate(inside.programs)]
+        case Loop():
+            return [((), inside.body)]
+        case Until():
+            return [((), inside.test), ((), inside.body)]
+    return []
 
 
 def _append(
@@ -227,7 +228,3 @@ def _append(
     about = at.path, origin, at.within, at.stack, bodies, custom, at.caller
     flat.ops.append(Op(eqn, tuple(ins), outs, *about))
     return outs
-
-
-_INLINED = {**INLINED, _jax.closed_call_p: "call_jaxpr", _jax.remat_p: None}
-_CUSTOM = {_jax.custom_jvp_call_p, _jax.custom_vjp_call_p}

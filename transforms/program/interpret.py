@@ -31,18 +31,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from .. import _jax
-from .choices import (
-    INLINED,
-    Path,
-    is_random,
-    random_of,
-    refuse,
-    remat_jaxpr,
-)
-from .site import (
-    Body,
-    Call,
-)
+from .choices import Path, is_random, random_of, refuse
+from .control import Branches, Control, Loop, Whole, control
+from .site import Body, Call
 
 Record = dict[Path, Any]
 
@@ -170,10 +161,11 @@ def interpret(
         if n < start:
             continue
         i, eqn = step
-        handler = _CONTROL.get(eqn.primitive, _choice)
-        more = {"resumable": True} if resumable and handler in _RESUMABLE else {}
+        inside = None if random_of(eqn) is not None else control(eqn)
+        handler = _CONTROL.get(type(inside), _choice)
+        more = {"resumable": True} if resumable and _runs_once(inside) else {}
         outs, new_acc, made = handler(
-            eqn,
+            eqn if handler is _choice else inside,
             [read(v) for v in eqn.invars],
             rule,
             key=own_key,
@@ -207,6 +199,11 @@ def _below(given: Record, path: Path) -> Record:
     return {p: v for p, v in given.items() if p[: len(path)] == path}
 
 
+def _runs_once(inside: Control | None) -> bool:
+    """Whether what is inside is run once, so that it can begin in the middle."""
+    return inside is None or (isinstance(inside, Whole) and not inside.checkpoint)
+
+
 def _choice(eqn: Any, operands: list[Any], rule: Rule, **state: Any) -> Any:
     random = random_of(eqn)
     if random is None:
@@ -215,31 +212,26 @@ def _choice(eqn: Any, operands: list[Any], rule: Rule, **state: Any) -> Any:
     return _as_declared(outs, eqn.outvars), acc, made
 
 
-def _inline(eqn: Any, operands: list[Any], rule: Rule, **state: Any) -> Any:
-    return interpret(eqn.params[INLINED[eqn.primitive]], operands, rule, **state)
+def _run_whole(whole: Whole, operands: list[Any], rule: Rule, **state: Any) -> Any:
+    if not whole.checkpoint:
+        return interpret(whole.program, operands, rule, **state)
+    return _checkpoint(whole, operands, rule, **state)
 
 
-def _remat(
-    eqn: Any, operands: list[Any], rule: Rule, *, key: Any, given: Record, acc: Any, path: Path
+def _checkpoint(
+    whole: Whole, operands: list[Any], rule: Rule, *, key: Any, given: Record, acc: Any, path: Path
 ) -> Any:
     made_paths: list[Path] = []
 
     def body(operands: list[Any], key: Any, values: list[Any], acc: Any) -> Any:
+        here = dict(zip(given, values, strict=True))
         outs, acc, made = interpret(
-            remat_jaxpr(eqn),
-            operands,
-            rule,
-            key=key,
-            given=dict(zip(given, values, strict=True)),
-            acc=acc,
-            path=path,
+            whole.program, operands, rule, key=key, given=here, acc=acc, path=path
         )
         made_paths[:] = made
         return outs, acc, list(made.values())
 
-    outs, acc, values = jax.checkpoint(
-        body, prevent_cse=eqn.params["prevent_cse"], policy=eqn.params["policy"]
-    )(operands, key, list(given.values()), acc)
+    outs, acc, values = whole.around(body)(operands, key, list(given.values()), acc)
     return outs, acc, dict(zip(made_paths, values, strict=True))
 
 
@@ -270,22 +262,18 @@ def _unrolled(
 
 
 def _scan(
-    eqn: Any, operands: list[Any], rule: Rule, *, key: Any, given: Record, acc: Any, path: Path
+    loop: Loop, operands: list[Any], rule: Rule, *, key: Any, given: Record, acc: Any, path: Path
 ) -> Any:
-    p = eqn.params
-    n_consts, n_carry = _jax.scan_layout(eqn)
-    consts = operands[:n_consts]
-    carry = operands[n_consts : n_consts + n_carry]
-    xs = operands[n_consts + n_carry :]
-    keys = None if key is None else jax.random.split(key, p["length"])
-    carry_vars = p["jaxpr"].jaxpr.outvars[:n_carry]
+    consts, carry, xs = loop.operands(operands)
+    keys = None if key is None else jax.random.split(key, loop.length)
+    carry_vars, _ = loop.results(loop.body.jaxpr.outvars)
     made_paths: list[Path] = []
 
     def body(state: Any, x: Any) -> Any:
         carry, acc = state
         xs, key, values = x
         outs, acc, made = interpret(
-            p["jaxpr"],
+            loop.body,
             [*consts, *carry, *xs],
             rule,
             key=key,
@@ -294,26 +282,32 @@ def _scan(
             path=path,
         )
         made_paths[:] = made
-        carry = _as_declared(outs[:n_carry], carry_vars)
-        return (carry, acc), (outs[n_carry:], list(made.values()))
+        carry, ys = loop.results(outs)
+        return (_as_declared(carry, carry_vars), acc), (ys, list(made.values()))
 
     stepwise = any(isinstance(v, Steps) for v in given.values())
     (carry, acc), (ys, values) = (_unrolled if stepwise else lax.scan)(
         body,
         (_as_declared(carry, carry_vars), acc),
         (xs, keys, list(given.values())),
-        length=p["length"],
-        reverse=p["reverse"],
-        unroll=p["unroll"],
+        length=loop.length,
+        reverse=loop.reverse,
+        unroll=loop.unroll,
     )
     return [*carry, *ys], acc, dict(zip(made_paths, values, strict=True))
 
 
 def _cond(
-    eqn: Any, operands: list[Any], rule: Rule, *, key: Any, given: Record, acc: Any, path: Path
+    cond: Branches,
+    operands: list[Any],
+    rule: Rule,
+    *,
+    key: Any,
+    given: Record,
+    acc: Any,
+    path: Path,
 ) -> Any:
-    index, *ops = operands
-    branches = eqn.params["branches"]
+    (index, *ops), branches = operands, cond.programs
 
     def run(b: int) -> Callable[..., Any]:
         def branch(ops: list[Any], key: Any, values: list[Any], acc: Any) -> Any:
@@ -327,7 +321,7 @@ def _cond(
                 path=(*path, b),
             )
             paths.setdefault(b, list(made))
-            return _as_declared(outs, eqn.outvars), acc, list(made.values())
+            return _as_declared(outs, cond.eqn.outvars), acc, list(made.values())
 
         return branch
 
@@ -356,11 +350,4 @@ def _as_declared(outs: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
     ]
 
 
-_CONTROL: dict[Any, Callable[..., Any]] = {
-    _jax.scan_p: _scan,
-    _jax.cond_p: _cond,
-    _jax.remat_p: _remat,
-    **dict.fromkeys(INLINED, _inline),
-}
-_RESUMABLE = {_inline, _choice}
-"""These run what they hold once, so that it can begin in the middle."""
+_CONTROL: dict[type, Callable[..., Any]] = {Whole: _run_whole, Branches: _cond, Loop: _scan}

@@ -13,6 +13,7 @@ from typing import Any
 
 from .. import _jax
 from .choices import random_of
+from .control import with_programs
 from .site import Body, Call
 
 Rewrite = Callable[[_jax.JaxprEqn], _jax.JaxprEqn]
@@ -62,22 +63,18 @@ def _equation(eqn: _jax.JaxprEqn, read: set[Any], rewrite: Rewrite) -> _jax.Jaxp
         return eqn
     if not _programs(eqn):
         return eqn if read.intersection(eqn.outvars) else rewrite(eqn)
-    eqn = eqn.replace(params={name: _inside(v, rewrite) for name, v in eqn.params.items()})
+    silenced = lambda program: _rewritten(program, rewrite)
+    eqn = with_programs(eqn, silenced, lambda value: _called(value, silenced))
     inside = (sub.jaxpr.effects for sub in _jax.sub_jaxprs(eqn))
     return eqn.replace(effects=frozenset().union(*inside))
 
 
-def _inside(value: Any, rewrite: Rewrite) -> Any:
-    if isinstance(value, _jax.ClosedJaxpr):
-        return _rewritten(value, rewrite)
-    if isinstance(value, _jax.Jaxpr):
-        return _rewritten(_jax.ClosedJaxpr(value, []), rewrite).jaxpr
-    if isinstance(value, tuple):
-        return tuple(_inside(v, rewrite) for v in value)
-    if isinstance(value, Call):
-        p = value.program
-        if isinstance(p, Body):
-            return dataclasses.replace(value, program=Body(_rewritten(p.jaxpr, rewrite)))
-        parts = {n: _rewritten(getattr(p, n), rewrite) for n in ("simulate", "log_density")}
-        return dataclasses.replace(value, program=dataclasses.replace(p, **parts))
-    return value
+def _called(value: Any, inside: Callable[[_jax.ClosedJaxpr], _jax.ClosedJaxpr]) -> Any:
+    """A generative function, rewritten; any other parameter as it is."""
+    if not isinstance(value, Call):
+        return value
+    p = value.program
+    if isinstance(p, Body):
+        return dataclasses.replace(value, program=Body(inside(p.jaxpr)))
+    parts = {n: inside(getattr(p, n)) for n in ("simulate", "log_density")}
+    return dataclasses.replace(value, program=dataclasses.replace(p, **parts))

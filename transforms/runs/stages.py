@@ -17,6 +17,7 @@ from jax import lax
 
 from .. import _jax
 from ..errors import Address
+from ..program import control
 from ..program.choices import Choice, Path, choices, is_random
 from ..program.interpret import Record, Rule, entering, interpret
 from ..program.site import Call, Factor, Site, call_p, factor_p, sample_p
@@ -42,34 +43,30 @@ class Plain:
 
 @dataclasses.dataclass(frozen=True)
 class Loop:
-    """A ``scan`` that makes choices, and its place in the program."""
+    """A loop that makes choices, and its place in the program."""
 
-    eqn: _jax.JaxprEqn
+    control: control.Loop
     number: int
 
     @property
+    def eqn(self) -> _jax.JaxprEqn:
+        return self.control.eqn
+
+    @property
     def length(self) -> int:
-        return self.eqn.params["length"]
+        return self.control.length
 
     @property
     def reverse(self) -> bool:
-        return self.eqn.params["reverse"]
-
-    @property
-    def body(self) -> _jax.ClosedJaxpr:
-        return self.eqn.params["jaxpr"]
+        return self.control.reverse
 
     def operands(self) -> tuple[list[Any], list[Any], list[Any]]:
         """Its operands: constants, carries, rows."""
-        n, m = _jax.scan_layout(self.eqn)
-        v = list(self.eqn.invars)
-        return v[:n], v[n : n + m], v[n + m :]
+        return self.control.operands(self.eqn.invars)
 
     def results(self) -> tuple[list[Any], list[Any]]:
         """Its results: carries, and what is stacked up."""
-        _, m = _jax.scan_layout(self.eqn)
-        v = list(self.eqn.outvars)
-        return v[:m], v[m:]
+        return self.control.results(self.eqn.outvars)
 
 
 Stage = Plain | Loop
@@ -119,8 +116,9 @@ def cut(closed: _jax.ClosedJaxpr, args: Sequence[Any]) -> Stages:
             known.update(zip(eqn.outvars, outs, strict=True))
     groups: list[list[tuple[int, _jax.JaxprEqn]] | Loop] = []
     for i, eqn in kept:
-        if eqn.primitive is _jax.scan_p and is_random(eqn):
-            groups.append(Loop(eqn, i))
+        inside = control.control(eqn)
+        if isinstance(inside, control.Loop) and is_random(eqn):
+            groups.append(Loop(inside, i))
         elif groups and isinstance(groups[-1], list):
             groups[-1].append((i, eqn))
         else:
@@ -190,11 +188,11 @@ def run_step(
     chosen."""
     path = (loop.number,)
     mine = {p: v for p, v in given.items() if p[0] == loop.number}
-    outs, acc, made = interpret(loop.body, operands, rule, given=mine, acc=acc, path=path)
-    _, m = _jax.scan_layout(loop.eqn)
-    declared = [v.aval.dtype for v in loop.body.jaxpr.outvars]
+    body = loop.control.body
+    outs, acc, made = interpret(body, operands, rule, given=mine, acc=acc, path=path)
+    declared = [v.aval.dtype for v in body.jaxpr.outvars]
     outs = [
         o if o.dtype == dtype else lax.convert_element_type(o, dtype)
         for o, dtype in zip(outs, declared, strict=True)
     ]
-    return outs[:m], outs[m:], acc, values_in(made)
+    return *loop.control.results(outs), acc, values_in(made)

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .. import _jax
+from ..program.control import Branches, Loop, Until
 from ..program.flat import Flat, Op
 from . import verdicts
 
@@ -33,7 +33,7 @@ def fingerprint(op: Op, operands: Sequence[Any], tap: Tap) -> tuple[list[Any], j
     if not tap:
         outs = op.evaluate(operands)
         return outs, _number(outcome(op, operands, outs))
-    return _RULES[op.eqn.primitive](op, operands, *tap[0], tap[1:])
+    return _RULES[type(op.control)](op, operands, *tap[0], tap[1:])
 
 
 def outcome(op: Op, operands: Sequence[Any], outs: Sequence[Any]) -> jax.Array:
@@ -92,16 +92,19 @@ def _bodies(op: Op, body: int, index: int, tap: Tap) -> list[Callable[..., Any]]
 
 def _scan(op: Op, operands: Sequence[Any], body: int, index: int, tap: Tap) -> Any:
     (run,) = _bodies(op, body, index, tap)
-    n, m = _jax.scan_layout(op.eqn)
+    loop = op.control
+    assert isinstance(loop, Loop)
+    consts, first, rows = loop.operands(operands)
 
     def step(state: Any, xs: Any) -> Any:
         number, carry = state
-        outs, more = run([*operands[:n], *carry, *xs])
-        return (_after(number, more), outs[:m]), outs[m:]
+        outs, more = run([*consts, *carry, *xs])
+        carry, ys = loop.results(outs)
+        return (_after(number, more), carry), ys
 
-    init = jnp.uint32(0), list(operands[n : n + m])
-    options = {k: op.eqn.params[k] for k in ("length", "reverse")}
-    (number, carry), ys = jax.lax.scan(step, init, list(operands[n + m :]), **options)
+    (number, carry), ys = jax.lax.scan(
+        step, (jnp.uint32(0), first), rows, length=loop.length, reverse=loop.reverse
+    )
     return [*carry, *ys], number
 
 
@@ -112,20 +115,21 @@ def _cond(op: Op, operands: Sequence[Any], body: int, index: int, tap: Tap) -> A
 
 def _while(op: Op, operands: Sequence[Any], body: int, index: int, tap: Tap) -> Any:
     test, step = _bodies(op, body, index, tap)
-    n, m = op.eqn.params["cond_nconsts"], op.eqn.params["body_nconsts"]
+    assert isinstance(op.control, Until)
+    of_test, of_step, first = op.control.operands(operands)
 
     def tested(number: Any, carry: list[Any]) -> Any:
-        (go,), more = test([*operands[:n], *carry])
+        (go,), more = test([*of_test, *carry])
         return go, _after(number, more), carry
 
     def next_(state: Any) -> Any:
         _, number, carry = state
-        outs, more = step([*operands[n : n + m], *carry])
+        outs, more = step([*of_step, *carry])
         return tested(_after(number, more), outs)
 
-    init = tested(jnp.uint32(0), list(operands[n + m :]))
+    init = tested(jnp.uint32(0), first)
     _, number, carry = jax.lax.while_loop(lambda s: s[0], next_, init)
     return carry, number
 
 
-_RULES = {_jax.scan_p: _scan, _jax.cond_p: _cond, _jax.while_p: _while}
+_RULES: dict[type, Callable[..., Any]] = {Loop: _scan, Branches: _cond, Until: _while}
