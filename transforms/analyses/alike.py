@@ -18,7 +18,7 @@ from ..program.choices import Path
 from ..program.control import Control, Whole
 from ..program.site import Site
 from .forward import Analysis, Place
-from .primitives import axes_of, elementwise, named, of, reducing
+from .primitives import axes_of, elementwise, of
 
 Axes = frozenset[int]
 """The axes along which a value is the same."""
@@ -64,7 +64,7 @@ def _of_result(eqn: _jax.JaxprEqn, ins: list[Axes]) -> Axes:
         )
     if name == "iota":
         return frozenset(every) - {eqn.params["dimension"]}
-    if name in _FOLLOWING or of(eqn).axes is reducing:
+    if of(eqn).follows:
         tos = axes_of(eqn)
         return frozenset(
             b
@@ -77,19 +77,6 @@ def _of_result(eqn: _jax.JaxprEqn, ins: list[Axes]) -> Axes:
             and all(a in ins[j] for j, a in at)
         )
     return NO
-
-
-_FOLLOWING = frozenset(
-    {"squeeze", "transpose", "reshape", "gather", "dot_general", "concatenate", "pad", "slice"}
-)
-
-
-_SHAPES = {"broadcast_in_dim", "concatenate", "gather", "pad", "squeeze", "transpose"}
-
-
-def _runs_on_less(name: str) -> bool:
-    """Whether it is done with operands that have size 1 along an axis."""
-    return named(name).axes in (elementwise, reducing) or name in _SHAPES or name == "dot_general"
 
 
 def compress(
@@ -131,7 +118,7 @@ def _compressed(
         elif name == "gather":
             outs = [_gathered(eqn, operands, axes, env)]
         else:
-            outs = _once(eqn, operands, axes if _runs_on_less(name) else NO)
+            outs = _once(eqn, operands, axes if of(eqn).shrinks else NO)
         values.update(zip(eqn.outvars, outs, strict=True))
     return [read(v) for v in jaxpr.outvars]
 

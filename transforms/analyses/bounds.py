@@ -23,6 +23,7 @@ from ..program.choices import Path
 from ..program.control import Control, Loop, Until, Whole, control
 from ..program.site import Site
 from .forward import Analysis, Place
+from .primitives import data, of
 
 COUNT = 2**24
 """Counts without bound (Poisson, ...) are taken to be at most that, and so are sums of them."""
@@ -80,7 +81,7 @@ class Bounds(Analysis[Interval]):
         return _of_draws(site, eqn)
 
     def equation(self, eqn: _jax.JaxprEqn, ins: list[Interval], at: Place) -> Sequence[Interval]:
-        rule = _RULES.get(eqn.primitive.name)
+        rule = _moved if of(eqn).moves else _RULES.get(eqn.primitive.name)
         if rule is None or not _is_integer(eqn.outvars[0].aval.dtype):  # type: ignore[attr-defined]
             vague = isinstance(control(eqn), Until)
             return [_of_type(v.aval.dtype, vague) for v in eqn.outvars]  # type: ignore[attr-defined]
@@ -277,8 +278,8 @@ def _index(eqn: Any, ins: list[Interval]) -> Interval:
     return Interval(0, max(max(eqn.invars[0].aval.shape, default=1) - 1, 0))
 
 
-def _all(eqn: Any, ins: list[Interval]) -> Interval:
-    return _join(ins)
+def _moved(eqn: Any, ins: list[Interval]) -> Interval:
+    return _join(ins[data(eqn)])
 
 
 def _first(eqn: Any, ins: list[Interval]) -> Interval:
@@ -288,12 +289,6 @@ def _first(eqn: Any, ins: list[Interval]) -> Interval:
 def _clamped(eqn: Any, ins: list[Interval]) -> Interval:
     least, x, most = ins
     return Interval(min(max(x.low, least.low), most.high), max(min(x.high, most.high), least.low))
-
-
-_SAME = (
-    "broadcast_in_dim copy cummax cummin dynamic_slice gather name reduce_max reduce_min reshape "
-    "rev slice squeeze stop_gradient transpose"
-)
 
 
 _RULES: dict[str, Rule] = {
@@ -316,12 +311,8 @@ _RULES: dict[str, Rule] = {
     "iota": _numbered,
     "argmax": _index,
     "argmin": _index,
-    "select_n": lambda eqn, ins: _join(ins[1:]),
     "clamp": _clamped,
-    "pad": lambda eqn, ins: _join(ins[:2]),
-    "dynamic_update_slice": lambda eqn, ins: _join(ins[:2]),
-    "concatenate": _all,
-    **dict.fromkeys(_SAME.split(), _first),
+    **dict.fromkeys(("cummax", "cummin", "reduce_max", "reduce_min"), _first),
 }
 
 

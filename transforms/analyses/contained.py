@@ -21,6 +21,7 @@ from ..estimation.inside import Check, base_of, inside_p, support_of
 from ..program.choices import random_of
 from ..program.control import Branches, Loop, Whole, control, with_programs
 from ..program.site import Body, Call, Densities, Expect, Site
+from . import primitives
 
 INFINITE = float("inf")
 
@@ -157,7 +158,7 @@ class _Rewriting:
             self.alias[eqn.outvars[0]] = eqn.invars[2]
             self.known[eqn.outvars[0]] = known[2]
             return None
-        if p.name in _SAME and ins[0] in self.true:
+        if primitives.keeps_all(eqn) and ins[0] in self.true:
             self.true.add(eqn.outvars[0])
             return None
         eqn, outs = _transfer(eqn, known, self.misfits)
@@ -347,10 +348,6 @@ _EVERYTHING = {"_Real"}
 
 # --- what equations do with it --------------------------------------------------------------------
 
-_SAME = {"broadcast_in_dim", "reshape", "squeeze", "transpose", "expand_dims", "rev", "copy"}
-_IDENTITY = {"name", "copy", "copy_p", "stop_gradient", "optimization_barrier", "reduce_precision"}
-_PART = {"slice", "dynamic_slice", "gather", "split"}
-
 
 def _transfer(
     eqn: _jax.JaxprEqn, known: list[Known], misfits: list[Misfit]
@@ -362,19 +359,12 @@ def _transfer(
         return eqn, [_of_draw(random, known, [v.aval for v in eqn.invars])]
     if isinstance(random, Expect | Call):
         return _called(eqn, random, known, misfits)
-    if name in _SAME or name in _IDENTITY:
-        outs = [_moved(k, v, eqn, name) for k, v in zip(known, eqn.outvars, strict=False)]
-        return eqn, [*outs, *[NOTHING] * (n - len(outs))]
     if name == "convert_element_type":
         return eqn, [_converted(eqn, known[0])]
     if name == "iota":
         return eqn, [Known(0.0, eqn.params["shape"][eqn.params["dimension"]] - 1.0, True)]
-    if name in _PART:
-        return eqn, [
-            dataclasses.replace(_moved(known[0], eqn.outvars[0], eqn, name), data=False)
-        ] * n
-    if name in ("select_n", "concatenate"):
-        return eqn, [_join(known[1:] if name == "select_n" else known)]
+    if primitives.of(eqn).moves or name == "reduce_precision":
+        return eqn, _elsewhere(eqn, known[primitives.data(eqn)])
     inside = control(eqn)
     if isinstance(inside, Loop):
         return _loop(inside, known, misfits)
@@ -389,18 +379,23 @@ def _transfer(
     return eqn, [NOTHING] * n
 
 
-def _moved(k: Known, v: Any, eqn: _jax.JaxprEqn, name: str) -> Known:
+def _elsewhere(eqn: _jax.JaxprEqn, known: list[Known]) -> list[Known]:
+    """What is known of numbers that have been moved; a part of the data is no longer the data."""
+    if primitives.is_identity(eqn):
+        return known
+    moved = [_moved(_join(known), v, eqn) for v in eqn.outvars]
+    whole = primitives.keeps_all(eqn)
+    return [k if whole else dataclasses.replace(k, data=False) for k in moved]
+
+
+def _moved(k: Known, v: Any, eqn: _jax.JaxprEqn) -> Known:
     """What is known where elements are moved, or copied; events must stay whole."""
-    if name in _IDENTITY or not k.kind:
+    if not k.kind:
         return k
-    before, after = eqn.invars[0].aval.shape, v.aval.shape  # type: ignore[attr-defined]
-    stay = before[-2:] == after[-2:] if k.kind in _MATRICES else before[-1:] == after[-1:]
-    if name == "transpose":
-        p = eqn.params["permutation"]
-        stay = p[-2:] == tuple(range(len(p)))[-2:]
-    if name == "rev" or (name == "gather" and not stay):
-        stay = False
-    return k if stay else Known(k.low, k.high, k.integer)
+    first = primitives.data(eqn).start or 0
+    to, n, m = primitives.axes_of(eqn)[first], eqn.invars[first].aval.ndim, v.aval.ndim  # type: ignore[attr-defined]
+    event = range(1, 3 if k.kind in _MATRICES else 2)
+    return k if all(to(n - e) == m - e for e in event) else Known(k.low, k.high, k.integer)
 
 
 _MATRICES = {"_CorrCholesky", "_CorrMatrix", "_LowerCholesky", "_PositiveDefinite"}

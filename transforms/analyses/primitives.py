@@ -40,19 +40,46 @@ def mixing(shapes: Any, out: Any, p: Any) -> list[To]:
 
 @dataclasses.dataclass(frozen=True)
 class Primitive:
-    """What there is to know of a primitive.
-
-    ``axes`` says which axes of its operands are axes of its results. It may be linear in each of
-    its operands by itself, or in all of them ``jointly``; its value may jump, or its derivative
-    (``kinks``); it may be random.
-    """
+    """What there is to know of a primitive, for all analyses."""
 
     axes: Rule = mixing
+    """Which axes of its operands are axes of its results."""
+    follows: bool = False
+    """An axis of a result is the same where those are that run along with it."""
+    shrinks: bool = False
+    """It can be done with operands of size 1 along an axis, and so are its results then."""
+
     linear: bool = False
+    """In each of its operands by itself."""
     jointly: bool = False
+    """In all of its operands together."""
+    counts: bool = False
+    """A sum of integers is the same with floating point numbers in it."""
+
+    moves: bool = False
+    """The numbers of its results are those of its operands, elsewhere."""
+    skips: bool = False
+    """It does not read all of what it is given, or not into each of its results."""
+    data: tuple[int | None, int | None] = None, None
+    """From which of its operands to which are no indices, and no predicates."""
+
+    sign: Literal["", "positive", "never negative"] = ""
+    """Of its results, whatever its operands are."""
+    keeps_sign: bool = False
+    """Its results are positive, or never negative, if its operands are."""
+
     jumps: bool = False
+    """Its value does, somewhere."""
     kinks: bool = False
+    """Its derivative does."""
+    cut: bool = False
+    """It has a branch cut along the negative numbers."""
+    signs: bool = False
+    """Its vectors have signs, which are the solver's choice."""
+
     random: bool = False
+    heavy: bool = False
+    """It costs more than the numbers that it returns."""
 
 
 UNKNOWN = Primitive()
@@ -72,6 +99,23 @@ def of(eqn: _jax.JaxprEqn) -> Primitive:
 
 def named(name: str) -> Primitive:
     return PRIMITIVES.get(name, UNKNOWN)
+
+
+def data(eqn: _jax.JaxprEqn) -> slice:
+    """Which operands of an equation are no indices, and no predicates."""
+    return slice(*of(eqn).data)
+
+
+def is_identity(eqn: _jax.JaxprEqn) -> bool:
+    """Whether its results are its operands, each by itself."""
+    known = of(eqn)
+    return known.moves and known.axes is elementwise and not known.skips
+
+
+def keeps_all(eqn: _jax.JaxprEqn) -> bool:
+    """Whether the results are the numbers of the one operand, all of them, elsewhere."""
+    known = of(eqn)
+    return known.moves and not known.skips and len(eqn.invars) == 1
 
 
 def is_foreign(name: str) -> bool:
@@ -116,7 +160,8 @@ def register_primitive(
         >>> ppl.register_primitive("my_rowsum", axes=rows, linear=True)
     """
     rule = elementwise if axes == "elementwise" else axes
-    register(name, axes=rule, linear=linear, jointly=linear, jumps=jumps, kinks=kinks)
+    register(name, axes=rule, shrinks=axes == "elementwise")
+    register(name, linear=linear, jointly=linear, jumps=jumps, kinks=kinks)
 
 
 # --- rules ----------------------------------------------------------------------------------------
@@ -252,17 +297,20 @@ def _unstack(shapes: Any, out: Any, p: Any) -> list[To]:
 
 register(
     "abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt "
-    "ceil clamp clz complex conj convert_element_type copy cos cosh digamma div eq erf "
+    "ceil clamp clz complex conj convert_element_type copy copy_p cos cosh digamma div eq erf "
     "erf_inv erfc exp exp2 expm1 floor ge gt igamma igamma_grad_a igammac imag integer_pow "
     "is_finite le lgamma log log1p logistic lt max min mul name ne neg nextafter not or "
     "polygamma population_count pow random_gamma_grad real reduce_precision "
     "regularized_incomplete_beta rem round rsqrt select_n shift_left shift_right_arithmetic "
     "shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh xor zeta",
     axes=elementwise,
+    shrinks=True,
 )
 register(
     "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax argmin",
     axes=reducing,
+    follows=True,
+    shrinks=True,
 )
 register("cumsum cumprod cummax cummin cumlogsumexp", axes=_cumulative)
 register("cholesky triangular_solve eigh lu qr svd", axes=_matrix)
@@ -306,6 +354,36 @@ register(
     "reduce_window_min top_k sqrt",
     kinks=True,
 )
+
+register("squeeze transpose gather dot_general concatenate pad", follows=True, shrinks=True)
+register("broadcast_in_dim", shrinks=True)
+register("reshape slice", follows=True)
+register(
+    "broadcast_in_dim concatenate copy copy_p dynamic_slice dynamic_update_slice expand_dims "
+    "gather name optimization_barrier pad reshape rev select_n slice split squeeze stack "
+    "stop_gradient tile transpose unstack",
+    moves=True,
+)
+register("dynamic_slice dynamic_update_slice gather pad select_n slice split unstack", skips=True)
+register("select_n", data=(1, None))
+register("gather dynamic_slice", data=(0, 1))
+register("dynamic_update_slice", data=(0, 2))
+register(
+    "add sub neg mul reduce_sum convert_element_type reshape squeeze broadcast_in_dim transpose "
+    "rev slice concatenate cumsum dot_general dynamic_slice dynamic_update_slice gather pad "
+    "select_n",
+    counts=True,
+)
+register("exp exp2 logistic", sign="positive")
+register("abs sqrt square", sign="never negative")
+register(
+    "convert_element_type cumsum div log1p min mul real reduce_max reduce_min reduce_prod "
+    "reduce_sum rsqrt",
+    keeps_sign=True,
+)
+register("log log1p sqrt rsqrt pow acosh asinh atanh acos asin atan", cut=True)
+register("eigh svd qr geqrf householder_product eig schur", signs=True)
+register("cholesky eigh svd sort lu qr triangular_solve", heavy=True)
 register("random_bits random_gamma rng_bit_generator rng_uniform threefry2x32", random=True)
 
 OPAQUE = {
@@ -336,7 +414,7 @@ OPAQUE = {
         bcsr_extract bcsr_fromdense bcsr_todense coo_fromdense coo_matmat coo_matvec coo_todense
         csr_fromdense csr_matmat csr_matvec csr_todense spsolve todense""",
     "factors of matrices, of which programs hold few": """
-        eig geqp3 geqrf hessenberg householder_product lu_pivots_to_permutation ormqr schur
+        geqp3 hessenberg lu_pivots_to_permutation ormqr
         symmetric_product tridiagonal tridiagonal_solve""",
     "whole layers of networks": """
         dot_product_attention_bwd_wrapper dot_product_attention_fp8_bwd_wrapper

@@ -21,13 +21,7 @@ from jax import lax
 from .. import _jax
 from ..numeric import run as numeric
 from ..program.control import Loop, control
-
-COUNTING = frozenset(
-    {"add", "sub", "neg", "mul", "reduce_sum", "convert_element_type", "reshape", "squeeze"}
-    | {"broadcast_in_dim", "transpose", "rev", "slice", "concatenate", "cumsum", "dot_general"}
-    | {"dynamic_slice", "dynamic_update_slice", "gather", "pad", "select_n"}
-)
-"""What is linear in integers too, for sums of them that become floating point numbers."""
+from . import primitives
 
 
 @dataclasses.dataclass
@@ -123,7 +117,7 @@ def _evaluated(
 ) -> Sequence[Any]:
     if eqn.primitive.name in ("name", "copy"):
         return operands
-    if not all(map(is_float, eqn.invars[data(eqn)])) and eqn.primitive.name in COUNTING:
+    if not all(map(is_float, eqn.invars[primitives.data(eqn)])) and primitives.of(eqn).counts:
         return [_counted(eqn, operands)]
     if eqn.primitive.name in ("mul", "div", "dot_general") and partly.intersection(eqn.outvars):
         (linear,) = (n for n, v in enumerate(eqn.invars) if is_var(v) and v not in level.constants)
@@ -132,22 +126,14 @@ def _evaluated(
     return _jax.evaluate_equation(eqn, operands)
 
 
-def data(eqn: _jax.JaxprEqn) -> slice:
-    """Which of the operands are no indices, and no predicates."""
-    return _DATA.get(eqn.primitive.name, slice(None))
-
-
-_DATA = {"select_n": slice(1, None), "gather": slice(1), "dynamic_slice": slice(1)}
-_DATA |= {"dynamic_update_slice": slice(2)}
-
-
 def _counted(eqn: _jax.JaxprEqn, operands: list[Any]) -> jax.Array:
     """An equation of integers, in floating point numbers."""
     if eqn.primitive.name == "convert_element_type":
         to = eqn.params["new_dtype"]
         return operands[0].astype(to) if jnp.issubdtype(to, jnp.floating) else as_float(operands[0])
     params = eqn.params
-    operands[data(eqn)] = map(as_float, operands[data(eqn)])
+    numbers = primitives.data(eqn)
+    operands[numbers] = map(as_float, operands[numbers])
     if eqn.primitive.name == "dot_general":
         to = eqn.outvars[0].aval.dtype  # type: ignore[attr-defined]
         exact = to if jnp.issubdtype(to, jnp.floating) else operands[0].dtype
@@ -157,11 +143,6 @@ def _counted(eqn: _jax.JaxprEqn, operands: list[Any]) -> jax.Array:
 
 
 # --- what is not read -----------------------------------------------------------------------------
-
-_CHOOSING = frozenset(
-    {"select_n", "slice", "dynamic_slice", "gather", "dynamic_update_slice", "pad"}
-)
-"""Equations that do not read all of what they are given."""
 
 
 def _partly_read(level: Level, wanted: Sequence[bool]) -> set[Any]:
@@ -177,7 +158,7 @@ def _partly_read(level: Level, wanted: Sequence[bool]) -> set[Any]:
             partly |= inside
             given = [eqn.invars[k] for v, k in inner.passed.items() if v in inside]
             partly.update(filter(is_var, given))
-        elif eqn.primitive.name in _CHOOSING or partly.intersection(eqn.outvars):
+        elif primitives.of(eqn).skips or partly.intersection(eqn.outvars):
             partly.update(filter(is_var, eqn.invars))
     return partly
 
@@ -185,7 +166,11 @@ def _partly_read(level: Level, wanted: Sequence[bool]) -> set[Any]:
 def _is_harmless(level: Level, eqn: _jax.JaxprEqn, n: int) -> bool:
     """Whether a factor (or divisor) is known to be finite (or not 0) while tracing."""
     divides, v = eqn.primitive.name == "div", eqn.invars[n]
-    makers = {e.outvars[0]: e for e in level.closed.jaxpr.eqns if e.primitive.name in _SHAPING}
+    eqns = level.closed.jaxpr.eqns
+    shaping = (
+        e for e in eqns if primitives.keeps_all(e) or e.primitive.name == "convert_element_type"
+    )
+    makers = {e.outvars[0]: e for e in shaping}
     while v in makers if is_var(v) else False:
         v = makers[v].invars[0]
         if not is_float(v) and not divides:
@@ -199,9 +184,6 @@ def _is_harmless(level: Level, eqn: _jax.JaxprEqn, n: int) -> bool:
         value = v.val  # type: ignore[union-attr]
     with jax.ensure_compile_time_eval():
         return bool(np.all(np.isfinite(value)) and not (divides and np.any(np.equal(value, 0))))
-
-
-_SHAPING = frozenset({"broadcast_in_dim", "reshape", "squeeze", "convert_element_type", "copy"})
 
 
 @jax.custom_vjp
@@ -273,4 +255,4 @@ def _factor(eqn: _jax.JaxprEqn, linear: int, operands: Sequence[jax.Array]) -> j
     return (_product if eqn.primitive.name == "mul" else _quotient)(*jnp.broadcast_arrays(x, other))
 
 
-__all__ = ["COUNTING", "Level", "as_float", "coefficients", "is_float", "is_var", "read"]
+__all__ = ["Level", "as_float", "coefficients", "is_float", "is_var", "read"]

@@ -36,9 +36,9 @@ from ..program.site import OWN_DENSITY, Site
 from .bounds import Bounds
 from .dependence import NONE, Along, Dependence, Dependences
 from .forward import Place
-from .primitives import axes_of, elementwise, of
+from .primitives import axes_of, elementwise, keeps_all, of
 from .reached import DRAWN, ENUMERATED, Kind, Reached, as_is
-from .tail import COUNTING, Level, as_float, coefficients, is_float, is_var, read
+from .tail import Level, as_float, coefficients, is_float, is_var, read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,7 +193,7 @@ def _linear_operands(
         cut = eqn.primitive.name == "convert_element_type" and not is_float(eqn.outvars[0])
         return None if cut else found
     name = eqn.primitive.name  # out of bounds, integers may be filled with another number
-    if name not in COUNTING or (name == "gather" and eqn.params["mode"].name == "FILL_OR_DROP"):
+    if not of(eqn).counts or (name == "gather" and eqn.params["mode"].name == "FILL_OR_DROP"):
         return None
     return found if is_float(eqn.outvars[0]) or facts.bounds.are_exact(eqn) else None
 
@@ -202,9 +202,6 @@ def _reads_few(eqn: _jax.JaxprEqn) -> bool:
     few = eqn.primitive.name in ("gather", "dynamic_slice", "slice")
     sizes = [math.prod(v.aval.shape) for v in (eqn.outvars[0], eqn.invars[0])]  # type: ignore[attr-defined]
     return few and sizes[0] < sizes[1]
-
-
-_ALONG = frozenset({"broadcast_in_dim", "div", "mul", "reshape", "squeeze", "transpose"})
 
 
 def _is_offset(eqn: _jax.JaxprEqn, tainted: Mapping[Any, int], makers: Mapping[Any, Any]) -> bool:
@@ -222,7 +219,8 @@ def _is_offset(eqn: _jax.JaxprEqn, tainted: Mapping[Any, int], makers: Mapping[A
         read = [u for u in maker.invars if is_var(u)]
         drawn = [u for u in read if u in tainted]
         plain = of(maker).axes is elementwise and len(read) == 1
-        if len(drawn) != 1 or not (plain or maker.primitive.name in _ALONG):
+        along = keeps_all(maker) or maker.primitive.name in ("div", "mul")
+        if len(drawn) != 1 or not (plain or along):
             return False
         (v,) = drawn
     return False

@@ -9,6 +9,7 @@ from ..program.flat import Flat, Op
 from ..program.site import Site
 from ..smoothness import verdicts
 from ..smoothness.domains import Domain, domain_of
+from ..smoothness.signs import Sign, signs
 
 
 class Draws:
@@ -16,7 +17,7 @@ class Draws:
 
     def __init__(self) -> None:
         self.domains: dict[Flat, dict[int, Domain]] = {}
-        self._positive: dict[Flat, set[int]] = {}
+        self._signs: dict[Flat, dict[int, Sign]] = {}
 
     def note(self, flat: Flat, i: int, site: Site, d: Any) -> None:
         """Note the draw that equation ``i`` makes, of the distribution ``d``."""
@@ -28,11 +29,11 @@ class Draws:
 
     def may_be_zero(self, flat: Flat, v: int) -> bool:
         """Whether a value may be 0, for all that is known."""
-        if flat not in self._positive:
+        if flat not in self._signs:
             draws = self.domains.get(flat, {})
             positive = {v for v, domain in draws.items() if domain.positive}
-            self._positive[flat] = verdicts.positive(flat, positive)
-        return v not in self._positive[flat]
+            self._signs[flat] = signs(flat, positive)
+        return self._signs[flat].get(v) != Sign.POSITIVE
 
     def reach_pole(self, flat: Flat, op: Op, args: Sequence[Any]) -> bool:
         """Whether a draw may take an equation to where it is not defined, for all that is known of

@@ -20,17 +20,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from ..analyses import primitives
 from ..program import marks
 from ..program.flat import Op
 
 TEST, BELOW, INFINITE, ZERO = "test", "below", "infinite", "zero"
 Outside = frozenset[tuple[int, str]]
 NOWHERE: Outside = frozenset()
-
-_MOVED = {"broadcast_in_dim", "reshape", "squeeze", "transpose", "slice", "rev", "concatenate"}
-_MOVED |= {"convert_element_type", "copy", "copy_p", "name", "gather", "dynamic_slice", "split"}
-_MOVED |= {"expand_dims", "pad", "optimization_barrier", "stop_gradient", "cumsum", "select_n"}
-_MOVED |= {"reduce_and"}
 
 
 def passed_on(op: Op, args: Sequence[Outside]) -> Outside:
@@ -48,11 +44,12 @@ def is_infinite(outside: Outside, misfit: int) -> bool:
 
 def _states(op: Op, states: list[set[str]]) -> set[str]:
     name, every = op.name, set[str]().union(*states)
+    moves = primitives.of(op.eqn).moves or name in ("convert_element_type", "cumsum")
     if name == "select_n":
         masks = TEST in states[0] and marks.is_outside(op.stack)
         return set[str]().union(*states[1:]) - {TEST} | ({BELOW} if masks else set())
     if TEST in every:
-        return every if name in _MOVED or name in ("and", "or", "not") else every - {TEST}
+        return every if moves or name in ("and", "or", "not", "reduce_and") else every - {TEST}
     if not jnp.issubdtype(op.eqn.outvars[0].aval.dtype, jnp.inexact):  # type: ignore[attr-defined]
         return set()
     several = _merged(op) > 1
@@ -71,7 +68,7 @@ def _states(op: Op, states: list[set[str]]) -> set[str]:
         return _product(op, states, several)
     if name == "log":
         return {INFINITE} if _infinite(every) else {BELOW}
-    if name in _MOVED:
+    if moves:
         return every
     return {INFINITE} if _infinite(every) else every
 

@@ -337,7 +337,7 @@ class Soundness:
             estimates = frozenset()
         out = Value(all_.sources, faults, all_.drawn | drawn_by(op), estimates)
         jumps = jumps_of(flat, op)
-        suspect = op.name in verdicts.FACTORS or op.name == "is_finite"
+        suspect = primitives.of(op.eqn).signs or op.name == "is_finite"
         if not any(jumps) and (self._draws.reach_pole(flat, op, args) or verdicts.is_cut(op)):
             jumps, suspect = [True] * len(jumps), True
         stops = op.name in ("stop_gradient", "bitcast_convert_type")

@@ -12,7 +12,6 @@ from ..analyses import primitives
 from ..estimation.inside import support_of
 from ..program import marks
 from ..program.flat import Flat, Op
-from ..smoothness import verdicts
 from .outside import NOWHERE, Outside
 
 Source = tuple[str, Any]
@@ -140,4 +139,4 @@ def jumps_of(flat: Flat, op: Op) -> list[bool]:
     """Of each result, whether it can jump for all that is known of the primitive."""
     jumps = [primitives.named(op.name).jumps or not is_smooth(flat, v) for v in op.outs]
     jumps[1:] = [j or op.name == "sort" for j in jumps[1:]]  # what is sorted along with keys
-    return [j or op.name in verdicts.FACTORS for j in jumps]
+    return [j or primitives.of(op.eqn).signs for j in jumps]

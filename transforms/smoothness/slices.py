@@ -9,6 +9,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from ..analyses import primitives
 from ..numeric.run import STEPS
 from ..program.flat import Flat, Op
 from .domains import Domain
@@ -26,10 +27,6 @@ ENOUGH = 4
 
 SMALL = 2048
 """Most numbers in the factors of a product of matrices, or in a loop, a sort, that is computed."""
-
-_PRODUCTS = {"dot_general", "conv_general_dilated"}
-_HEAVY = {"scan", "while", "cond", "cholesky", "eigh", "svd"}
-_HEAVY |= {"sort", "lu", "qr", "linear_solve", "triangular_solve", "custom_lin", "pure_callback"}
 
 
 @dataclasses.dataclass
@@ -176,6 +173,7 @@ def _trips(op: Op) -> int:
 
 def _is_heavy(op: Op) -> bool:
     """Whether the results of an equation are better left free than computed."""
-    if op.name in _PRODUCTS:
+    if op.name in ("dot_general", "conv_general_dilated"):
         return sum(map(_size, op.eqn.invars)) > SMALL
-    return op.name in _HEAVY and work([op]) > SMALL
+    heavy = primitives.of(op.eqn).heavy or op.name in ("custom_lin", "pure_callback")
+    return (heavy or bool(op.bodies)) and work([op]) > SMALL

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..analyses import primitives
 from ..program.control import Branches, Loop, Until
 from ..program.flat import Flat, Op
 from . import verdicts
@@ -49,7 +50,7 @@ def outcome(op: Op, operands: Sequence[Any], outs: Sequence[Any]) -> jax.Array:
     if verdicts.is_cut(op):
         z = jnp.asarray(operands[0])
         return jnp.ravel((jnp.real(z) < 0) & (jnp.imag(z) < 0)).astype(float)
-    if op.name in verdicts.FACTORS:
+    if primitives.of(op.eqn).signs:
         return jnp.concatenate([jnp.ravel(jnp.sign(jnp.real(a))) for a in outs])
     whole = [a for a in outs if not jnp.issubdtype(a.dtype, jnp.inexact)]  # of top_k: the indices
     return jnp.concatenate([jnp.ravel(a).astype(float) for a in whole or outs])

@@ -10,15 +10,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from .. import _jax
+from ..analyses import primitives
 from ..program import marks
-from ..program.flat import Flat, Op
+from ..program.flat import Op
 
 SMOOTH, SUSPECT, JUMP = "smooth", "suspect", "jump"
 
@@ -92,26 +92,13 @@ def _of_numpyro(called: list[_jax.Called], differentiated: bool) -> str:
     return SMOOTH if (guards if differentiated else densities) else SUSPECT
 
 
-FACTORS = {"eigh", "svd", "qr", "geqrf", "householder_product", "eig", "schur"}
-"""Their vectors have signs, which are the solver's choice."""
-_CUTS = {"log", "log1p", "sqrt", "rsqrt", "pow", "acosh", "asinh", "atanh", "acos", "asin", "atan"}
-
-
 def is_cut(op: Op) -> bool:
     """Whether an equation has a branch cut along the negative numbers."""
     aval: Any = op.eqn.outvars[0].aval
-    return op.name in _CUTS and jnp.issubdtype(aval.dtype, jnp.complexfloating)
+    return primitives.of(op.eqn).cut and jnp.issubdtype(aval.dtype, jnp.complexfloating)
 
 
 # --- poles --------------------------------------------------------------------------------------
-
-_POSITIVE = {"exp", "logistic", "exp2"}
-_SQUARES = {"abs", "sqrt", "square"}
-_SUMS = {"add", "add_any", "reduce_sum", "cumsum"}
-_SAME = {"broadcast_in_dim", "reshape", "squeeze", "transpose", "slice", "dynamic_slice", "rev"}
-_SAME |= {"convert_element_type", "copy", "gather", "reduce_max", "reduce_min", "split", "name"}
-_SAME |= {"concatenate", "select_n", "mul", "div", "sqrt", "rsqrt", "log1p", "min", "pow"}
-"""Positive if all of their operands are that are no indices."""
 
 
 def pole(op: Op) -> int | None:
@@ -126,41 +113,3 @@ def pole(op: Op) -> int | None:
     if name == "pow" and (isinstance(op.ins[1], int) or np.all(np.asarray(op.ins[1].val) >= 0)):
         return None
     return v if isinstance(v, int) else None
-
-
-def positive(flat: Flat, draws: Collection[int]) -> set[int]:
-    """Values that are positive, and so no poles, as equations tell and which ``draws`` are."""
-    found, squares = set(draws), set[int]()
-
-    def is_in(v: Any, among: set[int], least: float) -> bool:
-        if isinstance(v, int):
-            return v in among
-        return bool(np.all(np.asarray(v.val) > least))
-
-    for op in flat.ops:
-        floats = [v for v in op.ins if not isinstance(v, int) or _is_float(flat, v)]
-        above = [is_in(v, found, 0.0) for v in floats]
-        not_below = [a or is_in(v, squares, -1e-30) for a, v in zip(above, floats, strict=True)]
-        even = op.name == "integer_pow" and op.eqn.params["y"] % 2 == 0
-        same = op.name == "mul" and op.ins[0] == op.ins[1]
-        if (
-            op.name in _POSITIVE
-            or (op.name in _SAME and all(above))
-            or (op.name in ("integer_pow", "abs", "square") and all(above))
-            or (op.name in _SUMS and all(not_below) and any(above))
-            or (op.name == "max" and any(above))
-        ):
-            found.update(op.outs)
-        elif (
-            op.name in _SQUARES
-            or even
-            or same
-            or (op.name in (_SAME | _SUMS) and all(not_below))
-            or (op.name == "max" and any(not_below))
-        ):
-            squares.update(op.outs)
-    return found
-
-
-def _is_float(flat: Flat, v: int) -> bool:
-    return jnp.issubdtype(flat.avals[v].dtype, jnp.floating)
