@@ -3,6 +3,9 @@
 import functools
 from typing import Any
 
+import flowjax.bijections
+import flowjax.distributions
+import flowjax.flows
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -209,3 +212,44 @@ def test_a_planar_guide(x64: Any, estimator: Any) -> None:
         assert (error < 0.3).all()
 
     jax.tree.map(close, found, exact)
+
+
+# --- a bijection of the user's ------------------------------------------------------------------
+
+
+@ppl.gen
+def correlated():
+    covariance = jnp.array([[1.0, 0.9], [0.9, 1.0]])
+    ppl.sample("x", dist.MultivariateNormal(jnp.zeros(2), covariance))
+
+
+def test_a_flow_of_flowjax(x64: Any) -> None:
+    """The Cholesky factor as a bijection: its own density, and an ELBO of 0."""
+    lower = jnp.linalg.cholesky(jnp.array([[1.0, 0.9], [0.9, 1.0]]))
+    affine = lambda key, n: flowjax.bijections.TriangularAffine(jnp.zeros(n), lower)
+    guide, params = ppl.guides.flow(correlated(), {}, key=KEY, bijection=affine, scale=1.0)
+    params["continuous"]["loc"] = jnp.zeros(2)
+    trace = guide(params).simulate(KEY)
+    np.testing.assert_allclose(trace.log_density, guide(params).log_density(trace.choices))
+    elbo = ppl.expectation(lambda p: ppl.elbo(correlated(), guide(p), {}))
+    value, grad = elbo.value_and_grad(KEY, params, samples=1)
+    np.testing.assert_allclose(value, 0.0, atol=1e-12)
+    assert jax.tree.structure(grad) == jax.tree.structure(params)  # its sizes are no parameters
+    assert float(jnp.max(jnp.abs(grad["continuous"]["log_scale"]))) > 0.0
+
+
+def test_a_flow_of_networks_carries_its_density(x64: Any) -> None:
+    base = lambda n: flowjax.distributions.Normal(jnp.zeros(n))
+    spline = lambda key, n: flowjax.flows.coupling_flow(key, base_dist=base(n), nn_width=4)
+    guide, params = ppl.guides.flow(correlated(), {}, key=KEY, bijection=spline)
+    trace = guide(params).simulate(KEY)
+    x, scale = trace.choices["x"], jnp.exp(params["continuous"]["log_scale"])
+    flow = spline(jax.random.fold_in(KEY, 1), 2)
+    own = flow.log_prob((x - params["continuous"]["loc"]) / scale) - jnp.sum(jnp.log(scale))
+    np.testing.assert_allclose(trace.log_density, own, rtol=1e-9)
+    np.testing.assert_allclose(guide(params).log_density({"x": x}), own, rtol=1e-9)
+
+
+def test_what_is_no_bijection_is_refused() -> None:
+    with pytest.raises(ppl.UnsupportedError, match="has no transform_and_log_det"):
+        ppl.guides.flow(correlated(), {}, key=KEY, bijection=lambda key, n: jnp.sinh)
