@@ -20,6 +20,7 @@ from transforms.program.content import ByContent
 
 from ..objectives.expectation import Expectation
 from ..programs.given import as_count, as_key
+from ..programs.shown import Shown
 from .arguments import check_arguments, check_ending, check_objective, takes_metrics
 from .checkpoint import Checkpoint
 from .plan import CHUNK, LONGEST, Ending, make
@@ -31,7 +32,7 @@ from .running import run, run_traced
 @final
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Fit:
+class Fit(Shown):
     """What a fit returns.
 
     Attributes:
@@ -52,6 +53,8 @@ class Fit:
         >>> fit.history.shape
         (10,)
     """
+
+    parts = "params", "averaged", "history", "restarts"
 
     params: Any
     history: Any

@@ -18,6 +18,7 @@ from transforms.runs.execute import Execution
 from ..fitting.fit import Fit
 from ..programs.generative import Generative, Select
 from ..programs.given import Choices, as_count, as_key
+from ..programs.shown import Shown
 from .draws import drawing, in_turn, predicting, resample, together
 from .optional import optional
 from .psis import BAD, Smoothed, smoothed
@@ -52,7 +53,7 @@ class FittedGuide(Generative):
 
 
 @final
-class Posterior:
+class Posterior(Shown):
     """A fitted guide in place of the posterior of a program given data.
 
     Attributes:
@@ -66,6 +67,8 @@ class Posterior:
         >>> posterior.sample(key, 100)["x"].shape
         (100,)
     """
+
+    parts = "data", "elbo", "k_hat", "ess", "fit"
 
     def __init__(self, model: Generative, data: Choices, guide: Any, fit: Fit, key: jax.Array):
         self.model, self.data, self.fit = model, data, fit

@@ -18,6 +18,7 @@ from transforms.runs.execute import LOG_DENSITY, Execution
 from transforms.runs.parts import Group, Part, by_address
 
 from .given import Choices, seed
+from .shown import Shown
 from .sites import ProgramSite, Written, sites
 
 Select = Callable[[Address], bool]
@@ -26,7 +27,7 @@ Select = Callable[[Address], bool]
 @final
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Trace:
+class Trace(Shown):
     """One run of a generative function (a pytree).
 
     Attributes:
@@ -46,6 +47,8 @@ class Trace:
         >>> sorted(trace.choices), trace["x"].shape
         (['x', 'y'], ())
     """
+
+    parts = "choices", "log_density", "retval"
 
     choices: dict[str, Any]
     log_density: jax.Array
