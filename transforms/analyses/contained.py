@@ -64,9 +64,12 @@ NOTHING = Known()
 
 
 def resolve(
-    closed: _jax.ClosedJaxpr, args: Sequence[Any] = ()
+    closed: _jax.ClosedJaxpr, args: Sequence[Any] = (), *, partly: bool = False
 ) -> tuple[_jax.ClosedJaxpr, list[Misfit]]:
     """A program without checks; ``args`` are its first inputs, of which constants are known.
+
+    ``partly`` leaves those that depend on ``args`` alone, and are not settled by them, to the
+    program around, where more is known of those.
 
     Raises:
         SupportError: data are outside the support of a choice at which they are scored.
@@ -76,7 +79,8 @@ def resolve(
     given = [_constant(a) if not isinstance(a, _jax.Tracer) else NOTHING for a in args]
     given += [NOTHING] * (len(closed.in_avals) - len(given))
     misfits: list[Misfit] = []
-    new, _ = _program(closed, given, misfits)
+    others = {*closed.jaxpr.invars[len(args) :]} if partly else None
+    new, _ = _program(closed, given, misfits, others)
     return new, misfits
 
 
@@ -96,6 +100,10 @@ def _inner(eqn: _jax.JaxprEqn) -> list[_jax.ClosedJaxpr]:
     return [] if random is not None else list(_jax.sub_jaxprs(eqn))
 
 
+def _variables(eqn: _jax.JaxprEqn) -> list[Any]:
+    return [v for v in eqn.invars if isinstance(v, _jax.Var)]
+
+
 def _constant(x: Any) -> Known:
     try:
         array = np.asarray(x)
@@ -113,14 +121,15 @@ def _constant(x: Any) -> Known:
 
 
 class _Rewriting:
-    """One level of a program, as its equations are gone through."""
+    """One level of a program, as its equations are gone through. Checks of what no variable of
+    ``others`` reaches stay; with None, none does."""
 
-    def __init__(self, jaxpr: Any, misfits: list[Misfit]):
+    def __init__(self, misfits: list[Misfit], others: set[Any] | None = None):
         self.known: dict[Any, Known] = {}
         self.alias: dict[Any, Any] = {}
         self.true: set[Any] = set()
         self.eqns: list[_jax.JaxprEqn] = []
-        self.misfits = misfits
+        self.misfits, self.others = misfits, others
 
     def read(self, v: Any) -> Known:
         if isinstance(v, _jax.Literal):
@@ -151,6 +160,8 @@ class _Rewriting:
 
     def equation(self, eqn: _jax.JaxprEqn) -> None:
         p, known = eqn.primitive, [self.read(v) for v in eqn.invars]
+        if self.others is not None and not self.others.isdisjoint(_variables(eqn)):
+            self.others.update(eqn.outvars)
         if p is inside_p:
             return self.check(eqn, known)
         ins = [self.root(v) for v in eqn.invars]
@@ -183,6 +194,9 @@ class _Rewriting:
             self.alias[safe] = eqn.invars[0]
             self.true.add(inside)
             return
+        if passed is None and self.others is not None and eqn.outvars[0] not in self.others:
+            self.eqns.append(eqn.replace(invars=[self.atom(v) for v in eqn.invars]))
+            return
         fails = passed is False and not check.partial
         if fails and known[0].data:
             _refuse(check, known[0])
@@ -197,10 +211,13 @@ class _Rewriting:
 
 
 def _program(
-    closed: _jax.ClosedJaxpr, given: Sequence[Known], misfits: list[Misfit]
+    closed: _jax.ClosedJaxpr,
+    given: Sequence[Known],
+    misfits: list[Misfit],
+    others: set[Any] | None = None,
 ) -> tuple[_jax.ClosedJaxpr, list[Known]]:
     jaxpr = closed.jaxpr
-    r = _Rewriting(jaxpr, misfits)
+    r = _Rewriting(misfits, others)
     for v, k in zip(jaxpr.invars, given, strict=True):
         r.known[v] = k if k.root is not None or v.aval.shape else dataclasses.replace(k, root=v)
     r.known.update(zip(jaxpr.constvars, map(_constant, closed.consts), strict=True))

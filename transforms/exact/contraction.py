@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ..program import marks
 from .classes import Class, Digit, Plan, check_size
 from .orders import best_order
 from .tables import Table
@@ -31,9 +32,14 @@ Look = Callable[[Digit], jax.Array]
 # --- sums -----------------------------------------------------------------------------------------
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def log_sum_exp(x: jax.Array, axis: int) -> jax.Array:
     """The log of the sum of exp, with a derivative of 0 where all of ``x`` is minus infinity."""
+    with marks.mark(marks.EXACT):
+        return _summed(x, axis)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _summed(x: jax.Array, axis: int) -> jax.Array:
     return _log_sum_exp(x, axis)[0]
 
 
@@ -45,7 +51,7 @@ def _log_sum_exp(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array, jax.Arr
     return lax.log(total) + top, e, total
 
 
-@log_sum_exp.defjvp
+@_summed.defjvp
 def _(axis: int, primals: Any, tangents: Any) -> Any:
     out, e, total = _log_sum_exp(primals[0], axis)
     one = lax.full_like(total, 1.0)

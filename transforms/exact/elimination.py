@@ -118,7 +118,7 @@ def _plan(
 ) -> tuple[Plan, list[Table]]:
     avals = [jax.ShapeDtypeStruct(v.shape, jnp.result_type(int)) for v in variables]
     closed, consts, _ = _jax.trace(f, *avals)
-    closed, _ = resolve(closed, consts)
+    closed, _ = resolve(closed, consts, partly=True)
     inputs = [False] * len(consts) + [True] * len(variables)
     terms = split(closed, lambda _: False, inputs)
     program = _jax.live(terms.program)

@@ -13,6 +13,8 @@ import jax
 
 DENSITY = "ppl.density"
 """The log density of a choice: its guards and the mask of its support are no jumps."""
+EXACT = "ppl.exact"
+"""A sum over all values of a choice: smooth, though it is guarded."""
 ESTIMATE = "ppl.estimate"
 """An expectation that is differentiated inside another: checked by itself."""
 OUTSIDE = "ppl.outside"
@@ -25,7 +27,7 @@ CONTINUOUS = "ppl.continuous"
 """Stated by the user to be continuous (``ppl.continuous``)."""
 
 _STATED = re.compile(re.escape(CONTINUOUS) + r"\[(.*?)\]")
-_ANY = re.compile("|".join(map(re.escape, (DENSITY, ESTIMATE, CONTINUOUS))))
+_ANY = re.compile("|".join(map(re.escape, (DENSITY, EXACT, ESTIMATE, CONTINUOUS))))
 _DERIVATIVE = "jvp("
 
 
