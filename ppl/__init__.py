@@ -17,6 +17,7 @@ from estimators.pathwise import reparam
 from estimators.rebar import rebar
 from estimators.reinforce import reinforce
 from estimators.relax import relax
+from estimators.unordered import unordered
 from transforms.analyses.primitives import register_primitive
 from transforms.checker.alarm import strict
 from transforms.checker.findings import Finding
@@ -177,6 +178,7 @@ __all__ = [
     "to_numpyro",
     "tune",
     "unconstrained",
+    "unordered",
     "wake_phi",
     "wake_theta",
     "with_estimators",
