@@ -23,6 +23,13 @@ def met_first(site: LocalSite, x: jax.Array) -> jax.Array:
     return x.reshape(-1, *x.shape[len(met) :])
 
 
+def from_met_first(site: LocalSite, x: jax.Array) -> jax.Array:
+    """The reverse of :func:`met_first`."""
+    met, shape = _met(site), site.value.shape
+    x = x.reshape(*(shape[i] for i in met), *x.shape[1:])
+    return jnp.moveaxis(x, range(len(met)), met)
+
+
 def payoffs(
     site: LocalSite, values: jax.Array, k: Callable[[jax.Array], jax.Array]
 ) -> jax.Array:

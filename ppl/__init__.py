@@ -14,6 +14,7 @@ from estimators.disarm import disarm
 from estimators.enumeration import enum
 from estimators.measure_valued import mvd
 from estimators.pathwise import reparam
+from estimators.perturbation import spa
 from estimators.rebar import rebar
 from estimators.reinforce import reinforce
 from estimators.relax import relax
@@ -173,6 +174,7 @@ __all__ = [
     "seed",
     "signal_to_noise",
     "smc",
+    "spa",
     "stl",
     "strict",
     "to_numpyro",

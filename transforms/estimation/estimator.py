@@ -131,6 +131,10 @@ class Continued(Estimator):
 
     elementwise: bool = False
     """Whether :meth:`surrogate` makes use of ``site.apart``."""
+    across_steps: bool = False
+    """Whether :meth:`surrogate` is asked once for all steps of the loops around the choice, which
+    are then axes of the site like those of a ``vmap``; else once for each step. Given values
+    replace the drawn ones where they differ: after that step all is drawn anew."""
 
     @abc.abstractmethod
     def surrogate(
