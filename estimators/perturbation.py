@@ -77,7 +77,7 @@ class SPA(Continued):
 
         found, total = site.per_element(one, site.value)
         place = functools.partial(met_first, site)
-        of_edges = lambda name: jnp.concatenate([place(getattr(e, name)) for e in found])
+        of_edges = lambda name: jnp.concatenate([place(jnp.asarray(getattr(e, name))) for e in found])
         weights, sizes = of_edges("weight"), lax.stop_gradient(of_edges("size"))
         kept, share = _kept(sizes, self.alternatives, key)
         by = of_edges("by")

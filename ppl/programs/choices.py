@@ -59,6 +59,7 @@ def sample(
         return d.bind(address)
     if estimator is not None:
         check_estimator((address,), estimator)
+        d = estimator.law(d)
     return _sample((address,), corrected(d), estimator)
 
 

@@ -33,6 +33,13 @@ class Estimator(abc.ABC):
     """
 
     name: str = "estimator"
+    biased: bool = False
+    """Whether its derivative is biased, which who types it knows: ``explain`` says so."""
+
+    def law(self, d: Any) -> Any:
+        """The distribution of a choice of ``d`` that is made with the estimator: ``d``, or what
+        draws the same numbers in another type."""
+        return d
 
     @abc.abstractmethod
     def unsuitable(self, d: Any) -> str | None:
