@@ -77,7 +77,7 @@ class SPA(Continued):
 
         found, total = site.per_element(one, site.value)
         place = functools.partial(met_first, site)
-        of_edges = lambda name: jnp.concatenate([place(jnp.asarray(getattr(e, name))) for e in found])
+        of_edges = lambda name: jnp.concatenate([place(getattr(e, name)) for e in found])
         weights, sizes = of_edges("weight"), lax.stop_gradient(of_edges("size"))
         kept, share = _kept(sizes, self.alternatives, key)
         by = of_edges("by")
@@ -159,7 +159,7 @@ def _edges(d: Any, x: jax.Array) -> tuple[list[Edge], Any]:
         return _categorical(d, x)
     theta, change, up, down = edges(d, x)
     change, up, down = lax.stop_gradient((change + LEAST, up, down))
-    sides = ((theta * w, change * jnp.abs(w), jnp.asarray(by)) for w, by in ((up, 1), (down, -1)))
+    sides = ((theta * w, change * jnp.abs(w), 0 * x + by) for w, by in ((up, 1), (down, -1)))
     return [Edge(*(jnp.broadcast_to(a, x.shape) for a in side)) for side in sides], jnp.zeros(())
 
 
