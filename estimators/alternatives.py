@@ -30,9 +30,7 @@ def from_met_first(site: LocalSite, x: jax.Array) -> jax.Array:
     return jnp.moveaxis(x, range(len(met)), met)
 
 
-def payoffs(
-    site: LocalSite, values: jax.Array, k: Callable[[jax.Array], jax.Array]
-) -> jax.Array:
+def payoffs(site: LocalSite, values: jax.Array, k: Callable[[jax.Array], jax.Array]) -> jax.Array:
     """The payoffs of ``values``, ``[m, *shape of the site]``, in the place of one element each, in
     the order of :func:`met_first`: numbers without a derivative."""
     met, shape = _met(site), site.value.shape

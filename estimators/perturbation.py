@@ -17,11 +17,13 @@ choosing is left.
 
 Conditions: Bernoulli, Binomial, Poisson, Geometric and Categorical choices; f may be discontinuous.
 Values of a categorical whose probability is 0 are passed over; where one is typed as exactly 0 (in
-``probs``) the derivative is not a number. First derivatives only. m more runs of what follows, whatever the number of elements; 1 where only
-the value is wanted. Sources: Gong & Ho 1987 (smoothed perturbation analysis); Arya, Schauer,
-Schäfer & Rackauckas, "Automatic differentiation of programs with discrete randomness", 2022, which
-carries the alternative along with the program, takes one side of each step, and prunes by weights
-along one direction.
+``probs``) the derivative is not a number. First derivatives only. m more runs of what follows,
+whatever the number of elements; 1 where only the value is wanted.
+
+Sources: Gong & Ho 1987 (smoothed perturbation analysis); Arya, Schauer, Schäfer & Rackauckas,
+"Automatic differentiation of programs with discrete randomness", 2022, which carries the
+alternative along with the program, takes one side of each step, and prunes by weights along one
+direction.
 """
 
 from __future__ import annotations
@@ -72,7 +74,7 @@ class SPA(Continued):
         self, site: LocalSite, key: jax.Array, k: Callable[[jax.Array], jax.Array]
     ) -> jax.Array:
         def one(d: Any, x: jax.Array) -> tuple[list[Edge], jax.Array]:
-            found, total = _edges(bare(d), x)
+            found, total = edges(bare(d), x)
             return found, jnp.broadcast_to(total, x.shape)
 
         found, total = site.per_element(one, site.value)
@@ -82,7 +84,7 @@ class SPA(Continued):
         kept, share = _kept(sizes, self.alternatives, key)
         by = of_edges("by")
         steps = [sum(jnp.split(jnp.where(i, by, 0), len(found))) for i in kept]
-        values = [site.value + from_met_first(site, step) for step in steps]
+        values = [site.value + from_met_first(site, jnp.asarray(step)) for step in steps]
         others = jax.vmap(k)(jnp.stack(values).astype(site.value.dtype))
         payoff = lax.stop_gradient(site.payoff)
         scale = jnp.where(share > 0, 1.0 / jnp.where(share > 0, share, 1.0), 0.0)
@@ -144,20 +146,18 @@ class Edge(NamedTuple):
     by: jax.Array
 
 
-@functools.singledispatch
-def edges(d: Any, x: jax.Array) -> tuple[Any, Any, Any, Any]:
-    """A parameter θ, its likely change, and the weights for 1 of the step up and of that down.
+Steps = tuple[list[Edge], Any]
+"""Those of each element, and a term that multiplies f(x): 0 where the masses sum to 1."""
 
-    ``x`` has the shape of a draw; the parameters of ``d`` broadcast against it.
-    """
+
+@functools.singledispatch
+def edges(d: Any, x: jax.Array) -> Steps:
+    """The steps of a draw ``x``; the parameters of ``d`` broadcast against it."""
     raise NotImplementedError(type(d).__name__)
 
 
-def _edges(d: Any, x: jax.Array) -> tuple[list[Edge], Any]:
-    """The steps of each element, and a term that multiplies f(x): 0, where masses sum to 1."""
-    if isinstance(d, dist.CategoricalProbs | dist.CategoricalLogits):
-        return _categorical(d, x)
-    theta, change, up, down = edges(d, x)
+def _both(x: jax.Array, theta: Any, change: Any, up: Any, down: Any) -> Steps:
+    """From a parameter, its likely change, and the weights for 1 of the steps up and down."""
     change, up, down = lax.stop_gradient((change + LEAST, up, down))
     sides = ((theta * w, change * jnp.abs(w), 0 * x + by) for w, by in ((up, 1), (down, -1)))
     return [Edge(*(jnp.broadcast_to(a, x.shape) for a in side)) for side in sides], jnp.zeros(())
@@ -165,14 +165,14 @@ def _edges(d: Any, x: jax.Array) -> tuple[list[Edge], Any]:
 
 @edges.register(dist.BernoulliProbs)
 @edges.register(dist.BernoulliLogits)
-def _(d: Any, x: jax.Array) -> tuple[Any, Any, Any, Any]:
+def _(d: Any, x: jax.Array) -> Steps:
     p = mass(d, jnp.ones_like(x))
-    return p, p * (1.0 - p), 1.0 * (x == 0), -1.0 * (x == 1)
+    return _both(x, p, p * (1.0 - p), 1.0 * (x == 0), -1.0 * (x == 1))
 
 
 @edges.register(dist.BinomialProbs)
 @edges.register(dist.BinomialLogits)
-def _(d: Any, x: jax.Array) -> tuple[Any, Any, Any, Any]:
+def _(d: Any, x: jax.Array) -> Steps:
     p, n = success(d), d.total_count
 
     def rate(k: jax.Array) -> jax.Array:
@@ -180,27 +180,27 @@ def _(d: Any, x: jax.Array) -> tuple[Any, Any, Any, Any]:
         either = behind * (1.0 - p) + ahead * p
         return ahead * behind / jnp.where(either > 0, either, 1.0)
 
-    return p, p * (1.0 - p), rate(x), -rate(x - 1)
+    return _both(x, p, p * (1.0 - p), rate(x), -rate(x - 1))
 
 
 @edges.register(dist.Poisson)
-def _(d: Any, x: jax.Array) -> tuple[Any, Any, Any, Any]:
+def _(d: Any, x: jax.Array) -> Steps:
     rate: Any = d.rate
     down = jnp.where(x > 0, x / jnp.where(x > 0, x + rate, 1.0), 0.0)
-    return rate, rate, (x + 1) / (x + 1 + rate), -down
+    return _both(x, rate, rate, (x + 1) / (x + 1 + rate), -down)
 
 
 @edges.register(dist.GeometricProbs)
 @edges.register(dist.GeometricLogits)
-def _(d: Any, x: jax.Array) -> tuple[Any, Any, Any, Any]:
+def _(d: Any, x: jax.Array) -> Steps:
     p = d.probs
     rate = 1.0 / (p * (2.0 - p))
-    return success(d), p * (1.0 - p), -(x + 1) * rate, x * rate
+    return _both(x, success(d), p * (1.0 - p), -(x + 1) * rate, x * rate)
 
 
 @edges.register(dist.CategoricalProbs)
 @edges.register(dist.CategoricalLogits)
-def _categorical(d: Any, x: jax.Array) -> tuple[list[Edge], Any]:
+def _(d: Any, x: jax.Array) -> Steps:
     """Of probabilities whose derivatives do not sum to 0, their sum multiplies f(x)."""
     probs = jnp.broadcast_to(d.probs, (*x.shape, d.probs.shape[-1]))
     total = jnp.sum(probs, axis=-1)

@@ -9,7 +9,8 @@ function of it. Then
 z and z' are driven by the same noise, so that they have one value and two derivatives. The variance
 is small where c(z') is near f(b). Only f(b) runs the program: no more evaluations of what follows.
 
-Conditions: Bernoulli or Categorical choices; c is continuous, and depends on nothing that comes after the choice.
+Conditions: Bernoulli or Categorical choices; c is continuous, and depends on nothing that comes
+after the choice.
 Where c has parameters they learn by least squares, min (f(b) - c(z'))^2, while the objective is
 fitted (Grathwohl et al. descend the variance, which takes a second gradient). First derivatives
 only. Sources: Grathwohl, Choi, Wu, Roeder & Duvenaud, "Backpropagation through the void", 2018;

@@ -79,17 +79,19 @@ class StraightThrough(InPlace):
         if self.temperature is None:
             soft = jnp.exp(log_masses(d, hard)[1]) if coin(d) is not None else bare(d).probs
         else:
-            one = lambda key: self._relaxed(d, key, hard)
+            temperature = self.temperature
+            one = lambda key: _relaxed(d, key, hard, temperature)
             soft = jnp.mean(jax.vmap(one)(jax.random.split(noise, self.average)), axis=0)
         return hard + (soft - lax.stop_gradient(soft))
 
-    def _relaxed(self, d: Any, key: jax.Array, hard: jax.Array) -> jax.Array:
-        """A relaxed draw given the discrete one."""
-        index = hard
-        if coin(d) is None:
-            d, index = dist.Categorical(bare(d).probs), jnp.argmax(hard, axis=-1)
-        how = kind(d)
-        return how.link(how.draw(d, key, index).z / self.temperature)
+
+def _relaxed(d: Any, key: jax.Array, hard: jax.Array, temperature: float) -> jax.Array:
+    """A relaxed draw given the discrete one."""
+    index = hard
+    if coin(d) is None:
+        d, index = dist.Categorical(bare(d).probs), jnp.argmax(hard, axis=-1)
+    how = kind(d)
+    return how.link(how.draw(d, key, index).z / temperature)
 
 
 class _Floats:
@@ -145,9 +147,7 @@ def _is_single(d: Any) -> bool:
     return not isinstance(count, _jax.Tracer) and bool(np.all(np.asarray(count) == 1))
 
 
-def straight_through(
-    temperature: float | None = None, *, average: int = 1
-) -> StraightThrough:
+def straight_through(temperature: float | None = None, *, average: int = 1) -> StraightThrough:
     """A biased estimator, for Bernoulli choices and ``dist.Multinomial(1, ...)``: the draw is 0.0
     or 1.0, with the derivative of its probability, or of a relaxed draw.
 

@@ -305,7 +305,10 @@ def _options(objective: Expectation, args: Any, how: Any, names: Any, where: str
     for a in wanted:
         if a not in sites:
             raise AddressError(f"{where} has no {show(a)}.{nearest(a, sites)} It has: {known}.")
-        worth = {LOO: how["samples"] > 1, WITHIN: any(c.site.sizes for c in sites[a])}
+        worth: dict[Any, bool] = {
+            LOO: how["samples"] > 1,
+            WITHIN: any(c.site.sizes for c in sites[a]),
+        }
         worth[SPA()] = any(c.lengths for c in sites[a])  # elsewhere ppl.mvd() is as cheap
         fit = [e for e in TYPED if e and worth.get(e, True) and fits(e, sites[a])]
         if Unordered() in fit and all(support_size(c, Enum()) < 3 for c in sites[a]):

@@ -3,8 +3,8 @@
 The trace of the covariance of one gradient, from 20,000 of them, beside how often what follows a
 choice is evaluated. ``ten``: the logarithm of a sum of exponentials of ten Bernoulli choices that
 meet. ``bound``: an IWELBO with ten particles of three Bernoulli choices. ``four``: as ``ten``, of
-four categorical choices of five values. ``poisson``: (k - 3)^2 at a rate of 1.7. ``walk``: the square
-of where a walk of 100 steps ends, each of them up with probability exp(-x / 200); there the
+four categorical choices of five values. ``poisson``: (k - 3)^2 at a rate of 1.7. ``walk``: the
+square of where a walk of 100 steps ends, each of them up with probability exp(-x / 200); there the
 standard deviation is told (Arya et al. 2022).
 """
 

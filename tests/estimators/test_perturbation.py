@@ -114,7 +114,9 @@ def test_variance_of_the_literature():
 
     def deviation(estimator):
         f = walk(estimator, 100)
-        grads = ztest.compiled(lambda keys: lax.map(lambda k: f.grad(k, 200.0), keys, batch_size=500))
+        grads = ztest.compiled(
+            lambda keys: lax.map(lambda k: f.grad(k, 200.0), keys, batch_size=500)
+        )
         return float(grads(keys).std())
 
     np.testing.assert_allclose(deviation(ppl.spa()), 8.8, rtol=0.05)

@@ -46,7 +46,7 @@ def relaxed_exactly():
 
 
 def test_means():
-    """The derivative of the probability; Gumbel-softmax, averaged and not; unbiased where linear."""
+    """The derivative of the probability; Gumbel-softmax, averaged too; unbiased where linear."""
     logits = jnp.array([0.3, -0.4, 0.8])
     p = np.exp(logits) / np.exp(logits).sum()
     slope = p * (np.arange(3) - p @ np.arange(3))
@@ -83,7 +83,7 @@ def test_never_silently():
     report = square.explain(LOGIT, e)
     assert [f.kind for f in report.findings] == ["biased by choice"]
     assert "biased by choice" in report.sites[0].cells and "is biased" in report.verdict
-    with ppl.strict(), pytest.raises(ppl.SoundnessError, match="biased by choice: .*'b' at .*test"):
+    with ppl.strict(), pytest.raises(ppl.SoundnessError, match=r"biased by choice: .*'b' at "):
         square.grad(jax.random.key(0), LOGIT, e)
     audit = square.audit(jax.random.key(0), LOGIT, e, samples=4000)
     assert not audit.ok and audit.suspects == ("b",)
@@ -107,12 +107,14 @@ def test_what_is_refused():
         return 1.0 * ppl.sample("k", dist.Bernoulli(0.3))
 
     later = ppl.with_estimators(coin(), {"k": e})
-    with pytest.raises(ppl.UnsupportedError, match="draws are integers. Choose the estimator where"):
+    with pytest.raises(
+        ppl.UnsupportedError, match=r"draws are integers\. Choose the estimator where"
+    ):
         ppl.expectation(lambda: later.simulate().retval).value(key)
     for make in (
         lambda: ppl.straight_through(0.0),
         lambda: ppl.straight_through(average=2),
         lambda: ppl.straight_through(0.5, average=0),
     ):
-        with pytest.raises(ValueError, match="Type ppl.straight_through"):
+        with pytest.raises(ValueError, match=r"Type ppl\.straight_through"):
             make()

@@ -353,18 +353,22 @@ PLANTED = {
         ppl.unordered(),
         "estimators.unordered",
         "_ratios",
-        lambda honest: lambda log_p, outside, f: (
-            honest(log_p, outside, f)[0],
-            jnp.broadcast_to(f.mean(0), f.shape),
+        lambda honest: (
+            lambda log_p, outside, f: (
+                honest(log_p, outside, f)[0],
+                jnp.broadcast_to(f.mean(0), f.shape),
+            )
         ),
     ),
     "steps kept and not weighed": (
         ppl.spa(),
         "estimators.perturbation",
         "_kept",
-        lambda honest: lambda sizes, m, key: (
-            honest(sizes, m, key)[0],
-            jnp.full_like(sizes, 1.0 / len(sizes)),
+        lambda honest: (
+            lambda sizes, m, key: (
+                honest(sizes, m, key)[0],
+                jnp.full_like(sizes, 1.0 / len(sizes)),
+            )
         ),
     ),
 }

@@ -144,7 +144,14 @@ def _sampling_term(
     skip = 0 if whole else s.loops
     apart = s.apart[skip:] if estimator.elementwise else (False,) * (len(s.apart) - skip)
     events = (False,) * (value.ndim - len(apart))
-    local = LocalSite(dataclasses.replace(site, axes=axes), parameters, value, payoff, (*apart, *events), direction)
+    local = LocalSite(
+        dataclasses.replace(site, axes=axes),
+        parameters,
+        value,
+        payoff,
+        (*apart, *events),
+        direction,
+    )
     if site.estimator is not None:
         estimator = site.rebuild_estimator(parameters)
     return estimator.surrogate(local, _key_of(own_key, key), k)
