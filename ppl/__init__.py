@@ -74,6 +74,7 @@ from .objectives.variational import (
     wake_phi,
     wake_theta,
 )
+from .programs.annealed import ais
 from .programs.advice import not_in_ppl as _not_in_ppl
 from .programs.choices import factor, observe, sample
 from .programs.decoding import marginals, most_likely
@@ -124,6 +125,7 @@ __all__ = [
     "Trace",
     "Tuned",
     "UnsupportedError",
+    "ais",
     "chi2",
     "continuous",
     "debias",
