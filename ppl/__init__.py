@@ -66,6 +66,7 @@ from .objectives.variational import (
     chi2,
     dreg,
     elbo,
+    entropy,
     forward_kl,
     iwelbo,
     kl,
@@ -74,8 +75,8 @@ from .objectives.variational import (
     wake_phi,
     wake_theta,
 )
-from .programs.annealed import ais
 from .programs.advice import not_in_ppl as _not_in_ppl
+from .programs.annealed import ais
 from .programs.choices import factor, observe, sample
 from .programs.decoding import marginals, most_likely
 from .programs.detached import detach
@@ -134,6 +135,7 @@ __all__ = [
     "dist",
     "dreg",
     "elbo",
+    "entropy",
     "enum",
     "enumeration",
     "ess",

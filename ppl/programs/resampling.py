@@ -18,7 +18,7 @@ of a systematic draw the length of all U that give the same ancestors.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -73,8 +73,8 @@ class Strata(dist.Distribution):
     """The ancestors of n strata, i32[n + 1]: first the stratum of the child that is kept (0 where
     none is), whose ancestor is at ``place``."""
 
-    arg_constraints = {"logits": constraints.real_vector}
-    support = constraints.independent(constraints.nonnegative_integer, 1)
+    arg_constraints: ClassVar = {"logits": constraints.real_vector}
+    support: Any = constraints.independent(constraints.nonnegative_integer, 1)
     pytree_data_fields = ("logits", "place")
     pytree_aux_fields = ("kept", "systematic")
 

@@ -8,9 +8,11 @@ to their weights, which start again from 1. The product of the mean weights is u
 *Conditional* SMC, in which one of the runs is given and survives, is the other half of the contract
 (``target.py``): the law of the runs around one that was drawn by SMC is that of conditional SMC,
 times Z / p, with the schemes of ``resampling.py`` and adaptive too, which a symmetric function of
-the weights decides. Sources: Gordon, Salmond & Smith 1993; Del Moral 2004; Andrieu, Doucet & Holenstein,
-"Particle Markov chain Monte Carlo", 2010; as objectives: Maddison et al. (FIVO) 2017, Naesseth et
-al. (VSMC), Le et al. (AESMC) 2018.
+the weights decides.
+
+Sources: Gordon, Salmond & Smith 1993; Del Moral 2004; Andrieu, Doucet & Holenstein, "Particle Markov
+chain Monte Carlo", 2010; as objectives: Maddison et al. (FIVO) 2017, Naesseth et al. (VSMC), Le et
+al. (AESMC) 2018.
 """
 
 from __future__ import annotations
