@@ -110,8 +110,8 @@ def _with_entropies(parts: Parts, entries: dict[Address, Entry], z: Execution) -
 def _entropy(e: Entry, law: Any) -> Part:
     """-H for each element of the axes around the choice."""
     n = e.n_axes
-    each: Callable[..., jax.Array] = lambda ops: -jnp.sum(
-        _whole(e.choice, ops, e.like.shape[n:]).entropy()
+    each: Callable[..., jax.Array] = lambda ops: (
+        -jnp.sum(_whole(e.choice, ops, e.like.shape[n:]).entropy())
     )
     for _ in range(n):
         each = jax.vmap(each)

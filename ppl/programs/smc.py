@@ -5,10 +5,10 @@ stages.py``). A step multiplies each run's weight by how probable what is given 
 proposal, by the ratio of the densities; before the next step the runs are resampled in proportion
 to their weights, which start again from 1. The product of the mean weights is unbiased for Z.
 
-*Conditional* SMC, in which one of the runs is given and survives, is the other half of the contract
-(``target.py``): the law of the runs around one that was drawn by SMC is that of conditional SMC,
-times Z / p, with the schemes of ``resampling.py`` and adaptive too, which a symmetric function of
-the weights decides.
+*Conditional* SMC, in which one of the runs is given and survives, is the other half of the
+contract (``target.py``): the law of the runs around one that was drawn by SMC is that of
+conditional SMC, times Z / p, with the schemes of ``resampling.py``, and adaptive too, which a
+symmetric function of the weights decides.
 
 Sources: Gordon, Salmond & Smith 1993; Del Moral 2004; Andrieu, Doucet & Holenstein, "Particle Markov
 chain Monte Carlo", 2010; as objectives: Maddison et al. (FIVO) 2017, Naesseth et al. (VSMC), Le et
