@@ -90,7 +90,7 @@ class MVD(Continued):
         other = [t for t in found if t.value is not None]
         if other:
             weights = jnp.stack([met_first(site, t.weight) for t in other])
-            values = lax.stop_gradient(jnp.stack([t.value for t in other]))
+            values = jnp.stack([t.value for t in other])
             result += jnp.sum(weights * payoffs(site, values, k))
         return result
 

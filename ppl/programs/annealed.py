@@ -195,7 +195,7 @@ def ais(
         ...     accept = ppl.sample("accept", dist.Bernoulli(jnp.exp(jnp.minimum(better, 0.0))))
         ...     return {"x": jnp.where(accept == 1, x, u["x"])}
         >>> evidence = ppl.marginal(model(), ["y"], by=ppl.ais(5, kernel, 20))
-        >>> value = evidence.log_density({"y": jnp.ones(2)}, key)
+        >>> value = evidence.log_density({"y": 1.0}, key)
     """
     if isinstance(betas, int):
         betas = np.linspace(0.0, 1.0, as_count(betas, "the number betas of densities") + 1)

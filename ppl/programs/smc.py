@@ -10,9 +10,9 @@ contract (``target.py``): the law of the runs around one that was drawn by SMC i
 conditional SMC, times Z / p, with the schemes of ``resampling.py``, and adaptive too, which a
 symmetric function of the weights decides.
 
-Sources: Gordon, Salmond & Smith 1993; Del Moral 2004; Andrieu, Doucet & Holenstein, "Particle Markov
-chain Monte Carlo", 2010; as objectives: Maddison et al. (FIVO) 2017, Naesseth et al. (VSMC), Le et
-al. (AESMC) 2018.
+Sources: Gordon, Salmond & Smith 1993; Del Moral 2004; Andrieu, Doucet & Holenstein, "Particle
+Markov chain Monte Carlo", 2010; as objectives: Maddison et al. (FIVO) 2017, Naesseth et al. (VSMC),
+Le et al. (AESMC) 2018.
 """
 
 from __future__ import annotations
