@@ -11,10 +11,16 @@ import numpyro.distributions as dist
 _WRAPPERS = dist.ExpandedDistribution | dist.Independent | dist.MaskedDistribution
 
 
-def coin(d: Any) -> Any:
-    """The Bernoulli inside of what shapes and masks it; None if it is none."""
+def bare(d: Any) -> Any:
+    """A distribution without what shapes and masks it."""
     while isinstance(d, _WRAPPERS):
         d = d.base_dist
+    return d
+
+
+def coin(d: Any) -> Any:
+    """The Bernoulli inside of what shapes and masks it; None if it is none."""
+    d = bare(d)
     return d if isinstance(d, dist.BernoulliProbs | dist.BernoulliLogits) else None
 
 

@@ -44,6 +44,7 @@ from transforms.estimation.estimator import Continued, LocalSite
 from transforms.estimation.flows import is_one_way
 from transforms.program.opened import arrays
 
+from .alternatives import met_first, payoffs
 from .enumeration import mass, success
 
 
@@ -84,27 +85,13 @@ class MVD(Continued):
             ]
 
         found = site.per_element(one, site.keys(key), site.value)
-        met = [i for i, apart in enumerate(site.apart) if not apart]
-
-        def met_first(x: jax.Array) -> jax.Array:
-            """Elements that meet, one by one, and for each of them those that are apart."""
-            x = jnp.moveaxis(x, met, range(len(met)))
-            return x.reshape(-1, *x.shape[len(met) :])
-
         own = sum((t.weight for t in found if t.value is None), jnp.zeros(site.value.shape))
-        result = jnp.sum(met_first(own) * lax.stop_gradient(site.payoff))
+        result = jnp.sum(met_first(site, own) * lax.stop_gradient(site.payoff))
         other = [t for t in found if t.value is not None]
         if other:
-            weights = jnp.stack([met_first(t.weight) for t in other])
-            shape = site.value.shape
-            n = math.prod(shape[i] for i in met)
-            one_of = jnp.eye(n, dtype=bool).reshape(
-                n, *(m if i in met else 1 for i, m in enumerate(shape))
-            )
-            values = lax.stop_gradient(jnp.stack([t.value for t in other]))
-            values = jnp.where(one_of, values[:, None], site.value)
-            payoffs = jax.vmap(jax.vmap(k))(values)
-            result += jnp.sum(weights * lax.stop_gradient(payoffs))
+            weights = jnp.stack([met_first(site, t.weight) for t in other])
+            values = jnp.stack([t.value for t in other])
+            result += jnp.sum(weights * payoffs(site, values, k))
         return result
 
 

@@ -14,9 +14,12 @@ from estimators.disarm import disarm
 from estimators.enumeration import enum
 from estimators.measure_valued import mvd
 from estimators.pathwise import reparam
+from estimators.perturbation import spa
 from estimators.rebar import rebar
 from estimators.reinforce import reinforce
 from estimators.relax import relax
+from estimators.straight_through import straight_through
+from estimators.unordered import unordered
 from transforms.analyses.primitives import register_primitive
 from transforms.checker.alarm import strict
 from transforms.checker.findings import Finding
@@ -63,6 +66,7 @@ from .objectives.variational import (
     chi2,
     dreg,
     elbo,
+    entropy,
     forward_kl,
     iwelbo,
     kl,
@@ -72,6 +76,7 @@ from .objectives.variational import (
     wake_theta,
 )
 from .programs.advice import not_in_ppl as _not_in_ppl
+from .programs.annealed import ais
 from .programs.choices import factor, observe, sample
 from .programs.decoding import marginals, most_likely
 from .programs.detached import detach
@@ -121,6 +126,7 @@ __all__ = [
     "Trace",
     "Tuned",
     "UnsupportedError",
+    "ais",
     "chi2",
     "continuous",
     "debias",
@@ -129,6 +135,7 @@ __all__ = [
     "dist",
     "dreg",
     "elbo",
+    "entropy",
     "enum",
     "enumeration",
     "ess",
@@ -172,11 +179,14 @@ __all__ = [
     "seed",
     "signal_to_noise",
     "smc",
+    "spa",
     "stl",
+    "straight_through",
     "strict",
     "to_numpyro",
     "tune",
     "unconstrained",
+    "unordered",
     "wake_phi",
     "wake_theta",
     "with_estimators",

@@ -10,6 +10,9 @@ expectation up to O(h⁶); jumps cost variance, which the standard error shows. 
 estimators of the audit's own, enumeration where the joint support is small and plain draws
 elsewhere, so that an error in the value of the objective's estimators shows too.
 
+An objective whose gradient is not meant to be that of its value, like a surrogate with ``detach``,
+is held against another one whose is, its *target*.
+
 At the border of the domain of θ there are no differences. There the reference is the gradient
 by those same estimators of the audit, enumeration and REINFORCE, which is blind where a support
 or a jump of the program moves with the parameters.
@@ -149,13 +152,20 @@ class Audit:
 
 
 def audit(
-    objective: Any, key: jax.Array, args: tuple[Any, ...], samples: int, wanted: Sequence[int]
+    objective: Any,
+    key: jax.Array,
+    args: tuple[Any, ...],
+    samples: int,
+    wanted: Sequence[int],
+    target: Any = None,
 ) -> Audit:
     """See ``Expectation.audit``."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SoundnessWarning)
         findings = objective.explain(*args, argnums=wanted).findings
-        audited = _audited(Program(objective, args, wanted), key, samples)
+        program = Program(objective, args, wanted)
+        meant = program if target is None else Program(target, args, wanted)
+        audited = _audited(program, meant, key, samples)
         return dataclasses.replace(audited, findings=tuple(map(str, findings)))
 
 
@@ -183,12 +193,13 @@ def _reference(scopes: Sequence[Sites]) -> dict[Address, Estimator]:
 # --- the audit ----------------------------------------------------------------------------------
 
 
-def _audited(program: Program, key: jax.Array, samples: int) -> Audit:
+def _audited(program: Program, meant: Program, key: jax.Array, samples: int) -> Audit:
+    """The gradient of ``program``, held against the value of what is ``meant``, mostly itself."""
     probe, key = jax.random.split(key)
     n = max(1, -(-samples // TOGETHER))
     chunk = max(1, min(n, CHUNK, NUMBERS // sum(p.size for p in program.params)))
-    trusted = _reference(program.scopes)
-    steps = steps_within(program, probe)
+    trusted = _reference(meant.scopes)
+    steps = steps_within(meant, probe)
     count = len(program.directions)
 
     def draw(f: Callable[..., Any]) -> np.ndarray:
@@ -196,7 +207,7 @@ def _audited(program: Program, key: jax.Array, samples: int) -> Audit:
 
     def differences(params: Any, key: jax.Array) -> Any:
         def row(v: Any, h: jax.Array) -> Any:
-            at = lambda by: program.value(moved(params, v(params), by), key, trusted)
+            at = lambda by: meant.value(moved(params, v(params), by), key, trusted)
             multiple = jnp.arange(1, 4, dtype=h.dtype)
             ahead, behind = lax.map(at, h * jnp.concatenate([multiple, -multiple])).reshape(2, 3)
             c = (ahead - behind) / (2 * multiple * h)
@@ -209,8 +220,8 @@ def _audited(program: Program, key: jax.Array, samples: int) -> Audit:
 
     def scores(params: Any, key: jax.Array) -> Any:
         estimate = program.derivatives(params, key)
-        reference = program.derivatives(params, key, trusted)
-        size = jnp.full(count, jnp.abs(program.value(params, key, trusted)))
+        reference = meant.derivatives(params, key, trusted)
+        size = jnp.full(count, jnp.abs(meant.value(params, key, trusted)))
         return estimate, reference, estimate - reference, jnp.zeros(count), size
 
     moments = np.full((5, 2, count), np.nan)
@@ -239,7 +250,9 @@ def _audited(program: Program, key: jax.Array, samples: int) -> Audit:
         )
         for i in range(count)
     ]
-    suspects, notes = _suspects(program, draw, trusted, reference, bias, error, tolerance)
+    suspects, notes = (), (f"held against the derivative of {meant.name}",)
+    if meant is program:
+        suspects, notes = _suspects(program, draw, trusted, reference, bias, error, tolerance)
     return Audit(program.name, tuple(rows), n * TOGETHER, bound, suspects, notes)
 
 

@@ -266,6 +266,7 @@ class Expectation:
         *args: Any,
         samples: int = 10_000,
         argnums: int | Sequence[int] = 0,
+        target: Expectation | None = None,
         **kwargs: Any,
     ) -> Audit:
         """Check the gradient numerically: is its mean the derivative of the expectation?
@@ -283,6 +284,8 @@ class Expectation:
                 of an estimate is found. Each costs one gradient and six values for each
                 derivative.
             argnums: which argument(s) to check.
+            target: an objective of the same arguments whose derivative is meant, where that is not
+                the derivative of this one's value: of a surrogate with ``ppl.detach``.
 
         Returns:
             A table with a z-score for each derivative; prints as text. ``.ok`` says whether all of
@@ -296,7 +299,8 @@ class Expectation:
         """
         objective, args = self.bound(args, kwargs)
         nums = (argnums,) if isinstance(argnums, int) else tuple(argnums)
-        return audit(objective, as_key(key), args, samples, [i % max(1, len(args)) for i in nums])
+        wanted = [i % max(1, len(args)) for i in nums]
+        return audit(objective, as_key(key), args, samples, wanted, target)
 
     def bound(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]

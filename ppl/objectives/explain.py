@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, final
 
 from transforms import _jax
-from transforms.checker.findings import LABELS, PLUG_IN, Finding
+from transforms.checker.findings import BY_CHOICE, LABELS, PLUG_IN, Finding
 from transforms.checker.soundness import Soundness
 from transforms.estimation.chosen import Chosen
 from transforms.estimation.estimator import Continued, Enumerated
@@ -109,6 +109,8 @@ class Explanation:
     def verdict(self) -> str:
         """Whether to trust the gradient, in a sentence."""
         wrong = [f for f in self.findings if f.kind not in LABELS]
+        if not wrong and any(f.kind == BY_CHOICE for f in self.findings):
+            return "Findings: an estimator that is biased by choice. The gradient is biased."
         if not wrong and any(f.kind == PLUG_IN for f in self.findings):
             return "Findings: a plug-in. Value and gradient have a bias of O(1/n), and no other."
         if not wrong:

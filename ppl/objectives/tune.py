@@ -27,9 +27,13 @@ from estimators.disarm import Disarm
 from estimators.enumeration import Enum
 from estimators.measure_valued import MVD
 from estimators.pathwise import Reparam
+from estimators.perturbation import SPA
 from estimators.reinforce import Reinforce
+from estimators.unordered import Unordered
 from transforms import _jax
+from transforms.checker.findings import PLUG_IN, UNVALUED
 from transforms.errors import AddressError, PPLError, UnsupportedError, describe, nearest, show
+from transforms.estimation.chosen import support_size
 from transforms.runs.retarget import retarget
 
 from ..programs.given import as_count, as_key
@@ -45,6 +49,7 @@ LEAST, TURNS, TURN = 8, (4, 64), 5e-3
 LOO, WITHIN = Reinforce(LeaveOneOut()), Reinforce(Within())
 TYPED: dict[Any, str] = {Reparam(): "ppl.reparam()", Enum(): "ppl.enum()", MVD(): "ppl.mvd()"}
 TYPED |= {Disarm(): "ppl.disarm()", WITHIN: 'ppl.reinforce("within")'}
+TYPED |= {Unordered(): "ppl.unordered()", SPA(): "ppl.spa()"}
 TYPED |= {LOO: 'ppl.reinforce("loo")', Reinforce(): "ppl.reinforce()", None: "as it is"}
 Address = str | tuple[str, ...]
 _rank = lambda t: (t.merit, t.seconds)
@@ -242,9 +247,9 @@ def _best(trials: list[Trial], key: jax.Array, budget: float, where: str, parts:
 
 def _prepare(trial: Trial, explained: Any, arrays: Any) -> str:
     """Compile a combination; returns why it is not admissible."""
-    found = (f"{f.kind}: {f.operation} ({f.source})" for f in explained.findings)
-    if explained.findings:
-        return ", ".join(dict.fromkeys(found))
+    told = [f for f in explained.findings if f.kind not in (PLUG_IN, UNVALUED)]
+    if told:
+        return ", ".join(dict.fromkeys(f"{f.kind}: {f.operation} ({f.source})" for f in told))
     key, arrays = jax.random.key(0), [jnp.asarray(a) for a in arrays]
     loop = jax.jit(partial(_loop, explained.traced)).lower(np.int32(2), key, arrays).compile()
     if (memory := getattr(loop.memory_analysis(), "temp_size_in_bytes", 0)) > MEMORY:
@@ -300,8 +305,14 @@ def _options(objective: Expectation, args: Any, how: Any, names: Any, where: str
     for a in wanted:
         if a not in sites:
             raise AddressError(f"{where} has no {show(a)}.{nearest(a, sites)} It has: {known}.")
-        several = {LOO: how["samples"] > 1, WITHIN: any(c.site.sizes for c in sites[a])}
-        fit = [e for e in TYPED if e and several.get(e, True) and fits(e, sites[a])]
+        worth: dict[Any, bool] = {
+            LOO: how["samples"] > 1,
+            WITHIN: any(c.site.sizes for c in sites[a]),
+        }
+        worth[SPA()] = any(c.lengths for c in sites[a])  # elsewhere ppl.mvd() is as cheap
+        fit = [e for e in TYPED if e and worth.get(e, True) and fits(e, sites[a])]
+        if Unordered() in fit and all(support_size(c, Enum()) < 3 for c in sites[a]):
+            fit.remove(Unordered())  # of two values they are ppl.mvd()
         here = {r.estimator for r in rows if r.address == "/".join(a)} if a in free else set()
         now = next((e for e in fit if {e.name} == here), None)
         out[a[0] if len(a) == 1 else a] = [now, *(e for e in fit if e != now)]

@@ -23,7 +23,7 @@ from ..programs.given import Choices, as_count, merge
 from ..programs.partly import refuse_unmasked
 from ..programs.program import check_branches, check_generative
 from ..programs.scaled import Weights, table_of
-from .closed import closed, drawn
+from .closed import closed, drawn, entropies
 
 
 def elbo(
@@ -44,9 +44,11 @@ def elbo(
             ``scan``\\s around the choice. ``{"z": beta}`` is a β-VAE (Higgins et al. 2017). Nested
             addresses are tuples, or nested dicts; an outer address stands for all that it holds.
         analytic: whether -KL(q || p) stands in the place of log p - log q at addresses where
-            numpyro has a divergence of the two laws. The expectation, and its derivative, are the
-            same. A choice stays as it is drawn where its law in ``p`` depends on choices that ``q``
-            draws after it, in branches, under masks, and in programs without laws (marginals).
+            numpyro has a divergence of the two laws, and elsewhere the entropy of q in that of
+            -log q where it has one. The expectation, and its derivative, are the same. A divergence
+            needs a law in ``p`` that does not depend on choices that ``q`` draws after it; and
+            choices stay as they are drawn in branches, under masks, and in programs without laws
+            (marginals).
 
     Raises:
         AddressError: a weight is at an address that neither has.
@@ -114,6 +116,30 @@ def kl(q: Generative, p: Generative, data: Choices | None = None) -> jax.Array:
         if all(inside):
             own[group] = part
     return weighted(pair.q, {}, {}) - weighted(own, {}, {})
+
+
+def entropy(q: Generative) -> jax.Array:
+    """The entropy of a program, E_q[-log q(z)]: f32[].
+
+    In closed form, address by address, where numpyro has the entropy of the law given what is drawn
+    before (exact where that is nothing); drawn elsewhere.
+
+    Raises:
+        UnsupportedError: the program has weights (``ppl.factor``, ``ppl.observe``).
+
+    Example:
+        >>> bonus = ppl.expectation(lambda phi: ppl.entropy(guide(phi)))
+        >>> round(float(bonus.value(key, {"m": 1.0, "s": 0.0})), 4)
+        1.4189
+    """
+    check_generative(q, "ppl.entropy")
+    refuse_unmasked({}, q.name, q.masked)
+    if q.weighted:
+        raise UnsupportedError(
+            f"{q.name} in ppl.entropy at {_jax.user_line()} has weights (ppl.factor, ppl.observe), "
+            "so that its density is not that of a law. Move them out of it."
+        )
+    return -weighted(entropies(q), {}, {})
 
 
 def log_weights(p: Generative, q: Generative, data: Choices, n: int) -> jax.Array:

@@ -59,7 +59,8 @@ def sample(
         return d.bind(address)
     if estimator is not None:
         check_estimator((address,), estimator)
-    return _sample((address,), corrected(d), estimator)
+    law = d if estimator is None else estimator.law(d)
+    return _sample((address,), corrected(law), estimator)
 
 
 def check_address(address: Any) -> None:

@@ -5,12 +5,14 @@ stages.py``). A step multiplies each run's weight by how probable what is given 
 proposal, by the ratio of the densities; before the next step the runs are resampled in proportion
 to their weights, which start again from 1. The product of the mean weights is unbiased for Z.
 
-*Conditional* SMC, in which one of the runs is given and survives, is the other half of the contract
-(``target.py``): with multinomial resampling (adaptive too, which a symmetric function of the
-weights decides) the law of the runs around one that was drawn by SMC is that of conditional SMC,
-times Z / p. Sources: Gordon, Salmond & Smith 1993; Del Moral 2004; Andrieu, Doucet & Holenstein,
-"Particle Markov chain Monte Carlo", 2010; as objectives: Maddison et al. (FIVO) 2017, Naesseth et
-al. (VSMC), Le et al. (AESMC) 2018.
+*Conditional* SMC, in which one of the runs is given and survives, is the other half of the
+contract (``target.py``): the law of the runs around one that was drawn by SMC is that of
+conditional SMC, times Z / p, with the schemes of ``resampling.py``, and adaptive too, which a
+symmetric function of the weights decides.
+
+Sources: Gordon, Salmond & Smith 1993; Del Moral 2004; Andrieu, Doucet & Holenstein, "Particle
+Markov chain Monte Carlo", 2010; as objectives: Maddison et al. (FIVO) 2017, Naesseth et al. (VSMC),
+Le et al. (AESMC) 2018.
 """
 
 from __future__ import annotations
@@ -22,14 +24,12 @@ from typing import Any, final
 
 import jax
 import jax.numpy as jnp
-import numpyro.distributions as dist
 from jax import lax
 from jax.scipy.special import logsumexp
 
 from transforms import _jax
 from transforms.errors import UnsupportedError, describe
 from transforms.estimation.estimator import Estimator
-from transforms.program.marks import hold
 from transforms.program.site import sample as _sample
 from transforms.runs.addresses import nest
 from transforms.runs.execute import Execution
@@ -39,6 +39,7 @@ from .given import as_count
 from .importance import check_proposal, proposal_of
 from .lockstep import Lockstep, Particles
 from .program import Program, check_estimator
+from .resampling import SCHEMES, Among, ancestors, finite
 from .target import Algorithm, Target
 
 
@@ -51,11 +52,12 @@ class SMC(Algorithm):
     proposal: Generative | Callable[[Any], Generative] | None = None
     resampling: Estimator | None = None
     threshold: float | None = None
+    scheme: str = "multinomial"
 
     def sample(self, target: Target) -> tuple[Execution, jax.Array]:
         steps = self._steps(target)
         particles, log_z = self._run(steps, None, record=True)
-        logits = _finite(particles.log_weights)
+        logits = finite(particles.log_weights)
         index = _sample(("index",), Among(logits=logits), self.resampling, drawn=True)
         made = particles.history(index)
         free = nest((e.address, e.join(made)) for e in steps.free)
@@ -120,24 +122,7 @@ class SMC(Algorithm):
         fresh = self.n - kept
         if not fresh:
             return jnp.arange(self.n)
-        d = Among(logits=_finite(log_weights)).expand((fresh,))
-        drawn = _sample(("ancestor",), d, self.resampling, drawn=True)
-        return jnp.concatenate([drawn, jnp.full(int(kept), self.n - 1, drawn.dtype)])
-
-
-class Among(dist.CategoricalLogits):
-    """A categorical that draws by its cumulative distribution: n draws among n in n log n."""
-
-    def sample(self, key: jax.Array, sample_shape: tuple[int, ...] = ()) -> jax.Array:
-        cdf = jnp.cumsum(jax.nn.softmax(self.logits))
-        u = jax.random.uniform(key, sample_shape, cdf.dtype) * cdf[-1]
-        below = jnp.minimum(u, jnp.nextafter(cdf[-1], 0.0))
-        return jnp.searchsorted(cdf, below, side="right").astype(jnp.result_type(int))
-
-
-def _finite(log_weights: jax.Array) -> jax.Array:
-    """The log weights, or equal ones where all runs are impossible."""
-    return jnp.where(jnp.any(hold(log_weights) > -jnp.inf), log_weights, 0.0)
+        return ancestors(log_weights, kept, self.scheme, self.resampling)
 
 
 def _log_mean(log_weights: jax.Array) -> jax.Array:
@@ -146,7 +131,7 @@ def _log_mean(log_weights: jax.Array) -> jax.Array:
 
 def _ess(log_weights: jax.Array) -> jax.Array:
     """The effective sample size of weights, between 1 and n."""
-    w = _finite(log_weights)
+    w = finite(log_weights)
     return jnp.exp(2.0 * logsumexp(w) - logsumexp(2.0 * w))
 
 
@@ -156,6 +141,7 @@ def smc(
     *,
     resampling: Estimator | None = None,
     threshold: float | None = None,
+    scheme: str = "multinomial",
 ) -> SMC:
     """Sequential Monte Carlo with ``n`` particles, for programs with a ``jax.lax.scan``.
 
@@ -172,6 +158,8 @@ def smc(
         threshold: resample only where the effective sample size is below ``threshold * n``; by
             default always. That decision jumps, which pathwise draws do not see: automatic
             estimators are scores then, and a chosen ``ppl.reparam()`` is reported as biased.
+        scheme: ``"multinomial"``; or ``"stratified"`` or ``"systematic"``, of less variance: all
+            ancestors of a step are one choice then (``resampling.py``), with a score.
 
     Raises:
         UnsupportedError: the program has no ``scan`` that makes choices, or the proposal none like
@@ -196,4 +184,9 @@ def smc(
             f"threshold is {describe(threshold)} ({_jax.user_line()}), and is a share of the "
             "particles: more than 0, at most 1. Type ppl.smc(n, threshold=0.5)."
         )
-    return SMC(as_count(n, "the number n of particles"), proposal, resampling, threshold)
+    if scheme not in SCHEMES:
+        raise ValueError(
+            f"the scheme of ppl.smc at {_jax.user_line()} is {describe(scheme)}, and is one of "
+            f"{', '.join(map(repr, SCHEMES))}."
+        )
+    return SMC(as_count(n, "the number n of particles"), proposal, resampling, threshold, scheme)

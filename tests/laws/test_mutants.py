@@ -8,6 +8,7 @@ with the sizes that ``test_acceptance.py`` uses.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
 import warnings
 from collections.abc import Callable
@@ -300,3 +301,85 @@ def test_reused_downstream_draws_are_rejected(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(surrogate, "correction", reusing)
     with pytest.raises(AssertionError, match="biased"):
         check(mutant, mutant.mistaken)
+
+
+# --- in the code of estimators --------------------------------------------------------------------
+
+LOGITS, PAYOFFS = np.array([0.4, -0.3, 0.9]), np.array([1.0, 4.0, 2.5])
+
+
+def categories(p, e):
+    """Two categorical elements that meet."""
+    k = ppl.sample("k", dist.Categorical(logits=p["l"]).expand((2,)), e)
+    x = jnp.asarray(PAYOFFS)[k]
+    return x[0] * x[1]
+
+
+def _categories_exactly():
+    p = np.exp(LOGITS) / np.exp(LOGITS).sum()
+    mean = p @ PAYOFFS
+    return mean**2, {"l": 2 * mean * p * (PAYOFFS - mean)}
+
+
+def _unconditional(honest):
+    """A relaxed draw that is not given the discrete one."""
+
+    def kind(d):
+        right = honest(d)
+
+        def draw(d, key, x):
+            drawn = right.draw(d, key, d.sample(key))
+            return right.draw(d, key, x)._replace(again=drawn.again, z=drawn.z)
+
+        return dataclasses.replace(right, draw=draw)
+
+    return kind
+
+
+PLANTED = {
+    "relaxed draw of another value": (
+        ppl.relax(lambda z: jnp.sum(z[..., 0])),
+        "estimators.relax",
+        "kind",
+        _unconditional,
+    ),
+    "sets without their probability": (
+        ppl.unordered(),
+        "estimators.unordered",
+        "_ratios",
+        lambda honest: lambda *a: (jnp.ones_like(honest(*a)[0]), honest(*a)[1]),
+    ),
+    "baseline of the set with itself": (
+        ppl.unordered(),
+        "estimators.unordered",
+        "_ratios",
+        lambda honest: (
+            lambda log_p, outside, f: (
+                honest(log_p, outside, f)[0],
+                jnp.broadcast_to(f.mean(0), f.shape),
+            )
+        ),
+    ),
+    "steps kept and not weighed": (
+        ppl.spa(),
+        "estimators.perturbation",
+        "_kept",
+        lambda honest: (
+            lambda sizes, m, key: (
+                honest(sizes, m, key)[0],
+                jnp.full_like(sizes, 1.0 / len(sizes)),
+            )
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_mistake_in_the_code_is_rejected(name, monkeypatch):
+    estimator, module, function, mistaken = PLANTED[name]
+    mutant = Mutant(categories, estimator, estimator, {"l": LOGITS}, _categories_exactly())
+    check(mutant, estimator)
+    owner = importlib.import_module(module)
+    monkeypatch.setattr(owner, function, mistaken(getattr(owner, function)))
+    with pytest.raises(AssertionError, match="biased"):
+        check(mutant, estimator)

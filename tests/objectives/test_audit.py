@@ -244,3 +244,25 @@ def test_nothing_to_audit():
     objective = ppl.expectation(lambda n: ppl.sample("x", dist.Normal(n, 1.0)))
     with pytest.raises(ppl.UnsupportedError, match=r"write 1\.0 for 1"):
         objective.audit(KEY, 1)
+
+
+def test_a_declared_target():
+    """The gradient of the wake phase is that of the IWELBO in the model, which its value is not; a
+    factor of 1.2 on it is found."""
+
+    @ppl.gen
+    def model(theta):
+        z = ppl.sample("z", dist.Normal(theta, 1.0))
+        ppl.sample("x", dist.Normal(z, 0.8))
+
+    @ppl.gen
+    def guide():
+        ppl.sample("z", dist.Normal(0.3, 1.1))
+
+    bound = ppl.expectation(lambda theta: ppl.iwelbo(model(theta), guide(), {"x": 1.5}, 3))
+    wake = ppl.expectation(lambda theta: ppl.wake_theta(model(theta), guide(), {"x": 1.5}, 3))
+    more = ppl.expectation(lambda theta: 1.2 * wake(theta))
+    assert not wake.audit(KEY, 0.2, samples=4000).ok
+    audit = wake.audit(KEY, 0.2, samples=4000, target=bound)
+    assert audit.ok and "held against the derivative of" in str(audit)
+    assert not more.audit(KEY, 0.2, samples=4000, target=bound).ok

@@ -22,7 +22,8 @@ BIASED, UNSUPPORTED, ALMOST = "biased", "unsupported", "almost everywhere"
 AMBIGUOUS = "ambiguous"
 PLUG_IN = "plug-in"
 UNVALUED = "without its value"
-LABELS = (ALMOST, PLUG_IN, UNVALUED)
+BY_CHOICE = "biased by choice"
+LABELS = (ALMOST, PLUG_IN, UNVALUED, BY_CHOICE)
 """Kinds of findings that are no mistakes."""
 
 
@@ -284,6 +285,17 @@ def of_contradiction(op: Op, s: Chosen) -> Finding:
         f"the estimator: {site}."
     )
     return Finding(AMBIGUOUS, (s.choice.address,), operation(op), op.line, message)
+
+
+def of_biased(s: Chosen) -> Finding:
+    """A choice whose estimator is known to be biased, and was typed all the same."""
+    c, name = s.choice, s.estimator.name
+    message = (
+        f"the estimator {name} of {show(c.address)} at {c.source} is biased, whatever the number "
+        "of samples, unless what follows is linear in the draw. Unbiased ones are ppl.enum(), "
+        'ppl.reinforce("loo"), ppl.disarm() and others: see docs/estimators.md.'
+    )
+    return Finding(BY_CHOICE, (c.address,), name, c.source, message)
 
 
 def of_baseline(s: Chosen) -> Finding:

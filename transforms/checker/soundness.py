@@ -53,6 +53,7 @@ from .findings import (
     Finding,
     beyond,
     of_baseline,
+    of_biased,
     of_contradiction,
     of_crossing,
     of_fault,
@@ -150,6 +151,8 @@ class Soundness:
             baseline = getattr(s.estimator, "baseline", None)
             if baseline is not None and sees_own_draw(baseline, self.samples):
                 found.append(of_baseline(s))
+        if labels:
+            found += self.by_choice
         if kinks:
             found += [
                 of_kink(f.op, False)
@@ -197,6 +200,12 @@ class Soundness:
         for scope in self._scopes.values():
             for s in scope.chosen:
                 yield scope.name, s
+
+    @property
+    def by_choice(self) -> tuple[Finding, ...]:
+        """What is biased as its estimator is known to be: told by ``explain`` and where the user is
+        strict."""
+        return tuple(of_biased(s) for _, s in self.sites if s.estimator.biased)
 
     @property
     def stated(self) -> tuple[tuple[str, str], ...]:

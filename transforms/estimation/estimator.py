@@ -33,6 +33,13 @@ class Estimator(abc.ABC):
     """
 
     name: str = "estimator"
+    biased: bool = False
+    """Whether its derivative is biased, which who types it knows: ``explain`` says so."""
+
+    def law(self, d: Any) -> Any:
+        """The distribution of a choice of ``d`` that is made with the estimator: ``d``, or what
+        draws the same numbers in another type."""
+        return d
 
     @abc.abstractmethod
     def unsuitable(self, d: Any) -> str | None:
@@ -131,6 +138,10 @@ class Continued(Estimator):
 
     elementwise: bool = False
     """Whether :meth:`surrogate` makes use of ``site.apart``."""
+    across_steps: bool = False
+    """Whether :meth:`surrogate` is asked once for all steps of the loops around the choice, which
+    are then axes of the site like those of a ``vmap``; else once for each step. Given values
+    replace the drawn ones where they differ: after that step all is drawn anew."""
 
     @abc.abstractmethod
     def surrogate(

@@ -50,7 +50,8 @@ def correction(
     known = {**given, **states_before(made, s.path)}
     before = {p: made[p] for p in layout.sites if p != s.path and p in made}
     in_step = _elementwise(s) and not s.stepwise
-    payoff = lax.stop_gradient(_payoff(layout, s, terms, made, in_step))
+    whole = in_step or _across_steps(s)
+    payoff = lax.stop_gradient(_payoff(layout, s, terms, made, whole))
     rest = args, key, known, before
 
     def harmless(a: jax.Array) -> jax.Array:  # in a branch not taken the operands are zeros
@@ -60,7 +61,7 @@ def correction(
     parameters = jax.tree.map(harmless, operands)
     value = lax.stop_gradient(value)
     term = functools.partial(_sampling_term, layout, s, run, in_step, direction)
-    if in_step or not lengths:
+    if whole or not lengths:
         first = keys.reshape(-1, keys.shape[-1])[0] if lengths else keys
         return _differentiated_only(term, s.chosen, parameters, (None, value, first, payoff, *rest))
     n = math.prod(lengths)
@@ -82,12 +83,17 @@ def _elementwise(s: Elements) -> bool:
     return isinstance(s.chosen.estimator, Continued) and s.chosen.estimator.elementwise
 
 
+def _across_steps(s: Elements) -> bool:
+    """Whether the estimator has the steps of loops all at once though they meet."""
+    return isinstance(s.chosen.estimator, Continued) and s.chosen.estimator.across_steps
+
+
 def _payoff(
-    layout: Layout, s: Elements, terms: Sequence[Any], made: Record, in_step: bool
+    layout: Layout, s: Elements, terms: Sequence[Any], made: Record, whole: bool
 ) -> jax.Array:
     """The terms that depend on the choice, for each of its elements that are apart if the estimator
-    can use that, else their sum; ``in_step`` if steps of loops are."""
-    keep = [a and _elementwise(s) and (in_step or i >= s.loops) for i, a in enumerate(s.apart)]
+    can use that, else their sum; of steps of loops, if it has them as a ``whole``."""
+    keep = [a and _elementwise(s) and (whole or i >= s.loops) for i, a in enumerate(s.apart)]
     shape = [n for n, k in zip(s.shape, keep, strict=True) if k]
     total = jnp.zeros(shape)
     for t, d, grid in layout.grouped(terms):
@@ -111,14 +117,20 @@ def _sampling_term(
     site, estimator = s.chosen.choice.site, s.chosen.estimator
     assert isinstance(estimator, Continued)
     lengths = s.shape[: s.loops]
+    whole = in_step or _across_steps(s)
+
+    def replaced(x: jax.Array, i: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        """Where the choice is given, and what."""
+        if i is not None:
+            there = jnp.arange(math.prod(lengths)) == i
+            return there.reshape(lengths), jnp.broadcast_to(x, (*lengths, *x.shape))
+        return (jnp.ones(lengths, bool) if in_step or not lengths else x != value), x
 
     def continuation(x: jax.Array, rest: Any) -> jax.Array:
         i, args, key, known, before = rest
-        replaced = jnp.ones((), bool) if i is None else jnp.arange(math.prod(lengths)) == i
-        other = x if i is None else jnp.broadcast_to(x, (*lengths, *x.shape))
-        there = jnp.broadcast_to(replaced, lengths) if i is None else replaced.reshape(lengths)
+        there, other = replaced(x, i)
         outs, made = run(args, key, {**known, s.path: (there, other)})
-        return _payoff(layout, s, outs[: len(layout.terms)], {**before, **made}, in_step)
+        return _payoff(layout, s, outs[: len(layout.terms)], {**before, **made}, whole)
 
     def k(x: jax.Array) -> jax.Array:
         x = jnp.asarray(x)
@@ -126,14 +138,20 @@ def _sampling_term(
         return _constant(continuation, x.astype(value.dtype), (i, args, key, known, before))
 
     axes = site.axes
-    if in_step:
+    if whole:
         mapped = (True,) * len(parameters)
         axes = (*(Axis(n, mapped) for n in lengths), *axes)
-    skip = 0 if in_step else s.loops
+    skip = 0 if whole else s.loops
     apart = s.apart[skip:] if estimator.elementwise else (False,) * (len(s.apart) - skip)
     events = (False,) * (value.ndim - len(apart))
-    whole = dataclasses.replace(site, axes=axes)
-    local = LocalSite(whole, parameters, value, payoff, (*apart, *events), direction)
+    local = LocalSite(
+        dataclasses.replace(site, axes=axes),
+        parameters,
+        value,
+        payoff,
+        (*apart, *events),
+        direction,
+    )
     if site.estimator is not None:
         estimator = site.rebuild_estimator(parameters)
     return estimator.surrogate(local, _key_of(own_key, key), k)

@@ -36,7 +36,7 @@ from .. import _jax
 from ..analyses.alike import NO, compress
 from ..analyses.contained import resolve
 from ..analyses.dependence import Dependence
-from ..checker.alarm import sound_the_alarm
+from ..checker.alarm import is_strict, sound_the_alarm
 from ..checker.soundness import Soundness
 from ..estimation.chosen import Choose
 from ..estimation.draws import SAMPLES, Context, Watch, draw, own_key, sampled
@@ -447,7 +447,8 @@ def _alarm(
         if report is not None:
             report(check, inputs)
         else:
-            sound_the_alarm(name, check.findings(inputs), strict)
+            chosen = check.by_choice if strict or is_strict() else ()
+            sound_the_alarm(name, (*check.findings(inputs), *chosen), strict)
 
     return _jax.perturbed([args[i] for i in smooth], tell)
 
