@@ -134,7 +134,9 @@ def user_code(name: str, f: Callable[..., Any]) -> Iterator[None]:
 
 def _arguments(f: Callable[..., Any], error: Exception) -> str | None:
     """What to say of a call of ``f`` with other arguments than it takes."""
-    called = re.search(r"(missing \d+ required|takes .* but .* given|unexpected keyword)", str(error))
+    called = re.search(
+        r"(missing \d+ required|takes .* but .* given|unexpected keyword)", str(error)
+    )
     if not isinstance(error, TypeError) or not called:
         return None
     last = traceback.extract_tb(error.__traceback__)[-1].filename

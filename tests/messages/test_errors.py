@@ -1009,7 +1009,9 @@ def fit_of(y, distribution):
     ppl.maximize(f, 0.0, optax.sgd(0.1), key=KEY, steps=2, args=(y,), progress=False)
 
 
-@case(ppl.NonFiniteError, "data are not numbers", "float32[3]", "has 1 NaN", "d.mask(~jnp.isnan(y))")
+@case(
+    ppl.NonFiniteError, "data are not numbers", "float32[3]", "has 1 NaN", "d.mask(~jnp.isnan(y))"
+)
 def fit_to_data_that_are_not_numbers():
     fit_of(jnp.array([1.0, jnp.nan, 2.0]), lambda m: dist.Normal(m, 1.0))
 

@@ -98,7 +98,7 @@ def _bounds(constraint: Any) -> bool:
 def narrowed(d: Any) -> bool:
     """Whether a transformed distribution reaches less than its support, the codomain of its last
     transform, says: a transform before it, or what is transformed, ends inside of a domain."""
-    return any(_ends_inside(given, t.domain) for given, t in _links(d))
+    return any(_ends_inside(given, t.domain) for given, t in links(d))
 
 
 def _ends_inside(given: Any, domain: Any) -> bool:
@@ -111,18 +111,18 @@ def _ends_inside(given: Any, domain: Any) -> bool:
     return type(given) is not type(domain) or not plain or vars(given) != vars(domain)
 
 
-def _links(d: Any) -> list[tuple[Any, Any]]:
+def links(d: Any) -> list[tuple[Any, Any]]:
     """The transforms of a distribution whose support is that of the last one, in order, each with
     the support of what it is given."""
     says = next((k for k in type(d).__mro__ if "support" in vars(k)), None)
     if says is None or says.__name__ != "TransformedDistribution":
         return []
-    given, links = support_of(d.base_dist), []
+    given, found = support_of(d.base_dist), []
     for transform in d.transforms:
         for t in getattr(transform, "parts", [transform]):
-            links.append((given, t))
+            found.append((given, t))
             given = t.codomain
-    return links
+    return found
 
 
 _EVERYWHERE = {"_Real", "_Complex", "_Dependent", "dependent_property"}
@@ -161,16 +161,16 @@ def _checked(d: Any, value: Any) -> list[Any]:
 
 def _in_image(d: Any, value: Any, inside: Any) -> list[Any]:
     """As ``_checked``, where the inverse of each transform must be in what it is given."""
-    links = _links(d)
+    chain = links(d)
     back = value
-    for given, transform in reversed(links):
+    for given, transform in reversed(chain):
         back = transform.inv(back)
         if given is not None:
             allowed = allows(given, back)
             axes = tuple(range(inside.ndim, jnp.ndim(allowed)))
             inside = inside & jnp.all(allowed, axis=axes)
-    harmless = jnp.zeros_like(back) if links[0][0] is None else links[0][0].feasible_like(back)
-    for _, transform in links:
+    harmless = jnp.zeros_like(back) if chain[0][0] is None else chain[0][0].feasible_like(back)
+    for _, transform in chain:
         harmless = transform(harmless)
     here = inside.reshape(*inside.shape, *[1] * len(d.event_shape))
     return [jnp.where(here, value, harmless).astype(value.dtype), inside]
