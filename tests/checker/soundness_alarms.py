@@ -31,6 +31,11 @@ def huber(x):
     return jnp.where(jnp.abs(x) <= 1, 0.5 * x**2, jnp.abs(x) - 0.5)
 
 
+def sine_over(x, near, term=1 / 6):
+    small = jnp.abs(x) < near
+    return jnp.where(small, 1.0 - term * x**2, jnp.sin(x) / jnp.where(small, 1.0, x))
+
+
 def layers(activation, n):
     def network(x):
         for _ in range(n):
@@ -102,6 +107,10 @@ SMOOTH = {
     "sparsemax": sparsemax,
     "sparsemax by bisection": sparsemax_by_bisection,
     "guarded norm": guarded,
+    "sine over x, by its series at 0": lambda x: sine_over(x, 1e-4) @ W,
+    "sine over x, 1 at next to 0": lambda x: sine_over(x, 1e-8, 0.0) @ W,
+    "sine over x, of a wider series": lambda x: sine_over(x, 1e-3) @ W,
+    "sine over a norm, by its series": lambda x: sine_over(jnp.linalg.norm(x), 1e-4),
     "norm guarded by next to nothing": lambda x: guarded(x, 1e-12),
     "norm guarded twice": guarded_twice,
     "clipped by norm": clipped_by_norm,
@@ -116,6 +125,9 @@ JUMPS = {
     "piecewise linear, pieces that do not meet": lambda x: rising_pieces(
         jnp.clip(jnp.searchsorted(KNOTS, x) - 1, 0, 5), x
     ),
+    "sign without 0": lambda x: jnp.where(jnp.abs(x) < 1e-8, 0.0, x / jnp.abs(x)) @ W,
+    "one of several from a table": lambda x: KNOTS[jnp.clip(jnp.round(x), 0, 6).astype(int)][0],
+    "least one, rounded": lambda x: jnp.round(x)[jnp.argmin(x)],
     "norm guarded by something": lambda x: guarded(x, 0.5),
 }
 

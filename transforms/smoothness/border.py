@@ -9,7 +9,7 @@ import numpy as np
 
 from ..program.flat import Flat, Op
 
-TINY = 1e-5
+TINY = 1.1e-4
 DEPTH = 40
 
 _COMPARISONS = {"lt", "le", "gt", "ge"}
