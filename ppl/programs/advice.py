@@ -147,11 +147,13 @@ def _arguments(f: Callable[..., Any], error: Exception) -> str | None:
 
 
 def _taken(f: Callable[..., Any], said: str) -> str | None:
+    f = inspect.unwrap(f)
     if not said.startswith(f"{getattr(f, '__qualname__', f)}()"):
         return None
     return (
-        f"{_jax.definition(f)} takes {inspect.signature(f)}. Give it these by position or by "
-        "keyword; of an objective, after the key, and samples= and the like by keyword alone."
+        f"{_jax.definition(f)} takes {inspect.signature(f)}. Give it these by "
+        "position or by keyword; of an objective, after the key, and samples= and the like by "
+        "keyword alone."
     )
 
 

@@ -1031,6 +1031,28 @@ def program_with_an_argument_too_many():
     model(1.0, 2.0).simulate(KEY)
 
 
+@case(ppl.ShapeError, "'heights'", "{file}:1:", "a guide of your own", "d.mask(~observed)")
+def observed_in_part_where_no_guide_draws_the_rest():
+    part = ppl.partly(jnp.zeros(3), jnp.array([True, False, True]))
+    ppl.infer(model(), {"heights": part}, key=KEY, progress=False)  # line 1
+
+
+@case(ppl.UnsupportedError, "{file}:1:", "without being called", "imported(...)")
+def numpyro_model_that_is_not_called():
+    def imported():
+        numpyro.sample("x", dist.Normal(0.0, 1.0))
+
+    ppl.from_numpyro(imported).simulate(KEY)  # line 1
+
+
+@case(TypeError, "imported ({file}:", "takes (y). Give it these by position or by keyword")
+def numpyro_model_without_its_argument():
+    def imported(y):  # line 1
+        numpyro.sample("x", dist.Normal(0.0, 1.0), obs=y)
+
+    ppl.from_numpyro(imported)().log_density({}, KEY)
+
+
 # --- the tests ------------------------------------------------------------------------------------
 
 TABLE = pathlib.Path(__file__).with_name("messages.md")
