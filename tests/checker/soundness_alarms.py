@@ -189,10 +189,18 @@ def logistic_ode(t):
     return odeint(lambda y, s: rate * y * (1 - y), jnp.array(0.1), jnp.array([0.0, 0.5]))[-1]
 
 
+def angle(t):
+    return ppl.sample("x", dist.VonMises(t, 1.0), PATHWISE)
+
+
 SOUND = {
+    "cosine of an angle": lambda t: jnp.cos(angle(t)),
     "implicit derivative": implicit_derivative,
     "root of a lognormal draw": root_of_a_lognormal,
     "linear ODE": linear_ode,
     "logistic ODE": logistic_ode,
 }
-BIASED = {"implicit derivative that is wrong": implicit_derivative_that_is_wrong}
+BIASED = {
+    "implicit derivative that is wrong": implicit_derivative_that_is_wrong,
+    "angle": angle,
+}

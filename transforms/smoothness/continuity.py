@@ -242,9 +242,15 @@ def _seam(fault: Place, places: Sequence[int], ops: Sequence[Op]) -> list[bool]:
         angles = t.reshape(*t.shape, *[1] * (begin[v].ndim - 2)).astype(begin[v].dtype)
         begin[v] = np.broadcast_to(angles, (*t.shape, *begin[v].shape[2:]))
     env, _ = evaluate(fault, ops, {**fixed, **begin})
-    values = (flattened(env[v], fault.flat.avals[v].ndim, t) for v in places)
-    gaps = [gap_of(v[:, 0], v[:, -1], v) for v in values]
-    return [_agree(np.isfinite(g), g <= 1.0) for g in gaps]
+
+    def is_gone(v: int) -> bool:
+        if v in fault.op.outs:
+            return False
+        value = flattened(env[v], fault.flat.avals[v].ndim, t)
+        gap = gap_of(value[:, 0], value[:, -1], value)
+        return _agree(np.isfinite(gap), gap <= 1.0)
+
+    return [is_gone(v) for v in places]
 
 
 def _slopes(fault: Place, places: Sequence[int], ops: Sequence[Op]) -> list[bool]:
