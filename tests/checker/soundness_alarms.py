@@ -190,7 +190,7 @@ def logistic_ode(t):
 
 
 def angle(t):
-    return ppl.sample("x", dist.VonMises(t, 1.0), PATHWISE)
+    return ppl.sample("x", dist.VonMises(t + 2.0, 1.0), PATHWISE)
 
 
 SOUND = {
