@@ -55,7 +55,7 @@ class Kumaraswamy(dist.Kumaraswamy):
 class Levy(dist.Levy):
     @property
     def support(self) -> Any:  # type: ignore[override]
-        return dist.constraints.greater_than(self.loc)
+        return dist.constraints.greater_than(jnp.asarray(self.loc))
 
 
 _CORRECTED: dict[type, type] = {

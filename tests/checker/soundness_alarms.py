@@ -16,6 +16,7 @@ PATHWISE = ppl.reparam()
 W = np.array([1.0, -0.5, 2.0])
 KNOTS = jnp.array([-2.0, -4 / 3, -2 / 3, 0.0, 2 / 3, 4 / 3, 2.0])
 HEIGHTS = jnp.array([0.3, 1.0, -1.0, 2.0, 0.5, 1.5, -0.7])
+NEXT_TO_0 = np.array([1e-8, 1e-9, 1e-7], np.float32)
 MIX = np.array([[0.8, -0.4, 0.3], [0.2, 0.9, -0.5], [-0.3, 0.1, 0.7]])
 
 
@@ -108,7 +109,7 @@ SMOOTH = {
     "sparsemax by bisection": sparsemax_by_bisection,
     "guarded norm": guarded,
     "sine over x, by its series at 0": lambda x: sine_over(x, 1e-4) @ W,
-    "sine over x, 1 at next to 0": lambda x: sine_over(x, 1e-8, 0.0) @ W,
+    "sine over x, 1 at next to 0": lambda x: sine_over(x, NEXT_TO_0, 0.0) @ W,
     "sine over x, of a wider series": lambda x: sine_over(x, 1e-3) @ W,
     "sine over a norm, by its series": lambda x: sine_over(jnp.linalg.norm(x), 1e-4),
     "norm guarded by next to nothing": lambda x: guarded(x, 1e-12),

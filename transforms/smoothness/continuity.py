@@ -208,9 +208,10 @@ def _across(fault: Place, places: Sequence[int], ops: Sequence[Op], n: int) -> l
     Both sides of ``abs(x) < 1e-8`` are one step apart, and what is between them too little to
     count.
     """
-    compared = [fault.flat.avals[v] if isinstance(v, int) else v.aval for v in fault.op.ins]
-    floats = all(jnp.issubdtype(a.dtype, jnp.floating) for a in compared)
-    if fault.tap or fault.op.name not in _COMPARISONS or not floats:
+    if fault.tap or fault.op.name not in _COMPARISONS:
+        return None
+    compared: list[Any] = [v.aval for v in fault.op.eqn.invars]
+    if not all(jnp.issubdtype(a.dtype, jnp.floating) for a in compared):
         return None
     lines, avals = ends(fault, ops, n), fault.flat.avals
     before = leading_to(fault.op, ops)
