@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.metadata
 import warnings
 from typing import Any
@@ -195,6 +196,8 @@ def identity(plan: Plan) -> dict[str, str]:
 
 
 def _shapes(tree: Any) -> str:
-    """The structure of a tree with the shapes of its arrays."""
+    """The arrays of a tree, by their paths; a class of the user's may have no name for itself."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    name = functools.partial(jax.tree_util.keystr, simple=True, separator=".")
     shape = lambda a: f"{jnp.result_type(a)}{list(jnp.shape(a))}"
-    return str(jax.tree.map(shape, tree)).replace("'", "")
+    return ", ".join(f"{name(path)} {shape(a)}".strip() for path, a in leaves) or "none"

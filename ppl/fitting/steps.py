@@ -150,7 +150,14 @@ class Loop:
         k, args = self.arguments(values, fixed, step_key, batch)
         closed, consts, _ = self.objective.trace(*args)
         where = first_nonfinite(
-            closed, consts, k, choose, self.samples, state.averages, self.direction
+            closed,
+            consts,
+            k,
+            choose,
+            self.samples,
+            state.averages,
+            self.direction,
+            jax.tree.leaves(args[0]),
         )
         objective = self.objective
         what = objective.title or f"the objective {_jax.definition(inspect.unwrap(objective))}"

@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
-from numpyro.distributions.transforms import biject_to
 
 from estimators.enumeration import enum, support
 from transforms.errors import Address
@@ -94,7 +93,7 @@ class Continuous(Coordinate):
         return {"loc": point, "log_scale": jnp.full(point.shape, math.log(scale), point.dtype)}
 
     def event_dim(self, d: Any) -> int:
-        return biject_to(d.support).domain.event_dim
+        return walk.bijector(d).domain.event_dim
 
 
 class Discrete(Coordinate):

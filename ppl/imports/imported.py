@@ -22,13 +22,13 @@ from transforms.runs.execute import Execution
 from ..programs.advice import user_code
 from ..programs.generative import Generative, Select
 from ..programs.given import Choices
-from ..programs.program import Program
+from ..programs.program import Program, Uncalled
 from .bridge import Bridge, Shared, constraint_of, refuse_mutable
 from .control_flow import flow
 
 
 @final
-class Imported:
+class Imported(Uncalled):
     """A NumPyro model or guide; calling it gives a :class:`Generative`.
 
     Example:
@@ -40,7 +40,8 @@ class Imported:
     def __init__(self, fn: Callable[..., Any], unconstrained: bool = False):
         self._fn, self._unconstrained = fn, unconstrained
         inner = next(f for f in _layers(fn) if not hasattr(f, "fn"))
-        self.__name__ = getattr(inner, "__qualname__", type(inner).__name__)
+        name = getattr(inner, "__qualname__", type(inner).__name__)
+        self.__name__ = name.split("<locals>.")[-1]
 
     def __repr__(self) -> str:
         return f"from_numpyro({self.__name__})"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import inspect
 import re
 import traceback
 from collections.abc import Callable, Iterator
@@ -125,10 +126,35 @@ def user_code(name: str, f: Callable[..., Any]) -> Iterator[None]:
     except PPLError:
         raise
     except Exception as error:
-        text = _advice(error)
+        text = _arguments(f, error) or _advice(error)
         if text is not None and not any(text in n for n in getattr(error, "__notes__", ())):
             error.add_note(f"{_jax.raised_at(error)}: {text}")
         raise
+
+
+def _arguments(f: Callable[..., Any], error: Exception) -> str | None:
+    """What to say of a call of ``f`` with other arguments than it takes."""
+    called = re.search(
+        r"(missing \d+ required|takes .* but .* given|unexpected keyword)", str(error)
+    )
+    if not isinstance(error, TypeError) or not called:
+        return None
+    last = traceback.extract_tb(error.__traceback__)[-1].filename
+    try:
+        return None if _jax.is_users(last) else _taken(f, str(error))
+    except ValueError:  # of a function that is not written in Python
+        return None
+
+
+def _taken(f: Callable[..., Any], said: str) -> str | None:
+    f = inspect.unwrap(f)
+    if not said.startswith(f"{getattr(f, '__qualname__', f)}()"):
+        return None
+    return (
+        f"{_jax.definition(f)} takes {inspect.signature(f)}. Give it these by "
+        "position or by keyword; of an objective, after the key, and samples= and the like by "
+        "keyword alone."
+    )
 
 
 def _advice(error: Exception) -> str | None:

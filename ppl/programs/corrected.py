@@ -5,6 +5,7 @@ slopes of max and |x| at 0, so the derivative of a Bernoulli or binomial log den
 at logits of exactly 0, where a fit often starts. ``jax.nn.softplus`` is right there, and cheaper.
 The density of an InverseGamma squares the value, which overflows in 32 bits where many values of a
 small concentration are, and that of a Kumaraswamy is clipped near 1, where others of them are.
+A Levy loses its support when it is made of its numbers again.
 A censored distribution asks the expanded one inside of it for a cdf, which that does not have.
 """
 
@@ -51,11 +52,18 @@ class Kumaraswamy(dist.Kumaraswamy):
         return jnp.log(a) + jnp.log(b) + xlogy(a - 1.0, value) + xlogy(b - 1.0, rest)
 
 
+class Levy(dist.Levy):
+    @property
+    def support(self) -> Any:  # type: ignore[override]
+        return dist.constraints.greater_than(jnp.asarray(self.loc))
+
+
 _CORRECTED: dict[type, type] = {
     dist.BernoulliLogits: BernoulliLogits,
     dist.BinomialLogits: BinomialLogits,
     dist.InverseGamma: InverseGamma,
     dist.Kumaraswamy: Kumaraswamy,
+    dist.Levy: Levy,
 }
 _CENSORED = (
     dist.LeftCensoredDistribution,

@@ -18,6 +18,12 @@ from transforms.runs.addresses import flatten
 class Partly:
     """See :func:`partly`."""
 
+    place = (
+        "What is observed in part stands beside a draw of a guide of your own at the same "
+        "address, ppl.elbo(model(), guide(params), data), which gives the missing elements alone "
+        "a density: d.mask(~observed)."
+    )
+
     def __init__(self, values: Any, observed: Any):
         self.values, self.observed = values, observed
 

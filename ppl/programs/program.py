@@ -188,17 +188,8 @@ class NotCalledError(UnsupportedError, AttributeError):
 _OF_A_PROGRAM = ("simulate", "log_density", "generate", "choices_like", "execute", "name", "bind")
 
 
-@final
-class GenerativeFunction:
-    """A function with random choices; calling it gives a :class:`Generative`."""
-
-    def __init__(self, f: Callable[..., Any]):
-        check_function(f, "@ppl.gen")
-        self._f = f
-        functools.update_wrapper(self, f)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Program:
-        return Program(self._f, args, kwargs)
+class Uncalled:
+    """What gives a :class:`Generative` when it is called, and is none."""
 
     def __getattr__(self, name: str) -> Any:
         if name in _OF_A_PROGRAM:
@@ -211,6 +202,19 @@ class GenerativeFunction:
             f"the generative function {self.__name__} is used at {_jax.user_line()} without "  # type: ignore[attr-defined]
             f"being called. Call it with its arguments: {self.__name__}(...)."  # type: ignore[attr-defined]
         )
+
+
+@final
+class GenerativeFunction(Uncalled):
+    """A function with random choices; calling it gives a :class:`Generative`."""
+
+    def __init__(self, f: Callable[..., Any]):
+        check_function(f, "@ppl.gen")
+        self._f = f
+        functools.update_wrapper(self, f)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Program:
+        return Program(self._f, args, kwargs)
 
     def __get__(self, instance: Any, owner: type | None = None) -> GenerativeFunction:
         return self if instance is None else GenerativeFunction(self._f.__get__(instance, owner))
@@ -236,7 +240,7 @@ def check_generative(g: Any, what: str) -> None:
     Raises:
         NotCalledError: the call is missing. UnsupportedError: it is something else.
     """
-    if isinstance(g, GenerativeFunction):
+    if isinstance(g, Uncalled):
         raise g.not_called()
     if not isinstance(g, Generative):
         raise UnsupportedError(

@@ -43,6 +43,10 @@ def matrix(z, n):
     return jnp.sum(jnp.where(n > 0, (jnp.ones((3, 3)) / n[:, None]) @ z.astype(float), 0.0))
 
 
+def matrix_of_integers(z, n):
+    return jnp.sum(jnp.where(n > 0, (jnp.ones((3, 3)) / n[:, None]) @ z, 0.0))
+
+
 def looped(z, n):
     def step(total, x):
         return total + jnp.where(x[1] > 0, x[0] / x[1], 0.0), None
@@ -54,7 +58,16 @@ def branched(z, n):
     return jnp.sum(jax.vmap(lambda z, n: jax.lax.cond(n > 0, lambda: z / n, lambda: 0.0))(z, n))
 
 
-GUARDED = [where_divided, where_log, where_power, sliced, matrix, looped, branched]
+GUARDED = [
+    where_divided,
+    where_log,
+    where_power,
+    sliced,
+    matrix,
+    matrix_of_integers,
+    looped,
+    branched,
+]
 
 
 @pytest.mark.parametrize("payoff", GUARDED, ids=lambda f: f.__name__)

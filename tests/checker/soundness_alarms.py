@@ -16,6 +16,7 @@ PATHWISE = ppl.reparam()
 W = np.array([1.0, -0.5, 2.0])
 KNOTS = jnp.array([-2.0, -4 / 3, -2 / 3, 0.0, 2 / 3, 4 / 3, 2.0])
 HEIGHTS = jnp.array([0.3, 1.0, -1.0, 2.0, 0.5, 1.5, -0.7])
+NEXT_TO_0 = np.array([1e-8, 1e-9, 1e-7], np.float32)
 MIX = np.array([[0.8, -0.4, 0.3], [0.2, 0.9, -0.5], [-0.3, 0.1, 0.7]])
 
 
@@ -29,6 +30,11 @@ def clipped(x):
 
 def huber(x):
     return jnp.where(jnp.abs(x) <= 1, 0.5 * x**2, jnp.abs(x) - 0.5)
+
+
+def sine_over(x, near, term=1 / 6):
+    small = jnp.abs(x) < near
+    return jnp.where(small, 1.0 - term * x**2, jnp.sin(x) / jnp.where(small, 1.0, x))
 
 
 def layers(activation, n):
@@ -102,6 +108,10 @@ SMOOTH = {
     "sparsemax": sparsemax,
     "sparsemax by bisection": sparsemax_by_bisection,
     "guarded norm": guarded,
+    "sine over x, by its series at 0": lambda x: sine_over(x, 1e-4) @ W,
+    "sine over x, 1 at next to 0": lambda x: sine_over(x, NEXT_TO_0, 0.0) @ W,
+    "sine over x, of a wider series": lambda x: sine_over(x, 1e-3) @ W,
+    "sine over a norm, by its series": lambda x: sine_over(jnp.linalg.norm(x), 1e-4),
     "norm guarded by next to nothing": lambda x: guarded(x, 1e-12),
     "norm guarded twice": guarded_twice,
     "clipped by norm": clipped_by_norm,
@@ -116,6 +126,9 @@ JUMPS = {
     "piecewise linear, pieces that do not meet": lambda x: rising_pieces(
         jnp.clip(jnp.searchsorted(KNOTS, x) - 1, 0, 5), x
     ),
+    "sign without 0": lambda x: jnp.where(jnp.abs(x) < 1e-8, 0.0, x / jnp.abs(x)) @ W,
+    "one of several from a table": lambda x: KNOTS[jnp.clip(jnp.round(x), 0, 6).astype(int)][0],
+    "least one, rounded": lambda x: jnp.round(x)[jnp.argmin(x)],
     "norm guarded by something": lambda x: guarded(x, 0.5),
 }
 
@@ -177,10 +190,18 @@ def logistic_ode(t):
     return odeint(lambda y, s: rate * y * (1 - y), jnp.array(0.1), jnp.array([0.0, 0.5]))[-1]
 
 
+def angle(t):
+    return ppl.sample("x", dist.VonMises(t + 2.0, 1.0), PATHWISE)
+
+
 SOUND = {
+    "cosine of an angle": lambda t: jnp.cos(angle(t)),
     "implicit derivative": implicit_derivative,
     "root of a lognormal draw": root_of_a_lognormal,
     "linear ODE": linear_ode,
     "logistic ODE": logistic_ode,
 }
-BIASED = {"implicit derivative that is wrong": implicit_derivative_that_is_wrong}
+BIASED = {
+    "implicit derivative that is wrong": implicit_derivative_that_is_wrong,
+    "angle": angle,
+}

@@ -51,6 +51,34 @@ def test_a_fit_goes_on_where_it_ended():
     np.testing.assert_array_equal(got.history, np.arange(9) % 7)
 
 
+@jax.tree_util.register_pytree_node_class
+class Anonymous:
+    """Parameters that do not say what they are: their repr is an address."""
+
+    def __init__(self, m):
+        self.m = m
+
+    def tree_flatten(self):
+        return (self.m,), None
+
+    @classmethod
+    def tree_unflatten(cls, _, children):
+        return cls(*children)
+
+
+def test_parameters_of_a_class_of_the_users(tmp_path):
+    f = ppl.expectation(lambda p: payoff({"m": p["net"].m.sum(), "s": p["s"]}))
+    start = {"net": Anonymous(jnp.zeros(2)), "s": 0.5}
+    whole, path = fit(start, f=f), tmp_path / "fit.npz"
+    part = fit(start, f=f, steps=130, checkpoint=path)
+    same(fit(start, f=f, state=part.state), whole)
+    same(fit(start, f=f, checkpoint=path), whole)
+    with pytest.raises(
+        ValueError, match=r"here net\.0 float32\[3\], s float32\[\], in the file net"
+    ):
+        fit({**start, "net": Anonymous(jnp.zeros(3))}, f=f, checkpoint=path)
+
+
 def test_a_state_of_another_fit_is_refused():
     state = fit(steps=3).state
     with pytest.raises(ValueError, match="its optimizer are"):

@@ -995,6 +995,64 @@ def fit_that_is_not_finite():
     fit(-1.0, f=f)
 
 
+def fit_of(y, distribution):
+    @ppl.gen
+    def counts():
+        z = ppl.sample("z", dist.Normal(0.0, 1.0))
+        ppl.sample("y", distribution(jnp.exp(z) * jnp.ones(3)))
+
+    @ppl.gen
+    def about(m):
+        ppl.sample("z", dist.Normal(m, 1.0))
+
+    f = ppl.expectation(lambda m, y: ppl.elbo(counts(), about(m), {"y": y}))
+    ppl.maximize(f, 0.0, optax.sgd(0.1), key=KEY, steps=2, args=(y,), progress=False)
+
+
+@case(
+    ppl.NonFiniteError, "data are not numbers", "float32[3]", "has 1 NaN", "d.mask(~jnp.isnan(y))"
+)
+def fit_to_data_that_are_not_numbers():
+    fit_of(jnp.array([1.0, jnp.nan, 2.0]), lambda m: dist.Normal(m, 1.0))
+
+
+@case(ppl.SupportError, "data at 'y'", "the support of Poisson ({file}:", "from -1 to 2")
+def fit_to_data_outside_a_support_that_are_an_argument():
+    fit_of(jnp.array([1.0, -1.0, 2.0]), dist.Poisson)
+
+
+@case(TypeError, "<lambda> ({file}:", "takes (m, y). Give it these by position or by keyword")
+def objective_without_one_of_its_arguments():
+    value(lambda m, y: ppl.sample("x", dist.Normal(m, y)), 0.0)  # line 1
+
+
+@case(TypeError, "model ({file}:", "takes (scale=1.0). Give it these by position or by keyword")
+def program_with_an_argument_too_many():
+    model(1.0, 2.0).simulate(KEY)
+
+
+@case(ppl.ShapeError, "'heights'", "{file}:1:", "a guide of your own", "d.mask(~observed)")
+def observed_in_part_where_no_guide_draws_the_rest():
+    part = ppl.partly(jnp.zeros(3), jnp.array([True, False, True]))
+    ppl.infer(model(), {"heights": part}, key=KEY, progress=False)  # line 1
+
+
+@case(ppl.UnsupportedError, "{file}:1:", "without being called", "imported(...)")
+def numpyro_model_that_is_not_called():
+    def imported():
+        numpyro.sample("x", dist.Normal(0.0, 1.0))
+
+    ppl.from_numpyro(imported).simulate(KEY)  # line 1
+
+
+@case(TypeError, "imported ({file}:", "takes (y). Give it these by position or by keyword")
+def numpyro_model_without_its_argument():
+    def imported(y):  # line 1
+        numpyro.sample("x", dist.Normal(0.0, 1.0), obs=y)
+
+    ppl.from_numpyro(imported)().log_density({}, KEY)
+
+
 # --- the tests ------------------------------------------------------------------------------------
 
 TABLE = pathlib.Path(__file__).with_name("messages.md")

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpyro.distributions import constraints
+from numpyro.distributions.transforms import AffineTransform
 from scipy.special import logsumexp
 from scipy.stats import norm
 
@@ -256,3 +257,23 @@ def test_branches_that_share_an_address_need_one_dimension():
 def test_a_support_that_is_given_in_the_data():
     space = ppl.unconstrained(counted(), {"k": jnp.array(2)})
     assert functools.reduce(float.__add__, [float(space.constrain(jnp.zeros(1))["x"])]) == 1.5
+
+
+def test_the_space_of_a_transformed_choice_is_the_image_of_what_is_transformed():
+    """1 + 2 Exponential(1): numpyro's support is all numbers, as the last transform says."""
+    above_one = dist.TransformedDistribution(dist.Exponential(1.0), AffineTransform(1.0, 2.0))
+
+    @ppl.gen
+    def program():
+        ppl.sample("x", above_one)
+        ppl.sample("xs", above_one.expand((2,)).to_event(1))
+
+    space = ppl.unconstrained(program(), {})
+    u = jnp.array([-0.7, 0.3, 1.5])
+    choices = space.constrain(u)
+    exact = 1.0 + 2.0 * jnp.exp(u)
+    np.testing.assert_allclose(jnp.append(choices["x"], choices["xs"]), exact, rtol=1e-5)
+    np.testing.assert_allclose(space.unconstrain(choices), u, atol=1e-5)
+    np.testing.assert_allclose(space.log_density(u), jnp.sum(u - jnp.exp(u)), rtol=1e-5)
+    guide, params = ppl.guides.mean_field(program(), {}, key=jax.random.key(0))
+    assert jnp.isfinite(ppl.seed(lambda: ppl.elbo(program(), guide(params), {}))(jax.random.key(1)))

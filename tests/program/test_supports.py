@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpyro.distributions import transforms
 
 import ppl
 from ppl import dist
@@ -60,6 +61,28 @@ DISTRIBUTIONS = {
     "DirichletMultinomial": (dist.DirichletMultinomial(jnp.ones(3), 5), [jnp.array([1, 2, 1])]),
     "LKJCholesky": (dist.LKJCholesky(2, 1.0), [jnp.ones((2, 2))]),
     "of an event": (dist.Exponential(jnp.ones(2)).to_event(1), [jnp.array([1.0, -1.0])]),
+    "Levy": (dist.Levy(1.0, 1.0), [0.5]),
+    "affine of Exponential": (
+        dist.TransformedDistribution(dist.Exponential(1.0), transforms.AffineTransform(0.0, -2.0)),
+        [0.5],
+    ),
+    "exp of Uniform": (
+        dist.TransformedDistribution(dist.Uniform(0.0, 1.0), transforms.ExpTransform()),
+        [0.5, 3.0],
+    ),
+    "affine of exp": (
+        dist.TransformedDistribution(
+            dist.Normal(0.0, 1.0), [transforms.ExpTransform(), transforms.AffineTransform(1.0, 2.0)]
+        ),
+        [0.5],
+    ),
+    "affine of an event": (
+        dist.TransformedDistribution(
+            dist.HalfNormal(jnp.ones(2)).to_event(1),
+            transforms.LowerCholeskyAffine(jnp.zeros(2), jnp.eye(2)),
+        ),
+        [jnp.array([1.0, -1.0])],
+    ),
     "expanded": (dist.Exponential(1.0).expand((2,)), [jnp.array([1.0, -1.0])]),
 }
 
@@ -99,6 +122,17 @@ def test_no_derivative_becomes_nan():
     assert of_rate(2.0, -1.0) == (0.0, 0.0)
     inside = of_rate(2.0, 0.5)
     np.testing.assert_allclose(inside[1], 1.0, rtol=1e-5)
+
+
+def test_no_derivative_becomes_nan_through_the_inverse_of_a_transform():
+    def d(rate):
+        return dist.TransformedDistribution(
+            dist.Gamma(2.0, rate), transforms.AffineTransform(1.0, 2.0)
+        )
+
+    slopes = jax.grad(lambda rate, x: density(d(rate), x), argnums=(0, 1))
+    assert slopes(2.0, 0.5) == (0.0, 0.0)
+    np.testing.assert_allclose(slopes(2.0, 3.0), [0.0, -0.5], atol=1e-6)
 
 
 def test_masked_elements_and_branches_not_taken_ignore_it():

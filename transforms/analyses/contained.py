@@ -17,7 +17,7 @@ import numpy as np
 
 from .. import _jax
 from ..errors import SupportError, show
-from ..estimation.inside import Check, base_of, inside_p, support_of
+from ..estimation.inside import Check, base_of, inside_p, narrowed, support_of
 from ..program.choices import random_of
 from ..program.control import Branches, Loop, Whole, control, with_programs
 from ..program.site import Body, Call, Densities, Expect, Site
@@ -281,10 +281,11 @@ def _bound(b: Any, upper: bool) -> tuple[float, float, Any]:
 def _passes(check: Check, eqn: _jax.JaxprEqn, known: list[Known]) -> bool | None:
     """Whether a check is passed: None if that depends."""
     numbers = [_Number(k, v.aval) for k, v in zip(known[1:], eqn.invars[1:], strict=True)]
-    constraint = base_of(support_of(check.rebuild(numbers)))
+    d = check.rebuild(numbers)
+    constraint = base_of(support_of(d))
     value, kind = known[0], type(constraint).__name__
     exact = value.data or value.site is not None
-    if constraint is None:
+    if constraint is None or narrowed(d):
         return None
     if getattr(constraint, "event_dim", 0):
         if value.kind == kind and kind not in _WITH_NUMBERS:
@@ -340,6 +341,8 @@ def _of_draw(site: Site, known: Sequence[Known], avals: Sequence[Any]) -> Known:
         d = site.rebuild([_Number(k, a) for k, a in zip(known, avals, strict=True)])
         name = type(d).__name__
         constraint = base_of(support_of(d))
+        if narrowed(d):
+            return NOTHING
     except Exception:  # no distribution of numpyro
         return NOTHING
     kind = type(constraint).__name__

@@ -118,28 +118,35 @@ def _evaluated(
     if eqn.primitive.name in ("name", "copy"):
         return operands
     if not all(map(is_float, eqn.invars[primitives.data(eqn)])) and primitives.of(eqn).counts:
-        return [_counted(eqn, operands)]
+        if eqn.primitive.name == "convert_element_type":
+            return [_converted(eqn, operands[0])]
+        eqn, operands = _counted(eqn, operands)
+        evaluate = lambda: [eqn.primitive.bind(*operands, **eqn.params)]
+    else:
+        evaluate = lambda: _jax.evaluate_equation(eqn, operands)
     if eqn.primitive.name in ("mul", "div", "dot_general") and partly.intersection(eqn.outvars):
         (linear,) = (n for n, v in enumerate(eqn.invars) if is_var(v) and v not in level.constants)
         if not _is_harmless(level, eqn, 1 - linear):
             return [_factor(eqn, linear, operands)]
-    return _jax.evaluate_equation(eqn, operands)
+    return evaluate()
 
 
-def _counted(eqn: _jax.JaxprEqn, operands: list[Any]) -> jax.Array:
-    """An equation of integers, in floating point numbers."""
-    if eqn.primitive.name == "convert_element_type":
-        to = eqn.params["new_dtype"]
-        return operands[0].astype(to) if jnp.issubdtype(to, jnp.floating) else as_float(operands[0])
-    params = eqn.params
-    numbers = primitives.data(eqn)
+def _converted(eqn: _jax.JaxprEqn, x: jax.Array) -> jax.Array:
+    to = eqn.params["new_dtype"]
+    return x.astype(to) if jnp.issubdtype(to, jnp.floating) else as_float(x)
+
+
+def _counted(eqn: _jax.JaxprEqn, operands: list[Any]) -> tuple[_jax.JaxprEqn, list[Any]]:
+    """An equation of integers, and its operands, in floating point numbers."""
+    operands, numbers = list(operands), primitives.data(eqn)
     operands[numbers] = map(as_float, operands[numbers])
     if eqn.primitive.name == "dot_general":
         to = eqn.outvars[0].aval.dtype  # type: ignore[attr-defined]
         exact = to if jnp.issubdtype(to, jnp.floating) else operands[0].dtype
         precise = (lax.Precision.HIGHEST, lax.Precision.HIGHEST)
-        params = {**params, "preferred_element_type": exact, "precision": precise}
-    return eqn.primitive.bind(*operands, **params)
+        params = {**eqn.params, "preferred_element_type": exact, "precision": precise}
+        eqn = eqn.replace(params=params)
+    return eqn, operands
 
 
 # --- what is not read -----------------------------------------------------------------------------

@@ -88,8 +88,41 @@ def log_prob(d: Any, value: Any, address: Address, source: str, partial: bool = 
 
 def has_ends(d: Any) -> bool:
     """Whether there are values outside the support of a distribution (that its class tells)."""
-    constraint = support_of(d)
+    return _bounds(support_of(d)) or narrowed(d)
+
+
+def _bounds(constraint: Any) -> bool:
     return constraint is not None and type(base_of(constraint)).__name__ not in _EVERYWHERE
+
+
+def narrowed(d: Any) -> bool:
+    """Whether a transformed distribution reaches less than its support, the codomain of its last
+    transform, says: a transform before it, or what is transformed, ends inside of a domain."""
+    return any(_ends_inside(given, t.domain) for given, t in links(d))
+
+
+def _ends_inside(given: Any, domain: Any) -> bool:
+    """Whether a support is not known to be the domain that it is mapped from."""
+    if not _bounds(given):
+        return False
+    given, domain = base_of(given), base_of(domain)
+    ends = [getattr(given, name, None) for name in ("lower_bound", "upper_bound")]
+    plain = all(e is None or isinstance(e, int | float) for e in ends)
+    return type(given) is not type(domain) or not plain or vars(given) != vars(domain)
+
+
+def links(d: Any) -> list[tuple[Any, Any]]:
+    """The transforms of a distribution whose support is that of the last one, in order, each with
+    the support of what it is given."""
+    says = next((k for k in type(d).__mro__ if "support" in vars(k)), None)
+    if says is None or says.__name__ != "TransformedDistribution":
+        return []
+    given, found = support_of(d.base_dist), []
+    for transform in d.transforms:
+        for t in getattr(transform, "parts", [transform]):
+            found.append((given, t))
+            given = t.codomain
+    return found
 
 
 _EVERYWHERE = {"_Real", "_Complex", "_Dependent", "dependent_property"}
@@ -114,6 +147,8 @@ def _checked(d: Any, value: Any) -> list[Any]:
     constraint = support_of(d)
     inside = allows(constraint, value, strict=hasattr(d, "transforms"))
     inside = jnp.broadcast_to(inside, _shape(d, value))
+    if narrowed(d):
+        return _in_image(d, value, inside)
     here = inside.reshape(*inside.shape, *[1] * len(d.event_shape))
     if type(base_of(constraint)).__name__ == "_Boolean":  # such densities are finite everywhere
         return [jnp.broadcast_to(value, jnp.broadcast_shapes(here.shape, jnp.shape(value))), inside]
@@ -122,6 +157,23 @@ def _checked(d: Any, value: Any) -> list[Any]:
     except Exception:  # a constraint of the user's
         harmless = value
     return [jnp.where(here, value, harmless), inside]
+
+
+def _in_image(d: Any, value: Any, inside: Any) -> list[Any]:
+    """As ``_checked``, where the inverse of each transform must be in what it is given."""
+    chain = links(d)
+    back = value
+    for given, transform in reversed(chain):
+        back = transform.inv(back)
+        if given is not None:
+            allowed = allows(given, back)
+            axes = tuple(range(inside.ndim, jnp.ndim(allowed)))
+            inside = inside & jnp.all(allowed, axis=axes)
+    harmless = jnp.zeros_like(back) if chain[0][0] is None else chain[0][0].feasible_like(back)
+    for _, transform in chain:
+        harmless = transform(harmless)
+    here = inside.reshape(*inside.shape, *[1] * len(d.event_shape))
+    return [jnp.where(here, value, harmless).astype(value.dtype), inside]
 
 
 def _shape(d: Any, value: Any) -> tuple[int, ...]:

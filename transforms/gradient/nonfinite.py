@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from .. import _jax
-from ..errors import show
+from ..analyses.contained import resolve
+from ..errors import describe, show
 from ..estimation.chosen import Choose
 from ..estimation.draws import vectorised_draw
 from ..estimation.rounding import cure, rounding_parts, smallest_lost
@@ -26,12 +27,18 @@ def first_nonfinite(
     samples: int,
     averages: Mapping[float, Any],
     direction: int,
+    fitted: Sequence[Any] = (),
 ) -> str:
     """A sentence that names the first choice with parameters or a draw that are not finite.
 
     The surrogate itself runs, and its derivative, with the same key: what is seen are its own
     draws, all values of what it enumerates, and the alternatives of what it continues from.
+    ``fitted`` are those of the arguments that are no data.
+
+    Raises:
+        SupportError: data among the arguments are outside the support at which they are scored.
     """
+    resolve(closed, args)
     watch = _Watch()
     smooth = [i for i, a in enumerate(args) if jnp.issubdtype(jnp.result_type(a), jnp.inexact)]
 
@@ -63,11 +70,32 @@ def first_nonfinite(
             f"It shows first at the random choice {show(address)} ({source}), whose parameters or "
             "draw are not finite."
         )
+    if told := _not_numbers(closed, args, fitted):
+        return told
     what = "the gradient" if bool(jnp.isfinite(result)) else "the value"
     return (
         f"Every random choice has finite parameters and draws; {what} is made not finite by what "
         "is computed from them."
     )
+
+
+def _not_numbers(closed: _jax.ClosedJaxpr, args: Sequence[Any], fitted: Sequence[Any]) -> str:
+    """What to say of data that hold NaN, if any do."""
+    parameters = {id(a) for a in fitted}
+    values = [*args, *closed.consts]
+    for v, x in zip([*closed.jaxpr.invars, *closed.jaxpr.constvars], values, strict=True):
+        if id(x) in parameters or not jnp.issubdtype(jnp.result_type(x), jnp.floating):
+            continue
+        count = int(jnp.sum(jnp.isnan(x)))
+        if count:
+            used = [_jax.line_of(e) for e in closed.jaxpr.eqns if v in e.invars]
+            at = f", used at {used[0]}," if used and used[0] else ""
+            return (
+                f"The data are not numbers: {describe(x)}{at} has {count} NaN. Leave those "
+                "elements out, or mask them: jnp.nan_to_num(y) as the data of "
+                "d.mask(~jnp.isnan(y))."
+            )
+    return ""
 
 
 @dataclasses.dataclass

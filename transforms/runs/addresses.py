@@ -443,10 +443,10 @@ def check_shape(address: Address, value: Any, expected: Any, source: str) -> Non
     try:
         shape = jnp.asarray(value).shape
     except (TypeError, ValueError):
+        instead = getattr(value, "place", "Give a number or an array, jnp.array(...).")
         raise ShapeError(
             f"the value given for {show(address)} at {_jax.user_line()} is {describe(value)}, and "
-            f"the choice at {source} has shape {expected.shape}. Give a number or an array, "
-            "jnp.array(...)."
+            f"the choice at {source} has shape {expected.shape}. {instead}"
         ) from None
     if shape != expected.shape:
         raise ShapeError(

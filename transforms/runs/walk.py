@@ -13,10 +13,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from numpyro.distributions.transforms import biject_to
+from numpyro.distributions.transforms import ComposeTransform, biject_to
 
 from .. import _jax
 from ..errors import Address, UnsupportedError, show
+from ..estimation import inside
 from ..estimation.draws import sampled, vectorised_draw
 from ..estimation.elements import unmasked
 from ..program import opened
@@ -104,7 +105,7 @@ def _drawn(call: Any, outs: list[Any]) -> tuple[list[Any], Any]:
 def bijection(d: Any, site: Site) -> Any:
     """From unconstrained numbers to the support of a distribution."""
     try:
-        return biject_to(d.support)
+        return bijector(d)
     except NotImplementedError:
         raise UnsupportedError(
             f"the support of {show(site.address)} ~ {type(d).__name__} at {site.source}, "
@@ -112,6 +113,19 @@ def bijection(d: Any, site: Site) -> Any:
             "numpyro.distributions.transforms.biject_to.register(type(constraint)), or make the "
             "choice of unconstrained numbers, and transform them in the program."
         ) from None
+
+
+def bijector(d: Any) -> Any:
+    """As :func:`bijection`; NotImplementedError where there is none."""
+    part = d
+    while type(part).__name__ in _WRAPPERS:
+        part = part.base_dist
+    if inside.narrowed(part):
+        return ComposeTransform([bijector(part.base_dist), *(t for _, t in inside.links(part))])
+    return biject_to(d.support)
+
+
+_WRAPPERS = {"Independent", "ExpandedDistribution", "MaskedDistribution"}
 
 
 def constrain(site: Site, operands: Sequence[Any], u: Any) -> tuple[jax.Array, jax.Array]:

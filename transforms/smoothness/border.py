@@ -11,7 +11,7 @@ from ..analyses import primitives
 from ..program.flat import Flat, Op
 from .signs import signs
 
-TINY = 1e-5
+TINY = 1.1e-4
 
 _COMPARISONS = {"lt", "le", "gt", "ge"}
 

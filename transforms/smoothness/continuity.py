@@ -47,7 +47,7 @@ from .lines import (
     weights,
 )
 from .slices import ENOUGH, MAX_OPS, MEETS, Budget, Place, cost, meets, slice_to
-from .suspects import is_seen_to_jump
+from .suspects import closer_to_zero, is_seen_to_jump
 from .tapped import tapped
 
 ATTEMPTS = ((1, 24, True), (4, 24, True), (MEETS, 100, False), (MEETS, MAX_OPS, False))
@@ -58,6 +58,7 @@ SLOPE = 2e-2
 KINKS = 0.03
 """How many derivatives may be off, for a kink that lies within a step."""
 STEP = 1e-2
+_COMPARISONS = {"lt", "le", "gt", "ge"}
 _UNREACHED = {"eq", "ne", "atan2"}
 """Where these jump, if anywhere, is no matter of scale: lines that do not cross it settle it."""
 
@@ -177,6 +178,8 @@ def _jumps(fault: Place, places: Sequence[int], ops: Sequence[Op]) -> list[bool]
     grid = np.broadcast_to(GRID, (n, GRID.size))
     outcomes = outcomes_at(grid)
     crossed = (outcomes[:, 1:] != outcomes[:, :-1]).any(1)
+    if crossed.sum() < ENOUGH and (sides := _across(fault, places, ops, n)) is not None:
+        return sides
     if not crossed.any():
         return None
     each, whole = np.arange(n), values_at(grid)
@@ -190,7 +193,45 @@ def _jumps(fault: Place, places: Sequence[int], ops: Sequence[Op]) -> list[bool]
     seams = seams_of(fault, ops)
     sides = values_at(np.stack([grid[each, first], grid[each, first + 1]], axis=1))
     gaps = [gap_of(v[:, 0], v[:, 1], line) for v, line in zip(sides, whole, strict=True)]
-    return [_agree(crossed & np.isfinite(g), g <= 1.0, seams) for g in gaps]
+    return [_agree(_told(crossed & np.isfinite(g), g, seams), g <= 1.0, seams) for g in gaps]
+
+
+def _told(decisive: np.ndarray, gaps: np.ndarray, seams: float) -> np.ndarray:
+    """The lines that count where some jumps may remain: of another element, none would."""
+    changed = decisive & (gaps > 0)
+    return changed if seams and changed.sum() >= ENOUGH else decisive
+
+
+def _across(fault: Place, places: Sequence[int], ops: Sequence[Op], n: int) -> list[bool] | None:
+    """As ``_jumps``, of what is compared with a bound that it passes for less than a step alone.
+
+    Both sides of ``abs(x) < 1e-8`` are one step apart, and what is between them too little to
+    count.
+    """
+    if fault.tap or fault.op.name not in _COMPARISONS:
+        return None
+    compared: list[Any] = [v.aval for v in fault.op.eqn.invars]
+    if not all(jnp.issubdtype(a.dtype, jnp.floating) for a in compared):
+        return None
+    lines, avals = ends(fault, ops, n), fault.flat.avals
+    before = leading_to(fault.op, ops)
+
+    def margin_at(t: np.ndarray) -> np.ndarray:
+        env, _ = along(fault, before, *lines, t)
+        read = lambda v: env[v] if isinstance(v, int) else np.asarray(v.val)
+        a, b = (flattened(read(v), c.ndim, t) for v, c in zip(fault.op.ins, compared, strict=True))
+        return one_of(a - b)
+
+    def values_at(t: np.ndarray) -> list[np.ndarray]:
+        env, _ = along(fault, ops, *lines, t)
+        return [flattened(env[v], avals[v].ndim, t) for v in places]
+
+    near, reached = closer_to_zero(margin_at, n)
+    if reached.sum() < ENOUGH:
+        return None
+    sides, whole = values_at(near[:, 1:3]), values_at(np.broadcast_to(GRID, (n, GRID.size)))
+    gaps = [gap_of(v[:, 0], v[:, 1], line) for v, line in zip(sides, whole, strict=True)]
+    return [_agree(reached & np.isfinite(g), g <= 1.0) for g in gaps]
 
 
 def _seam(fault: Place, places: Sequence[int], ops: Sequence[Op]) -> list[bool]:
@@ -202,9 +243,15 @@ def _seam(fault: Place, places: Sequence[int], ops: Sequence[Op]) -> list[bool]:
         angles = t.reshape(*t.shape, *[1] * (begin[v].ndim - 2)).astype(begin[v].dtype)
         begin[v] = np.broadcast_to(angles, (*t.shape, *begin[v].shape[2:]))
     env, _ = evaluate(fault, ops, {**fixed, **begin})
-    values = (flattened(env[v], fault.flat.avals[v].ndim, t) for v in places)
-    gaps = [gap_of(v[:, 0], v[:, -1], v) for v in values]
-    return [_agree(np.isfinite(g), g <= 1.0) for g in gaps]
+
+    def is_gone(v: int) -> bool:
+        if v in fault.op.outs:
+            return False
+        value = flattened(env[v], fault.flat.avals[v].ndim, t)
+        gap = gap_of(value[:, 0], value[:, -1], value)
+        return _agree(np.isfinite(gap), gap <= 1.0)
+
+    return [is_gone(v) for v in places]
 
 
 def _slopes(fault: Place, places: Sequence[int], ops: Sequence[Op]) -> list[bool]:

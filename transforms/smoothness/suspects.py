@@ -57,7 +57,7 @@ def is_seen_to_jump(fault: Place, places: Sequence[int], ops: Sequence[Op]) -> b
         env, _ = along(fault, ops, *lines, t)
         return [flattened(env[v], avals[v].ndim, t) for v in places]
 
-    closer = _closer_to_a_change if pole is None else _closer_to_zero
+    closer = _closer_to_a_change if pole is None else closer_to_zero
     near, crossed = closer(outcomes_at, n)
     if op.name == "is_finite":
         (v,) = op.values
@@ -103,7 +103,7 @@ def _around(grid: np.ndarray, below: np.ndarray, above: np.ndarray) -> np.ndarra
     return np.stack([grid[:, 0], grid[each, below], grid[each, above], grid[:, -1]], axis=1)
 
 
-def _closer_to_zero(outcomes_at: Callable[..., Any], n: int) -> tuple[np.ndarray, np.ndarray]:
+def closer_to_zero(outcomes_at: Callable[..., Any], n: int) -> tuple[np.ndarray, np.ndarray]:
     """As above, beside a zero of the outcome."""
     grid, each, last = np.broadcast_to(GRID, (n, GRID.size)), np.arange(n), GRID.size - 1
     distance = _distance(outcomes_at(grid))
