@@ -215,9 +215,20 @@ def live(closed: ClosedJaxpr) -> ClosedJaxpr:
 
 
 def evaluate_equation(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
-    """Evaluate one equation as ordinary JAX code; its constants in place of operands count."""
+    """Evaluate one equation as ordinary JAX code.
+
+    Its constants in place of operands count, unless the operand varies between devices.
+    """
+    if any(isinstance(v, Literal) for v in eqn.invars):
+        place = lambda v, x: _variable(v.aval) if varying(jax.typeof(x)) else v
+        pairs = zip(eqn.invars, operands, strict=True)
+        eqn = eqn.replace(invars=[v if isinstance(v, Var) else place(v, x) for v, x in pairs])
     given = {v: x for v, x in zip(eqn.invars, operands, strict=True) if isinstance(v, Var)}
     return evaluate(open_jaxpr(_empty(), list(given), eqn.outvars, [eqn]), *given.values())
+
+
+def _variable(aval: Any) -> Var:
+    return jax.make_jaxpr(lambda x: x)(aval).jaxpr.invars[0]
 
 
 def primitive_names() -> set[str]:
@@ -329,6 +340,18 @@ def perturbed(xs: Sequence[Any], report: Callable[[list[bool]], None]) -> jax.Ar
         return jax.numpy.zeros(()), jax.numpy.zeros(())
 
     return zero(list(xs))
+
+
+def varying(aval: Any) -> frozenset[Any]:
+    """The mesh axes along which a value varies, inside ``jax.shard_map``."""
+    kind = getattr(aval, "mat", None)  # ``vma`` before JAX 0.10
+    return getattr(aval, "vma", frozenset()) if kind is None else kind.varying
+
+
+def unvarying(aval: Any) -> jax.ShapeDtypeStruct:
+    """A value of the same shape and type that does not vary between devices."""
+    weak = getattr(aval, "weak_type", False)
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=weak)
 
 
 def sub_jaxprs(eqn: JaxprEqn) -> Iterator[ClosedJaxpr]:

@@ -22,8 +22,9 @@ from transforms.estimation.unknown import refuse_value
 from transforms.gradient.lost import lost_draws
 from transforms.gradient.surrogate import surrogate
 from transforms.program.averaged import averaged
-from transforms.program.sharded import inside_shard_map
+from transforms.program.sharded import partitioned
 from transforms.program.site import Expect, expect_p
+from transforms.program.varying import plain
 
 from ..programs.advice import bad_return, user_code
 from ..programs.given import as_count, as_key
@@ -146,19 +147,23 @@ class Expectation:
         **how: Any,
     ) -> Any:
         args, kwargs = self._bind(args, kwargs)
-        with inside_shard_map(self.name):
+        arrays, tree = jax.tree.flatten((as_key(key), args, kwargs, how.pop("averages", None)))
+        places = [i for i, a in enumerate(arrays) if isinstance(a, jax.Array | np.ndarray)]
+        shape: list[Any] = []
+
+        def estimate(*given: Any) -> list[Any]:
+            full = list(arrays)
+            for i, a in zip(places, given, strict=True):
+                full[i] = a
+            key, args, kwargs, averages = jax.tree.unflatten(tree, full)
             closed, consts, out = self.trace(*args, **kwargs)
             refuse(closed)
-            outs = surrogate(
-                closed,
-                consts,
-                as_key(key),
-                choose,
-                name=self.name,
-                strict=self.strict,
-                **how,
-            )
-        return jax.tree.unflatten(jax.tree.structure(out), outs)
+            shape[:] = [jax.tree.structure(out)]
+            about = {"name": self.name, "strict": self.strict, "averages": averages}
+            return surrogate(plain(closed), consts, key, choose, **about, **how)
+
+        outs = partitioned(self.name, estimate, [arrays[i] for i in places])
+        return jax.tree.unflatten(shape[0], outs)
 
     def value(self, key: jax.Array, *args: Any, samples: int = 1, **kwargs: Any) -> Any:
         """An unbiased estimate of the objective, f32[] (with ``has_aux``: ``(f32[], aux)``)."""
@@ -363,8 +368,7 @@ class Expectation:
             return self.surrogate(key, *args, samples=samples, report=report, **kwargs)
 
         chosen = [a for a, w in zip(arrays, which, strict=True) if w]
-        with inside_shard_map(self.name):
-            value, grads = jax.value_and_grad(f, has_aux=self.has_aux, allow_int=True)(chosen)
+        value, grads = jax.value_and_grad(f, has_aux=self.has_aux, allow_int=True)(chosen)
         left = iter(grads)
         return value, [next(left) if w else None for w in which]
 
