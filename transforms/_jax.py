@@ -354,6 +354,26 @@ def unvarying(aval: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=weak)
 
 
+def sum_over_vmap(x: jax.Array, name: str) -> jax.Array:
+    """``lax.psum`` over the axis of a ``vmap``, which JAX 0.10 cannot inside ``jax.shard_map``."""
+    if not jax.sharding.get_abstract_mesh().manual_axes:
+        return jax.lax.psum(x, name)
+    return _total(jax.lax.axis_index(name), x)
+
+
+@jax.custom_batching.custom_vmap
+def _total(i: jax.Array, x: jax.Array) -> jax.Array:
+    return x
+
+
+@_total.def_vmap
+def _(size: int, batched: Any, i: Any, x: Any) -> Any:
+    of_sum, mapped = batched
+    if not of_sum:
+        return _total(i, x), mapped
+    return jax.numpy.sum(x, 0) if mapped else size * x, False
+
+
 def sub_jaxprs(eqn: JaxprEqn) -> Iterator[ClosedJaxpr]:
     """The jaxprs among the parameters of an equation; constants are leading inputs."""
     for sub in jaxprs_in_params(eqn.params):
