@@ -24,7 +24,6 @@ from transforms.gradient.surrogate import surrogate
 from transforms.program.averaged import averaged
 from transforms.program.sharded import partitioned
 from transforms.program.site import Expect, expect_p
-from transforms.program.varying import plain
 
 from ..programs.advice import bad_return, user_code
 from ..programs.given import as_count, as_key
@@ -147,22 +146,22 @@ class Expectation:
         **how: Any,
     ) -> Any:
         args, kwargs = self._bind(args, kwargs)
-        arrays, tree = jax.tree.flatten((as_key(key), args, kwargs, how.pop("averages", None)))
-        places = [i for i, a in enumerate(arrays) if isinstance(a, jax.Array | np.ndarray)]
+        arrays, static, tree = split_arrays((args, kwargs))
         shape: list[Any] = []
 
-        def estimate(*given: Any) -> list[Any]:
-            full = list(arrays)
-            for i, a in zip(places, given, strict=True):
-                full[i] = a
-            key, args, kwargs, averages = jax.tree.unflatten(tree, full)
+        def trace(*arrays: Any) -> tuple[_jax.ClosedJaxpr, list[Any]]:
+            args, kwargs = jax.tree.unflatten(tree, join(arrays, static))
             closed, consts, out = self.trace(*args, **kwargs)
             refuse(closed)
             shape[:] = [jax.tree.structure(out)]
-            about = {"name": self.name, "strict": self.strict, "averages": averages}
-            return surrogate(plain(closed), consts, key, choose, **about, **how)
+            return closed, consts
 
-        outs = partitioned(self.name, estimate, [arrays[i] for i in places])
+        def estimate(closed: Any, consts: Any, key: Any, averages: Any) -> list[Any]:
+            about = {"name": self.name, "strict": self.strict, "averages": averages}
+            return surrogate(closed, consts, key, choose, **about, **how)
+
+        more = as_key(key), how.pop("averages", None)
+        outs = partitioned(self.name, trace, estimate, arrays, *more)
         return jax.tree.unflatten(shape[0], outs)
 
     def value(self, key: jax.Array, *args: Any, samples: int = 1, **kwargs: Any) -> Any:
@@ -429,6 +428,14 @@ def is_array(leaf: Any) -> bool:
         leaf,
         jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct | float | int | complex,
     )
+
+
+def split_arrays(tree: Any) -> tuple[list[Any], tuple[tuple[int, Any], ...], Any]:
+    """As :func:`split`, where Python numbers stay what they are."""
+    leaves, structure = jax.tree.flatten(tree)
+    whole = [isinstance(v, jax.Array | np.ndarray) for v in leaves]
+    arrays = [v for v, a in zip(leaves, whole, strict=True) if a]
+    return arrays, tuple((i, v) for i, v in enumerate(leaves) if not whole[i]), structure
 
 
 def split(tree: Any) -> tuple[list[Any], tuple[tuple[int, Any], ...], Form]:

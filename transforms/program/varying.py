@@ -11,6 +11,7 @@ taken away.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .. import _jax
-from .choices import remat_jaxpr
+from .choices import RANDOM, remat_jaxpr
 
 Axes = frozenset[Any]
 _CAST = "pvary"
@@ -50,11 +51,23 @@ def plain(closed: _jax.ClosedJaxpr) -> _jax.ClosedJaxpr:
     return _jax.traced(lambda *xs: run(closed, xs, keep_casts=False), *args)
 
 
+def _plainly(random: Any) -> Any:
+    """A choice whose programs are plain."""
+    parts = {"jaxpr", "program", "simulate", "log_density"} & set(vars(random))
+    found = {name: getattr(random, name) for name in parts}
+    new = {
+        n: plain(v) if isinstance(v, _jax.ClosedJaxpr) else _plainly(v) for n, v in found.items()
+    }
+    return dataclasses.replace(random, **new)
+
+
 def _equation(eqn: _jax.JaxprEqn, operands: list[Any], again: Any, keep_casts: bool) -> list[Any]:
     if eqn.primitive.name == _CAST:
-        implicit = not _jax.is_within(eqn, "parallel.py")
-        keep = keep_casts or not implicit
+        keep = keep_casts or _jax.is_within(eqn, "parallel.py")
         return _cast(operands, frozenset(eqn.params["axes"])) if keep else operands
+    name = RANDOM.get(eqn.primitive)
+    if name is not None:
+        eqn = eqn.replace(params={name: _plainly(eqn.params[name])})
     rule = _RULES.get(eqn.primitive)
     if rule is not None:
         return rule(eqn, operands, again)
@@ -159,7 +172,7 @@ def _cond(eqn: _jax.JaxprEqn, operands: list[Any], again: Any) -> list[Any]:
     return lax.switch(index, [*map(branch, branches)], _cast(rest, own))
 
 
-# --- functions with derivatives of their own --------------------------------------------------------
+# --- functions with derivatives of their own ------------------------------------------------------
 
 
 def _alone(eqn: _jax.JaxprEqn) -> Callable[..., list[Any]]:
@@ -170,8 +183,13 @@ def _avals(values: Sequence[Any]) -> list[Any]:
     return [_jax.unvarying(jax.typeof(v)) for v in values]
 
 
+def _traced_at(eqn: _jax.JaxprEqn) -> list[Any]:
+    """What the operands of an equation were when it was traced."""
+    return [v.aval for v in eqn.invars]
+
+
 def _custom_jvp(eqn: _jax.JaxprEqn, operands: list[Any], again: Any) -> list[Any]:
-    """The function with its rule: both are traced as if nothing varied."""
+    """The function with its rule, which is traced as the function was."""
     alone = _alone(eqn)
 
     @jax.custom_jvp
@@ -193,7 +211,9 @@ def _custom_jvp(eqn: _jax.JaxprEqn, operands: list[Any], again: Any) -> list[Any
 
             return jax.jvp(of_moved, tuple(moved), tuple(left))
 
-        closed, consts, out = _jax.trace(derivative, _avals(primals), _avals(given))
+        kinds = _traced_at(eqn)
+        moved = [a for a, z in zip(kinds, zero, strict=True) if not z]
+        closed, consts, out = _jax.trace(derivative, kinds, moved)
         outs = again(closed, [*consts, *primals, *given])
         values, slopes = jax.tree.unflatten(jax.tree.structure(out), outs)
         return values, [_cast([s], _union([v]))[0] for s, v in zip(slopes, values, strict=True)]
@@ -210,10 +230,8 @@ def _custom_vjp(eqn: _jax.JaxprEqn, operands: list[Any], again: Any) -> list[Any
         return again(eqn.params["call_jaxpr"], xs)
 
     def forward(*xs: Any) -> Any:
-        closed, consts, out = _jax.trace(lambda *xs: jax.vjp(alone, *xs), *_avals(xs))
-        outs, pullback = jax.tree.unflatten(
-            jax.tree.structure(out), again(closed, [*consts, *xs])
-        )
+        closed, consts, out = _jax.trace(lambda *xs: jax.vjp(alone, *xs), *_traced_at(eqn))
+        outs, pullback = jax.tree.unflatten(jax.tree.structure(out), again(closed, [*consts, *xs]))
         residuals, tree = jax.tree.flatten(pullback)
         trees.append(tree)
         return outs, residuals
