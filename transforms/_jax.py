@@ -155,6 +155,11 @@ def is_bare() -> bool:
     return bool(jax.config.jax_disable_jit)  # type: ignore[attr-defined]
 
 
+def is_wide() -> bool:
+    """Whether numbers have 64 bits, in this thread."""
+    return bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]
+
+
 def close(closed: ClosedJaxpr) -> tuple[ClosedJaxpr, list[Any]]:
     """Turn the constants of a jaxpr into leading inputs; returns it with their values."""
     jaxpr, consts = closed.jaxpr, list(closed.consts)

@@ -60,7 +60,7 @@ def run(plan: Plan, progress: bool, callback: Any, checkpoint: Checkpoint | None
     known = np.full(shape, np.nan, plan.history.dtype)
     known[..., : plan.step] = plan.history
     at = _Progress(plan.start, plan.step, known, plan.judged, plan.anchors)
-    plan.skip(at.step)
+    plan.feed.skip(at.step)
     often = slow = bool(callback or checkpoint or progress)
     if at.step == 0:
         _drop_anchor(plan, at)
@@ -103,7 +103,8 @@ def _chunk(plan: Plan, at: _Progress, visit: int) -> tuple[int, Any]:
     loop, several = plan.loop, plan.ending.restarts is not None
     run = functools.partial(_run, plan, run_chunk, run_side_by_side)
     n = min(visit - at.step % visit, plan.ending.steps - at.step)
-    rows, windows = plan.take(n, loop.chunk), plan.ending.windows(at.step)
+    then = min(CHUNK, plan.ending.steps - at.step - n)
+    rows, windows = plan.feed.take(n, loop.chunk, then), plan.ending.windows(at.step)
     after, found, done, metrics = run(at.state, plan.fixed, plan.key, n, rows, windows)
     done = np.asarray(done)
     if done.max() < n:
@@ -185,8 +186,8 @@ def run_traced(plan: Plan, asked: dict[str, Any]) -> dict[str, Any]:
     done, ending = len(plan.history), plan.ending
     left = max(ending.steps - done, 0)
     loop = dataclasses.replace(plan.loop, chunk=max(left, 1), guarded=True)
-    plan.skip(done)
-    rows = plan.take(left, left) if left else None
+    plan.feed.skip(done)
+    rows = plan.feed.take(left, left) if left else None
     windows = ending.windows(done)
     state, found, _, _ = run_chunk(loop, plan.start, plan.fixed, plan.key, left, rows, windows)
     history = jnp.concatenate([plan.history, found[:left]])
