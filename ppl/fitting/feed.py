@@ -1,10 +1,15 @@
-"""The batches of a fit from the host, read ahead of the steps in a thread."""
+"""The batches of a fit from the host, read ahead of the steps by a thread.
+
+The thread stacks a few batches at a time, up to 4 MB, puts them on the device, and stays two stacks
+ahead. So what is in memory does not depend on how many batches there are.
+"""
 
 from __future__ import annotations
 
 import itertools
+import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, final
 
 import jax
@@ -14,19 +19,26 @@ from transforms import _jax
 from .batches import cycle, stack
 from .epochs import Epochs
 
+BYTES, AHEAD = 2**22, 2
+"""How large a stack is, if it has more than one batch, and how many are waiting."""
+
+
+def length(batch: Any, longest: int) -> int:
+    """How many batches a stack has: a divisor of ``longest``."""
+    size = sum(a.nbytes for a in jax.tree.leaves(batch) if hasattr(a, "nbytes"))
+    divisors = [d for d in range(1, longest + 1) if longest % d == 0]
+    return max(d for d in divisors if d == 1 or d * size <= BYTES)
+
 
 @final
 class Feed:
-    """Batches in order, taken in stacks ``[length, ...]``.
-
-    While a stack is used the next one is read and put on the device. So at most three are in
-    memory: that, the one in use, and the rows it is made of.
-    """
+    """Batches in order."""
 
     def __init__(self, batches: Any):
         self._batches = batches
         self._left: Iterator[Any] = iter([]) if batches is None else cycle(batches)
-        self._ahead: _Ahead | None = None
+        self._stacks: Iterator[Any] = itertools.repeat(None)
+        self._stopped = threading.Event()
 
     def __bool__(self) -> bool:
         return self._batches is not None
@@ -44,42 +56,70 @@ class Feed:
         elif self:
             next(itertools.islice(self._left, n, n), None)
 
-    def take(self, n: int, length: int, then: int = 0) -> Any:
-        """The next ``n`` batches; the ``then`` after them are read ahead. None without batches."""
+    def stacked(self, n: int, length: int) -> Any:
+        """The next ``n`` batches ``[length, ...]``; None without batches."""
+        return stack(list(itertools.islice(self._left, n)), length) if self else None
+
+    def read_ahead(self, counts: Sequence[int], length: int) -> None:
+        """Read stacks ``[length, ...]`` of so many batches in a thread."""
         if not self:
-            return None
-        ahead, self._ahead = self._ahead, None
-        rows = self._next(n, length) if ahead is None else ahead.result()
-        if then:
-            self._ahead = _Ahead(lambda: jax.device_put(self._next(then, length)))
-        return stack(rows, length) if isinstance(rows, list) else rows[0]
+            return
+        ready: queue.Queue[Callable[[], Any]] = queue.Queue(AHEAD)
+        work = _Reading(self._left, counts, length, ready, self._stopped)
+        threading.Thread(target=work.run, daemon=True).start()
+        self._stacks = (ready.get()() for _ in counts)
 
-    def _next(self, n: int, length: int) -> Any:
-        """The next batches; a stack of them, where that takes no part of the thread's context."""
-        rows = list(itertools.islice(self._left, n))
-        own = any(isinstance(a, jax.Array) for a in jax.tree.leaves(rows))
-        return rows if own else (stack(rows, length),)
+    def take(self) -> Any:
+        """The next stack; None without batches."""
+        return next(self._stacks)
+
+    def close(self) -> None:
+        """Read no more."""
+        self._stopped.set()
 
 
-class _Ahead:
-    """A function that runs in a thread, and its result."""
+@final
+class _Reading:
+    """What the thread does; what it puts into the queue returns a stack, or raises."""
 
-    def __init__(self, f: Callable[[], Any]):
-        self._f, self._wide = f, _jax.is_wide()
-        self._found: Any = None
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+    def __init__(
+        self,
+        batches: Iterator[Any],
+        counts: Sequence[int],
+        length: int,
+        ready: queue.Queue[Callable[[], Any]],
+        stopped: threading.Event,
+    ):
+        self._batches, self._counts, self._length = batches, counts, length
+        self._ready, self._stopped, self._wide = ready, stopped, _jax.is_wide()
 
-    def _run(self) -> None:
+    def run(self) -> None:
         try:
             with jax.enable_x64(self._wide):  # JAX keeps it by thread
-                self._found = self._f()
-        except BaseException as error:  # raised where the result is asked for
-            self._error = error
+                for n in self._counts:
+                    self._put(self._stack(n))
+                    if self._stopped.is_set():
+                        return
+        except BaseException as error:  # raised where the stack is asked for
+            self._put(_raising(error))
 
-    def result(self) -> Any:
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-        return self._found
+    def _stack(self, n: int) -> Callable[[], Any]:
+        rows = list(itertools.islice(self._batches, n))
+        if any(isinstance(a, jax.Array) for a in jax.tree.leaves(rows)):
+            return lambda: stack(rows, self._length)  # by the thread that knows the mesh
+        stacked = jax.device_put(stack(rows, self._length))
+        return lambda: stacked
+
+    def _put(self, found: Callable[[], Any]) -> None:
+        while not self._stopped.is_set():
+            try:
+                return self._ready.put(found, timeout=0.1)
+            except queue.Full:
+                continue
+
+
+def _raising(error: BaseException) -> Callable[[], Any]:
+    def f() -> Any:
+        raise error
+
+    return f

@@ -13,7 +13,7 @@ from transforms import _jax
 
 from .averaging import CHECK, FINAL, wide, window
 from .batches import stack
-from .feed import Feed
+from .feed import Feed, length
 from .fingerprint import digest
 from .restarts import stack as stack_trees
 from .steps import Loop, State, begin, is_traced, separate, strong
@@ -67,6 +67,12 @@ class Plan:
     single: State
     traced: bool
 
+    def parts(self, step: int, visit: int) -> list[int]:
+        """How many steps are done at once, from ``step`` to the next visit to the host."""
+        left = min(visit - step % visit, self.ending.steps - step)
+        whole, rest = divmod(left, self.loop.chunk)
+        return [self.loop.chunk] * whole + [rest] * bool(rest)
+
 
 def make(how: dict[str, Any], ending: Ending, given: list[Any], key: Any, args: Any, batches: Any):
     """The plan of a fit from the parameters ``given``, one tree for each restart."""
@@ -78,6 +84,8 @@ def make(how: dict[str, Any], ending: Ending, given: list[Any], key: Any, args: 
     compares = ending.tolerance is not None or ending.restarts is not None
     ahead = min(CHUNK, max(ending.steps, 1)) if compares else 1
     first = feed.first(ahead)
+    if first:
+        loop = dataclasses.replace(loop, chunk=length(first[0], CHUNK))
     program = loop.program(values, fixed, key, first[0] if first else None)
 
     def state(values: Any) -> State:
