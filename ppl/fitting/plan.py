@@ -13,6 +13,7 @@ from transforms import _jax
 
 from .averaging import CHECK, FINAL, wide, window
 from .batches import stack
+from .devices import placed
 from .feed import Feed, length
 from .fingerprint import digest
 from .restarts import stack as stack_trees
@@ -93,10 +94,10 @@ def make(how: dict[str, Any], ending: Ending, given: list[Any], key: Any, args: 
         start = State(kept, optimizer, loop.averages(program[0]), 0)
         return opened(loop, ending, start)
 
-    single = state(values)
+    single = placed(state(values), (fixed, first))
     start = single
     if ending.restarts is not None:
-        others = [state(separate(t)[0]) for t in trees[1:]]
+        others = [placed(state(separate(t)[0]), (fixed, first)) for t in trees[1:]]
         start = stack_trees([single, *others])
     traced = is_traced(start, fixed, key, first, program[1], jnp.zeros(()) + 0)
     width = () if ending.restarts is None else (ending.restarts,)
@@ -110,7 +111,7 @@ def make(how: dict[str, Any], ending: Ending, given: list[Any], key: Any, args: 
         judged=None if ending.tolerance is None else unjudged(loop, ending.restarts),
         anchors=(),
         fixed=fixed,
-        key=key,
+        key=placed(key, (fixed, first)),
         feed=feed,
         held=stack(first, len(first)) if first and compares else None,
         program=program,

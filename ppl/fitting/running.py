@@ -23,6 +23,7 @@ from transforms.program.compiled import compiled, shape_of
 from ..objectives.expectation import split
 from .averaging import CHECK, FINAL, narrow
 from .checkpoint import Checkpoint
+from .devices import among_processes, is_first
 from .plan import CHUNK, Plan
 from .restarts import best, one, pick, run_side_by_side
 from .resuming import kept, saved
@@ -66,8 +67,9 @@ def run(plan: Plan, progress: bool, callback: Any, checkpoint: Checkpoint | None
     often = slow = bool(callback or checkpoint or progress)
     if at.step == 0:
         _drop_anchor(plan, at)
-    bar = tqdm(total=steps, initial=at.step, disable=not progress)
-    with bar, contextlib.closing(plan.feed):
+    bar = tqdm(total=steps, initial=at.step, disable=not (progress and is_first()))
+    path = None if checkpoint is None else checkpoint.path
+    with bar, contextlib.closing(plan.feed), among_processes(path):
         while at.step < steps and not at.converged:
             began = time.perf_counter()
             n, metrics = _chunk(plan, at, CHUNK if slow or plan.feed else loop.chunk)

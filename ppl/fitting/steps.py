@@ -120,7 +120,8 @@ class Loop:
             closed, consts, _ = self.objective.trace(*self.arguments(values, fixed, key, batch)[1])
             return _jax.evaluate(closed, *consts)
 
-        return _jax.trace(f, values, fixed, key, batch)[:2]
+        shapes = jax.tree.map(_shape, (values, fixed, key, batch))  # without how they are divided
+        return _jax.trace(f, *shapes)[:2]
 
     def averages(self, closed: _jax.ClosedJaxpr) -> dict[float, jax.Array]:
         """Averages for the ``ppl.moving_average`` baselines of the objective, at 0."""
@@ -156,7 +157,6 @@ class Loop:
             "parameters transformed to their support (jnp.exp, jax.nn.softplus), or log-space "
             "arithmetic are the usual cures."
         )
-
 
     def _failing(self, key: jax.Array, values: Any, state: State, fixed: Any, args: Any) -> Any:
         """Of several keys, the first at which the value or gradient is not finite."""
@@ -388,6 +388,10 @@ def _check_same(new: State, old: State) -> None:
             "every step of a compiled loop takes the same. Let its update return the structure "
             "that its init made."
         )
+
+
+def _shape(a: Any) -> jax.ShapeDtypeStruct:
+    return _jax.unvarying(jax.typeof(a))
 
 
 def is_traced(*trees: Any) -> bool:

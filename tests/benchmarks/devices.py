@@ -110,7 +110,9 @@ def compiled(f: Any, how: str, axes: str, devices: int) -> tuple[Any, Any]:
 def collectives(code: Any) -> dict[str, int]:
     """How often each collective is in a compiled program."""
     text = code.as_text()
-    found = {c: len(re.findall(rf"= \S+ {c}(-start)?\(|\) {c}(-start)?\(", text)) for c in COLLECTIVES}
+    found = {
+        c: len(re.findall(rf"= \S+ {c}(-start)?\(|\) {c}(-start)?\(", text)) for c in COLLECTIVES
+    }
     return {c: n for c, n in found.items() if n}
 
 

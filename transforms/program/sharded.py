@@ -44,11 +44,18 @@ def partitioned(
             except _ClosesOver:
                 closed, consts = trace(*given)
                 return _retyped(lambda *given: f(plain(closed), *given), consts, *more)
-    if mesh.explicit_axes:
+    own = _explicit(mesh, (given, more))
+    if own is not None:
         inside = lambda given, more: f(*trace(*given), *more)
-        with _under_explicit_sharding(name):
+        with _under_explicit_sharding(name), jax.sharding.use_abstract_mesh(own):
             return jax.sharding.auto_axes(inside, out_sharding=PartitionSpec())(given, more)
     return f(*trace(*given), *more)
+
+
+def _explicit(mesh: Any, arrays: Any) -> Any:
+    """The mesh with explicit axes that is set, or that arrays are divided over; None without."""
+    meshes = [jax.typeof(a).sharding.mesh for a in jax.tree.leaves(arrays)] if mesh.empty else []
+    return next((m for m in (mesh, *meshes) if m.explicit_axes), None)
 
 
 class _ClosesOver(Exception):
