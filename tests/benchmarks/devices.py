@@ -9,6 +9,7 @@ with the same draws, checked equal to 1e-5. ``axes`` is what is divided: rows of
 from __future__ import annotations
 
 import functools
+import json
 import os
 import re
 import sys
@@ -22,6 +23,7 @@ os.environ["XLA_FLAGS"] = (
 import jax  # noqa: E402  after the number of devices
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
+import optax  # noqa: E402
 from jax.sharding import AxisType, Mesh, NamedSharding  # noqa: E402
 from jax.sharding import PartitionSpec as P  # noqa: E402
 from measure import cost_of, table  # noqa: E402
@@ -150,5 +152,50 @@ def rows(
     return found
 
 
+def fits() -> dict[str, Any]:
+    """A fit whose rows and keys are divided: how far from one that is not, and what is compiled."""
+    count = [0]
+    ends = "/jax/core/compile/backend_compile_duration"
+
+    def listen(name: str, *args: Any, **kwargs: Any) -> None:
+        count[0] += name == ends
+
+    def fit(keys: Any, w: Any, x: Any) -> Any:
+        how = {"key": keys, "steps": 10, "args": (x,), "progress": False}
+        return ppl.maximize(ours, w, optax.sgd(1e-6), **how)
+
+    some = (*given()[:2], given()[2][:256])
+    alone = fit(*some)
+    mesh, keys, rows = divided("both", DEVICES, AxisType.Auto)
+    specs = keys, P(), rows
+    args = [jax.device_put(a, NamedSharding(mesh, s)) for a, s in zip(some, specs, strict=True)]
+    fit(*args)
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    again = fit(*args)
+    far = np.abs(np.asarray(again.history) / np.asarray(alone.history) - 1).max()
+    return {"far": float(far), "compiled again": count[0], "sharding": str(again.params.sharding)}
+
+
+def sums_inside() -> dict[str, list[float]]:
+    """An objective with a term that is the same on all devices, and a sum over them."""
+    mesh, _, rows = divided("data", DEVICES, AxisType.Auto)
+    term = lambda m, z, x: -(m**2) + jax.lax.psum(-((z - x) ** 2).sum(), "data")
+    own = ppl.expectation(lambda m, x: term(m, ppl.sample("z", dist.Normal(m, 1.0)), x))
+    hand = lambda key, m, x: term(m, m + jax.random.normal(key), x)
+    found = {}
+    for name, f in (("ours", own.surrogate), ("by hand", hand)):
+        body = jax.value_and_grad(lambda m, key, x, f=f: f(key, m, x))
+        specs = {"mesh": mesh, "in_specs": (P(), P(), rows), "out_specs": P()}
+        run = jax.jit(jax.shard_map(body, **specs))
+        found[name] = [float(a) for a in run(0.3, jax.random.key(0), jnp.arange(16.0))]
+    return found
+
+
+def brief() -> dict[str, Any]:
+    """What the tests look at."""
+    return {"rows": rows(axes=("both",), numbers=(DEVICES,)), "fit": fits(), "sums": sums_inside()}
+
+
 if __name__ == "__main__":
-    sys.stdout.write(table(rows()) + "\n")
+    out = json.dumps(brief()) if sys.argv[1:] == ["--brief"] else table(rows())
+    sys.stdout.write(out + "\n")
