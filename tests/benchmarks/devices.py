@@ -192,7 +192,8 @@ def sums_inside() -> dict[str, list[float]]:
 
 
 def brief() -> dict[str, Any]:
-    """What the tests look at."""
+    """What the tests look at, compiled quickly."""
+    jax.config.update("jax_disable_most_optimizations", True)
     return {"rows": rows(axes=("both",), numbers=(DEVICES,)), "fit": fits(), "sums": sums_inside()}
 
 

@@ -31,6 +31,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import ppl
 from ppl import dist
 
+ROOT = pathlib.Path(__file__).parents[2]
 ROWS, COLUMNS, STEPS = 240, 5, 1_000
 
 
@@ -78,7 +79,7 @@ def begin(of: int, checkpoint: str | None = None, steps: int = STEPS) -> list[An
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    environment = {**os.environ, "XLA_FLAGS": ""}
+    environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
     more = ["--checkpoint", checkpoint] if checkpoint else []
     common = ["--of", str(of), "--port", str(port), "--steps", str(steps), *more]
     start = lambda i: subprocess.Popen(
@@ -108,6 +109,7 @@ def killed(of: int, checkpoint: str) -> tuple[float, list[str]]:
     processes[-1].send_signal(signal.SIGKILL)
     start = time.perf_counter()
     said = [p.communicate(timeout=120)[1] for p in processes[:-1]]
+    processes[-1].communicate()
     return time.perf_counter() - start, said
 
 
