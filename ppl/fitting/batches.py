@@ -59,12 +59,12 @@ def count_rows(data: Any) -> int:
     return sizes.pop()[0]
 
 
-def stack(rows: list[Any], length: int) -> Any:
-    """Batches ``[length, ...]`` from at most that many, the last one repeated."""
+def stack(rows: list[Any], length: int, line: str) -> Any:
+    """Batches ``[length, ...]`` from at most that many, the last one repeated; ``line`` is whose."""
     shapes = {str(jax.tree.map(np.shape, row)) for row in rows}
     if len(shapes) > 1:
         raise ValueError(
-            f"the batches ({_jax.user_line()}) have different shapes, "
+            f"the batches ({line}) have different shapes, "
             f"{' and '.join(sorted(shapes))}, and every step of a compiled loop takes the same. "
             "Leave out the last, smaller one (drop_last=True of a data loader), or use "
             "ppl.minibatches(data, size)."
@@ -80,8 +80,8 @@ def _is_divided(a: Any) -> bool:
     return isinstance(a, jax.Array) and len(a.devices()) > 1
 
 
-def cycle(batches: Iterable[Any]) -> Iterator[Any]:
-    """Batches without end, from an iterable that can be started again."""
+def cycle(batches: Iterable[Any], line: str) -> Iterator[Any]:
+    """Batches without end, from an iterable that can be started again; ``line`` is whose."""
     while True:
         empty = True
         for batch in batches:
@@ -89,7 +89,7 @@ def cycle(batches: Iterable[Any]) -> Iterator[Any]:
             yield batch
         if empty:
             raise ValueError(
-                f"batches has no more batches ({_jax.user_line()}). Give an iterable that can be "
+                f"batches has no more batches ({line}). Give an iterable that can be "
                 "started again (a list, an array, a data loader; not a generator), or one batch "
                 "for each step."
             )

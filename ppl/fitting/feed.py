@@ -35,8 +35,8 @@ class Feed:
     """Batches in order."""
 
     def __init__(self, batches: Any):
-        self._batches = batches
-        self._left: Iterator[Any] = iter([]) if batches is None else cycle(batches)
+        self._batches, self._line = batches, _jax.user_line()
+        self._left: Iterator[Any] = iter([]) if batches is None else cycle(batches, self._line)
         self._stacks: Iterator[Any] = itertools.repeat(None)
         self._stopped = threading.Event()
 
@@ -58,14 +58,19 @@ class Feed:
 
     def stacked(self, n: int, length: int) -> Any:
         """The next ``n`` batches ``[length, ...]``; None without batches."""
-        return stack(list(itertools.islice(self._left, n)), length) if self else None
+        return self.stack(list(itertools.islice(self._left, n)), length) if self else None
+
+    def stack(self, rows: list[Any], length: int) -> Any:
+        """Batches ``[length, ...]`` from at most that many."""
+        return stack(rows, length, self._line)
 
     def read_ahead(self, counts: Sequence[int], length: int) -> None:
         """Read stacks ``[length, ...]`` of so many batches in a thread."""
         if not self:
             return
         ready: queue.Queue[Callable[[], Any]] = queue.Queue(AHEAD)
-        work = _Reading(self._left, counts, length, ready, self._stopped)
+        stacked = lambda rows: self.stack(rows, length)
+        work = _Reading(self._left, counts, stacked, ready, self._stopped)
         threading.Thread(target=work.run, daemon=True).start()
         self._stacks = (ready.get()() for _ in counts)
 
@@ -86,11 +91,11 @@ class _Reading:
         self,
         batches: Iterator[Any],
         counts: Sequence[int],
-        length: int,
+        stack: Callable[[list[Any]], Any],
         ready: queue.Queue[Callable[[], Any]],
         stopped: threading.Event,
     ):
-        self._batches, self._counts, self._length = batches, counts, length
+        self._batches, self._counts, self._stacked = batches, counts, stack
         self._ready, self._stopped, self._wide = ready, stopped, _jax.is_wide()
 
     def run(self) -> None:
@@ -106,8 +111,8 @@ class _Reading:
     def _stack(self, n: int) -> Callable[[], Any]:
         rows = list(itertools.islice(self._batches, n))
         if any(isinstance(a, jax.Array) for a in jax.tree.leaves(rows)):
-            return lambda: stack(rows, self._length)  # by the thread that knows the mesh
-        stacked = jax.device_put(stack(rows, self._length))
+            return lambda: self._stacked(rows)  # by the thread that knows the mesh
+        stacked = jax.device_put(self._stacked(rows))
         return lambda: stacked
 
     def _put(self, found: Callable[[], Any]) -> None:

@@ -12,7 +12,6 @@ import numpy as np
 from transforms import _jax
 
 from .averaging import CHECK, FINAL, wide, window
-from .batches import stack
 from .devices import placed
 from .feed import Feed, length
 from .fingerprint import digest
@@ -113,7 +112,7 @@ def make(how: dict[str, Any], ending: Ending, given: list[Any], key: Any, args: 
         fixed=fixed,
         key=placed(key, (fixed, first)),
         feed=feed,
-        held=stack(first, len(first)) if first and compares else None,
+        held=feed.stack(first, len(first)) if first and compares else None,
         program=program,
         single=single,
         traced=traced,

@@ -48,7 +48,8 @@ def partitioned(
     if own is not None:
         inside = lambda given, more: f(*trace(*given), *more)
         with _under_explicit_sharding(name), jax.sharding.use_abstract_mesh(own):
-            return jax.sharding.auto_axes(inside, out_sharding=PartitionSpec())(given, more)
+            whole: Any = jax.sharding.auto_axes(inside, out_sharding=PartitionSpec())
+            return whole(given, more)
     return f(*trace(*given), *more)
 
 

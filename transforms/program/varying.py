@@ -34,7 +34,8 @@ def run(closed: _jax.ClosedJaxpr, args: Sequence[Any], keep_casts: bool = True) 
     env.update(zip(jaxpr.invars, args, strict=True))
 
     def read(v: Any) -> Any:
-        return jnp.asarray(v.val, v.aval.dtype) if isinstance(v, _jax.Literal) else env[v]
+        aval: Any = v.aval
+        return jnp.asarray(v.val, aval.dtype) if isinstance(v, _jax.Literal) else env[v]
 
     for eqn in jaxpr.eqns:
         again = functools.partial(run, keep_casts=keep_casts)
