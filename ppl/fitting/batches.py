@@ -60,7 +60,7 @@ def count_rows(data: Any) -> int:
 
 
 def stack(rows: list[Any], length: int, line: str) -> Any:
-    """Batches ``[length, ...]`` from at most that many, the last one repeated, of the user's ``line``."""
+    """Batches ``[length, ...]`` from at most that many, the last one repeated."""
     shapes = {str(jax.tree.map(np.shape, row)) for row in rows}
     if len(shapes) > 1:
         raise ValueError(
