@@ -47,6 +47,7 @@ from transforms.estimation.estimator import (
 
 from . import guides
 from .fitting.batches import minibatches
+from .fitting.epochs import epochs
 from .fitting.fit import Fit, maximize, minimize
 from .fitting.play import Played, Player, play
 from .imports.exported import to_numpyro
@@ -138,6 +139,7 @@ __all__ = [
     "entropy",
     "enum",
     "enumeration",
+    "epochs",
     "ess",
     "expectation",
     "factor",

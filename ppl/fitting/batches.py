@@ -25,7 +25,7 @@ class Minibatches:
     size: int = dataclasses.field(metadata={"static": True})
 
     def __call__(self, key: jax.Array) -> Any:
-        rows = jax.random.randint(key, (self.size,), 0, _rows(self.data))
+        rows = jax.random.randint(key, (self.size,), 0, count_rows(self.data))
         return jax.tree.map(lambda a: jnp.asarray(a)[rows], self.data)
 
 
@@ -43,11 +43,12 @@ def minibatches(data: Any, size: int) -> Minibatches:
         ...     f, 0.0, optax.adam(0.1), key=key, steps=10, batches=batches, progress=False
         ... )
     """
-    _rows(data)
+    count_rows(data)
     return Minibatches(data, as_count(size, "size"))
 
 
-def _rows(data: Any) -> int:
+def count_rows(data: Any) -> int:
+    """The number of rows of all arrays of ``data``."""
     sizes = {jnp.shape(a)[:1] for a in jax.tree.leaves(data)}
     if len(sizes) != 1 or () in sizes:
         rows = ", ".join(str(*s) if s else "a number without rows" for s in sorted(sizes))
@@ -58,23 +59,29 @@ def _rows(data: Any) -> int:
     return sizes.pop()[0]
 
 
-def stack(rows: list[Any], length: int) -> Any:
+def stack(rows: list[Any], length: int, line: str) -> Any:
     """Batches ``[length, ...]`` from at most that many, the last one repeated."""
     shapes = {str(jax.tree.map(np.shape, row)) for row in rows}
     if len(shapes) > 1:
         raise ValueError(
-            f"the batches ({_jax.user_line()}) have different shapes, "
+            f"the batches ({line}) have different shapes, "
             f"{' and '.join(sorted(shapes))}, and every step of a compiled loop takes the same. "
             "Leave out the last, smaller one (drop_last=True of a data loader), or use "
             "ppl.minibatches(data, size)."
         )
     rows = [*rows, *[rows[-1]] * (length - len(rows))]
-    known = not any(isinstance(a, _jax.Tracer) for a in jax.tree.leaves(rows))
+    leaves = jax.tree.leaves(rows)
+    known = not any(isinstance(a, _jax.Tracer) or _is_divided(a) for a in leaves)
     return jax.tree.map(lambda *a: (np if known else jnp).stack(a), *rows)
 
 
-def cycle(batches: Iterable[Any]) -> Iterator[Any]:
-    """Batches without end, from an iterable that can be started again."""
+def _is_divided(a: Any) -> bool:
+    """Whether an array is on several devices, where it stays."""
+    return isinstance(a, jax.Array) and len(a.devices()) > 1
+
+
+def cycle(batches: Iterable[Any], line: str) -> Iterator[Any]:
+    """Batches without end, from an iterable that can be started again; ``line`` is whose."""
     while True:
         empty = True
         for batch in batches:
@@ -82,7 +89,7 @@ def cycle(batches: Iterable[Any]) -> Iterator[Any]:
             yield batch
         if empty:
             raise ValueError(
-                f"batches has no more batches ({_jax.user_line()}). Give an iterable that can be "
+                f"batches has no more batches ({line}). Give an iterable that can be "
                 "started again (a list, an array, a data loader; not a generator), or one batch "
                 "for each step."
             )

@@ -23,6 +23,8 @@ import numpy as np
 
 from transforms import _jax
 
+from .devices import is_first, put_like, whole
+
 VERSIONS = "the versions of jax, numpyro and optax"
 COMPUTED = ("objective", "optimizer")
 """What is told apart by digests, which other versions of the libraries would change."""
@@ -47,10 +49,16 @@ class Checkpoint:
         self._whole = False  # whether the file is one that a fit can resume from
 
     def save(self, leaves: Sequence[Any], history: np.ndarray) -> None:
-        """Write the file, atomically; the one that was there becomes the previous one."""
+        """Write the file, atomically; the one that was there becomes the previous one.
+
+        Of several processes the first one writes; all take part.
+        """
+        arrays = [_plain(a) for a in leaves]
+        if not is_first():
+            return
         partial = f"{self.path}.partial"
         with open(partial, "wb") as f:
-            f.write(_pack(Saved([_plain(a) for a in leaves], history, self.identity)))
+            f.write(_pack(Saved(arrays, history, self.identity)))
             f.flush()
             os.fsync(f.fileno())
         if self._whole:
@@ -189,7 +197,7 @@ def _is_key(a: Any) -> bool:
 
 
 def _plain(a: Any) -> np.ndarray:
-    return np.asarray(jax.random.key_data(a) if _is_key(a) else a)
+    return whole(jax.random.key_data(a) if _is_key(a) else a)
 
 
 def _like(saved: np.ndarray, like: Any) -> Any:
@@ -197,4 +205,5 @@ def _like(saved: np.ndarray, like: Any) -> Any:
     if _is_key(like):
         return jax.random.wrap_key_data(jnp.asarray(saved), impl=jax.random.key_impl(like))
     dtype = jnp.result_type(like)
-    return jnp.asarray(saved.view(dtype) if saved.dtype.kind == "V" else saved, dtype)
+    array = jnp.asarray(saved.view(dtype) if saved.dtype.kind == "V" else saved, dtype)
+    return put_like(array, like)

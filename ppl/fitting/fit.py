@@ -19,10 +19,11 @@ from transforms.checker.alarm import is_strict
 from transforms.program.content import ByContent
 
 from ..objectives.expectation import Expectation
-from ..programs.given import as_count, as_key
+from ..programs.given import as_count
 from ..programs.shown import Shown
 from .arguments import check_arguments, check_ending, check_objective, takes_metrics
 from .checkpoint import Checkpoint
+from .keys import as_keys
 from .plan import CHUNK, LONGEST, Ending, make
 from .restarts import starts
 from .resuming import continued, identity, resumed
@@ -99,7 +100,8 @@ def maximize(
             as they are typed here, so labels, masks and paths work, with ``optax.MaskedNode()`` in
             place of what is not fitted. Where it asks for ``value``, ``grad`` or ``value_fn`` it
             gets what it descends, at this step's draws and batch.
-        key: random key.
+        key: random key, or an array of keys ``[n]``: the objective is then its mean over them, and
+            where they are divided over devices, so are its draws.
         steps: number of updates.
         samples: estimates averaged for each gradient.
         args: further arguments of the objective.
@@ -192,7 +194,7 @@ def _fit(
     restarts: int | None,
 ) -> Fit:
     check_objective(objective)
-    key, steps, samples = as_key(key), as_count(steps, "steps", 0), as_count(samples, "samples")
+    key, steps, samples = as_keys(key), as_count(steps, "steps", 0), as_count(samples, "samples")
     check_ending(objective, average, tolerance, restarts, state, callback)
     given = [params] if restarts is None else starts(params, restarts, key)
     check_arguments(given[0], optimizer, args, batches, callback, checkpoint)

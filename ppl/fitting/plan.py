@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -14,7 +12,8 @@ import numpy as np
 from transforms import _jax
 
 from .averaging import CHECK, FINAL, wide, window
-from .batches import cycle, stack
+from .devices import placed
+from .feed import Feed, length
 from .fingerprint import digest
 from .restarts import stack as stack_trees
 from .steps import Loop, State, begin, is_traced, separate, strong
@@ -47,7 +46,7 @@ class Ending:
 class Plan:
     """A fit before its first step.
 
-    ``rows`` are the batches from the host, the first step's first, ``held`` some of them for
+    ``feed`` has the batches from the host, the first step's first, ``held`` some of them for
     comparisons; ``program`` is that of the objective with what it closes over. ``anchors`` are
     earlier states with what was judged there, from which a longer fit can find its mean.
     """
@@ -62,32 +61,31 @@ class Plan:
     anchors: tuple[tuple[State, Judged | None], ...]
     fixed: list[Any]
     key: jax.Array
-    rows: Iterator[Any] | None
+    feed: Feed
     held: Any
     program: tuple[_jax.ClosedJaxpr, list[Any]]
     single: State
     traced: bool
 
-    def take(self, n: int, length: int) -> Any:
-        """The next ``n`` batches of the host, in an array for ``length``."""
-        return None if self.rows is None else stack(list(itertools.islice(self.rows, n)), length)
-
-    def skip(self, n: int) -> None:
-        """Leave out the batches of ``n`` steps."""
-        if self.rows is not None:
-            next(itertools.islice(self.rows, n, n), None)
+    def parts(self, step: int, visit: int) -> list[int]:
+        """How many steps are done at once, from ``step`` to the next visit to the host."""
+        left = min(visit - step % visit, self.ending.steps - step)
+        whole, rest = divmod(left, self.loop.chunk)
+        return [self.loop.chunk] * whole + [rest] * bool(rest)
 
 
 def make(how: dict[str, Any], ending: Ending, given: list[Any], key: Any, args: Any, batches: Any):
     """The plan of a fit from the parameters ``given``, one tree for each restart."""
     on_device = batches if callable(batches) else None
-    host = None if batches is None or callable(batches) else cycle(batches)
+    feed = Feed(None if callable(batches) else batches)
     trees = [(jax.tree.map(strong, p), tuple(args), on_device) for p in given]
     values, fixed, which = separate(trees[0])
     loop = Loop(**how, **which)
     compares = ending.tolerance is not None or ending.restarts is not None
     ahead = min(CHUNK, max(ending.steps, 1)) if compares else 1
-    first = [] if host is None else list(itertools.islice(host, ahead))
+    first = feed.first(ahead)
+    if first:
+        loop = dataclasses.replace(loop, chunk=length(first[0], CHUNK))
     program = loop.program(values, fixed, key, first[0] if first else None)
 
     def state(values: Any) -> State:
@@ -95,10 +93,10 @@ def make(how: dict[str, Any], ending: Ending, given: list[Any], key: Any, args: 
         start = State(kept, optimizer, loop.averages(program[0]), 0)
         return opened(loop, ending, start)
 
-    single = state(values)
+    single = placed(state(values), (fixed, first))
     start = single
     if ending.restarts is not None:
-        others = [state(separate(t)[0]) for t in trees[1:]]
+        others = [placed(state(separate(t)[0]), (fixed, first)) for t in trees[1:]]
         start = stack_trees([single, *others])
     traced = is_traced(start, fixed, key, first, program[1], jnp.zeros(()) + 0)
     width = () if ending.restarts is None else (ending.restarts,)
@@ -112,9 +110,9 @@ def make(how: dict[str, Any], ending: Ending, given: list[Any], key: Any, args: 
         judged=None if ending.tolerance is None else unjudged(loop, ending.restarts),
         anchors=(),
         fixed=fixed,
-        key=key,
-        rows=None if host is None else itertools.chain(first, host),
-        held=stack(first, len(first)) if first and compares else None,
+        key=placed(key, (fixed, first)),
+        feed=feed,
+        held=feed.stack(first, len(first)) if first and compares else None,
         program=program,
         single=single,
         traced=traced,

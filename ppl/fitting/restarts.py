@@ -18,6 +18,7 @@ from transforms.errors import UnsupportedError, describe
 
 from ..objectives.expectation import is_array
 from ..programs.given import as_count
+from .keys import one_of
 from .steps import Loop, State, run_chunk
 
 STARTS = np.uint32(2**32 - 2)
@@ -29,7 +30,7 @@ def starts(params: Any, restarts: int, key: jax.Array) -> list[Any]:
     n = as_count(restarts, "restarts")
     leaves = jax.tree_util.tree_leaves_with_path(params)
     if callable(params) and not any(is_array(v) for _, v in leaves):
-        return [params(k) for k in jax.random.split(jax.random.fold_in(key, STARTS), n)]
+        return [params(k) for k in jax.random.split(jax.random.fold_in(one_of(key), STARTS), n)]
     for path, v in leaves:
         if is_array(v) and jnp.shape(v)[:1] != (n,):
             raise UnsupportedError(

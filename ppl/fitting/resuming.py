@@ -17,6 +17,7 @@ from transforms.errors import UnsupportedError, describe
 
 from .averaging import FINAL
 from .checkpoint import VERSIONS, Checkpoint
+from .devices import agreed, whole
 from .fingerprint import digest, program_digest
 from .plan import Plan, bytes_of, opened
 from .steps import State, is_traced, strong, update
@@ -142,9 +143,11 @@ def resumed(plan: Plan, file: Checkpoint) -> Plan:
     leaves, tree = jax.tree.flatten(like)
     found = file.restore(leaves)
     if found is None:
+        agreed(-1, file.path)
         return plan
     state, initial, judged, final = jax.tree.unflatten(tree, found[0])
     step = int(np.max(state.step))
+    agreed(step, file.path)
     if step < plan.step:
         return plan
     if window is not None and window < step and int(final) != window:
@@ -189,7 +192,7 @@ def identity(plan: Plan) -> dict[str, str]:
         "args, data and integers of the parameters": digest(plan.fixed),
         "direction": "maximize" if loop.direction > 0 else "minimize",
         "samples": str(loop.samples),
-        "key": str(np.asarray(jax.random.key_data(plan.key)).tolist()),
+        "key": str(whole(jax.random.key_data(plan.key)).tolist()),
         VERSIONS: " ".join(f"{n} {importlib.metadata.version(n)}" for n in libraries),
         **{name: str(value) for name, value in asked.items() if value is not None},
     }

@@ -5,6 +5,7 @@ It shows progress, keeps the history, writes the checkpoint, checks for converge
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -22,6 +23,7 @@ from transforms.program.compiled import compiled, shape_of
 from ..objectives.expectation import split
 from .averaging import CHECK, FINAL, narrow
 from .checkpoint import Checkpoint
+from .devices import among_processes, is_first
 from .plan import CHUNK, Plan
 from .restarts import best, one, pick, run_side_by_side
 from .resuming import kept, saved
@@ -60,14 +62,17 @@ def run(plan: Plan, progress: bool, callback: Any, checkpoint: Checkpoint | None
     known = np.full(shape, np.nan, plan.history.dtype)
     known[..., : plan.step] = plan.history
     at = _Progress(plan.start, plan.step, known, plan.judged, plan.anchors)
-    plan.skip(at.step)
+    plan.feed.skip(at.step)
+    plan.feed.read_ahead(_all_parts(plan, at.step), loop.chunk)
     often = slow = bool(callback or checkpoint or progress)
     if at.step == 0:
         _drop_anchor(plan, at)
-    with tqdm(total=steps, initial=at.step, disable=not progress) as bar:
+    bar = tqdm(total=steps, initial=at.step, disable=not (progress and is_first()))
+    path = None if checkpoint is None else checkpoint.path
+    with bar, contextlib.closing(plan.feed), among_processes(path):
         while at.step < steps and not at.converged:
             began = time.perf_counter()
-            n, metrics = _chunk(plan, at, CHUNK if slow else loop.chunk)
+            n, metrics = _chunk(plan, at, CHUNK if slow or plan.feed else loop.chunk)
             if not (callback or checkpoint):  # else every chunk is asked for
                 slow = often and (time.perf_counter() - began) / n * loop.chunk > LONGEST_WAIT
             bar.update(n)
@@ -87,6 +92,15 @@ def run(plan: Plan, progress: bool, callback: Any, checkpoint: Checkpoint | None
     return _finish(plan, at)
 
 
+def _all_parts(plan: Plan, step: int) -> list[int]:
+    """The steps that are done at once where the batches come from the host."""
+    counts: list[int] = []
+    while step < plan.ending.steps:
+        counts += plan.parts(step, CHUNK)
+        step = step - step % CHUNK + CHUNK
+    return counts
+
+
 def _run(plan: Plan, one: Any, all_of_them: Any, *args: Any) -> Any:
     """A function of one fit, or of all restarts, as compiled code that the objective keeps."""
     f = one if plan.ending.restarts is None else all_of_them
@@ -100,22 +114,41 @@ def _run(plan: Plan, one: Any, all_of_them: Any, *args: Any) -> Any:
 
 def _chunk(plan: Plan, at: _Progress, visit: int) -> tuple[int, Any]:
     """Run some steps, up to the next visit to the host: how many, and their metrics."""
-    loop, several = plan.loop, plan.ending.restarts is not None
+    several = plan.ending.restarts is not None
     run = functools.partial(_run, plan, run_chunk, run_side_by_side)
-    n = min(visit - at.step % visit, plan.ending.steps - at.step)
-    rows, windows = plan.take(n, loop.chunk), plan.ending.windows(at.step)
-    after, found, done, metrics = run(at.state, plan.fixed, plan.key, n, rows, windows)
-    done = np.asarray(done)
-    if done.max() < n:
-        i, most = int(done.argmax()), int(done.max())
-        failed = run(at.state, plan.fixed, plan.key, most, rows, windows)[0]
-        batch = jax.tree.map(lambda a: a[most], rows)
-        failed = pick(failed, i) if several else failed
-        loop.explain_failure(failed, plan.fixed, plan.key, batch)
-    at.estimates[..., at.step : at.step + n] = np.asarray(found)[..., :n]
-    at.step += n
-    at.state = after if several else dataclasses.replace(after, step=at.step)
-    return n, metrics
+    counts, windows = plan.parts(at.step, visit), plan.ending.windows(at.step)
+    state, step = at.state, at.step
+    done: list[Any] = []
+    for n in counts:
+        rows = plan.feed.take()
+        after, found, count, metrics = run(state, plan.fixed, plan.key, n, rows, windows)
+        done.append((n, rows, found, count, metrics))
+        step += n
+        state = after if several else dataclasses.replace(after, step=step)
+    _look_for_failure(plan, at, run, done)
+    for n, _, found, _, _ in done:
+        at.estimates[..., at.step : at.step + n] = np.asarray(found)[..., :n]
+        at.step += n
+    at.state = state
+    total = sum(counts)
+    mean = lambda *ms: sum(n * m for n, m in zip(counts, ms, strict=True)) / total
+    return total, jax.tree.map(mean, *(m for *_, m in done)) if len(done) > 1 else done[0][-1]
+
+
+def _look_for_failure(plan: Plan, at: _Progress, run: Any, done: list[Any]) -> None:
+    """Raise where a step of those that were done is not finite."""
+    state, several = at.state, plan.ending.restarts is not None
+    most = [int(np.max(count)) for *_, count, _ in done]
+    failing = [n for n, *_ in done] != most
+    for (n, rows, _, count, _), finite in zip(done, most, strict=True):
+        if not failing:
+            return
+        windows = plan.ending.windows(at.step)
+        state = run(state, plan.fixed, plan.key, finite, rows, windows)[0]
+        if finite < n:
+            i, batch = int(np.argmax(count)), jax.tree.map(lambda a, k=finite: a[k], rows)
+            state = pick(state, i) if several else state
+            plan.loop.explain_failure(state, plan.fixed, plan.key, batch)
 
 
 def _drop_anchor(plan: Plan, at: _Progress) -> None:
@@ -185,8 +218,8 @@ def run_traced(plan: Plan, asked: dict[str, Any]) -> dict[str, Any]:
     done, ending = len(plan.history), plan.ending
     left = max(ending.steps - done, 0)
     loop = dataclasses.replace(plan.loop, chunk=max(left, 1), guarded=True)
-    plan.skip(done)
-    rows = plan.take(left, left) if left else None
+    plan.feed.skip(done)
+    rows = plan.feed.stacked(left, left) if left else None
     windows = ending.windows(done)
     state, found, _, _ = run_chunk(loop, plan.start, plan.fixed, plan.key, left, rows, windows)
     history = jnp.concatenate([plan.history, found[:left]])

@@ -30,6 +30,7 @@ from transforms.program.content import ByContent, arguments_of, reachable
 
 from ..objectives.expectation import Expectation, Form, is_array, join, split
 from .averaging import include, narrow
+from .keys import folded, mean_over, parted
 
 
 @jax.tree_util.register_dataclass
@@ -106,7 +107,7 @@ class Loop:
         """Key and arguments of the objective for one step, whose key is ``key``."""
         params, args, draw_batch = self.join(values, fixed)
         if draw_batch is not None:
-            key, batch_key = jax.random.split(key)
+            key, batch_key = parted(key)
             return key, (params, *args, draw_batch(batch_key))
         return key, (params, *args, *([] if batch is None else [batch]))
 
@@ -119,7 +120,8 @@ class Loop:
             closed, consts, _ = self.objective.trace(*self.arguments(values, fixed, key, batch)[1])
             return _jax.evaluate(closed, *consts)
 
-        return _jax.trace(f, values, fixed, key, batch)[:2]
+        shapes = jax.tree.map(_shape, (values, fixed, key, batch))  # without how they are divided
+        return _jax.trace(f, *shapes)[:2]
 
     def averages(self, closed: _jax.ClosedJaxpr) -> dict[float, jax.Array]:
         """Averages for the ``ppl.moving_average`` baselines of the objective, at 0."""
@@ -129,16 +131,10 @@ class Loop:
 
     def cost(self, values: Any, state: State, fixed: Any, key: Any, batch: Any, **rest: Any) -> Any:
         """What is descended, at the step of ``state``, and the auxiliary data of the objective."""
-        step_key = jax.random.fold_in(key, state.step)
+        step_key = folded(key, state.step)
         k, args = self.arguments(values, fixed, step_key, batch)
-        out = self.objective.surrogate(
-            k,
-            *args,
-            samples=self.samples,
-            averages=state.averages,
-            direction=self.direction,
-            **rest,
-        )
+        how = {"samples": self.samples, "averages": state.averages, "direction": self.direction}
+        out = mean_over(lambda k: self.objective.surrogate(k, *args, **how, **rest), k)
         value, aux = out if isinstance(out, tuple) else (out, None)
         return -self.direction * value, aux if self.metrics else None
 
@@ -146,8 +142,9 @@ class Loop:
         """Raise, naming the choice at which a value that is not finite shows first."""
         step = int(state.step)
         values = self.seen(state)
-        step_key = jax.random.fold_in(key, step)
+        step_key = folded(key, step)
         k, args = self.arguments(values, fixed, step_key, batch)
+        k = self._failing(k, values, state, fixed, args)
         closed, consts, _ = self.objective.trace(*args)
         where = first_nonfinite(
             closed,
@@ -167,6 +164,23 @@ class Loop:
             "parameters transformed to their support (jnp.exp, jax.nn.softplus), or log-space "
             "arithmetic are the usual cures."
         )
+
+    def _failing(self, key: jax.Array, values: Any, state: State, fixed: Any, args: Any) -> Any:
+        """Of several keys, the first at which the value or gradient is not finite."""
+        if key.ndim == 0:
+            return key
+        how = {"samples": self.samples, "averages": state.averages, "direction": self.direction}
+
+        def finite(key: jax.Array) -> jax.Array:
+            def f(values: Any) -> Any:
+                params = self.join(values, fixed)[0]
+                return self.objective.surrogate(key, params, *args[1:], **how)
+
+            found = jax.value_and_grad(f, has_aux=self.objective.has_aux)(values)
+            whole = [jnp.all(jnp.isfinite(a)) for a in jax.tree.leaves(found)]
+            return jnp.all(jnp.stack(whole))
+
+        return key[jnp.argmin(jax.vmap(finite)(key))]
 
 
 def separate(trees: tuple[Any, ...]) -> tuple[Any, list[Any], dict[str, Any]]:
@@ -381,6 +395,10 @@ def _check_same(new: State, old: State) -> None:
             "every step of a compiled loop takes the same. Let its update return the structure "
             "that its init made."
         )
+
+
+def _shape(a: Any) -> jax.ShapeDtypeStruct:
+    return _jax.unvarying(jax.typeof(a))
 
 
 def is_traced(*trees: Any) -> bool:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from .keys import folded, mean_over
 from .steps import Loop
 
 FIRST = 500
@@ -68,13 +69,13 @@ def estimates(
     ``rows`` are batches ``[m, ...]`` of the host that are taken in turn, or None.
     """
     n, together = _count(loop)
-    key = jax.random.fold_in(key, FIXED)
+    key = folded(key, FIXED)
 
     def one(i: jax.Array) -> jax.Array:
         batch = jax.tree.map(lambda a: a[i % a.shape[0]], rows)
-        k, args = loop.arguments(values, fixed, jax.random.fold_in(key, i), batch)
+        k, args = loop.arguments(values, fixed, folded(key, i), batch)
         how = {"samples": loop.samples, "averages": averages, "direction": loop.direction}
-        out = loop.objective.surrogate(k, *args, **how)
+        out = mean_over(lambda k: loop.objective.surrogate(k, *args, **how), k)
         return out[0] if isinstance(out, tuple) else out
 
     return lax.map(one, jnp.arange(n), batch_size=together)

@@ -22,7 +22,7 @@ from transforms.estimation.unknown import refuse_value
 from transforms.gradient.lost import lost_draws
 from transforms.gradient.surrogate import surrogate
 from transforms.program.averaged import averaged
-from transforms.program.sharded import inside_shard_map
+from transforms.program.sharded import partitioned
 from transforms.program.site import Expect, expect_p
 
 from ..programs.advice import bad_return, user_code
@@ -146,19 +146,23 @@ class Expectation:
         **how: Any,
     ) -> Any:
         args, kwargs = self._bind(args, kwargs)
-        with inside_shard_map(self.name):
+        arrays, static, tree = split_arrays((args, kwargs))
+        shape: list[Any] = []
+
+        def trace(*arrays: Any) -> tuple[_jax.ClosedJaxpr, list[Any]]:
+            args, kwargs = jax.tree.unflatten(tree, join(arrays, static))
             closed, consts, out = self.trace(*args, **kwargs)
             refuse(closed)
-            outs = surrogate(
-                closed,
-                consts,
-                as_key(key),
-                choose,
-                name=self.name,
-                strict=self.strict,
-                **how,
-            )
-        return jax.tree.unflatten(jax.tree.structure(out), outs)
+            shape[:] = [jax.tree.structure(out)]
+            return closed, consts
+
+        def estimate(closed: Any, consts: Any, key: Any, averages: Any) -> list[Any]:
+            about = {"name": self.name, "strict": self.strict, "averages": averages}
+            return surrogate(closed, consts, key, choose, **about, **how)
+
+        more = as_key(key), how.pop("averages", None)
+        outs = partitioned(self.name, trace, estimate, arrays, *more)
+        return jax.tree.unflatten(shape[0], outs)
 
     def value(self, key: jax.Array, *args: Any, samples: int = 1, **kwargs: Any) -> Any:
         """An unbiased estimate of the objective, f32[] (with ``has_aux``: ``(f32[], aux)``)."""
@@ -367,8 +371,7 @@ class Expectation:
             return self.surrogate(key, *args, samples=samples, report=report, **kwargs)
 
         chosen = [a for a, w in zip(arrays, which, strict=True) if w]
-        with inside_shard_map(self.name):
-            value, grads = jax.value_and_grad(f, has_aux=self.has_aux, allow_int=True)(chosen)
+        value, grads = jax.value_and_grad(f, has_aux=self.has_aux, allow_int=True)(chosen)
         left = iter(grads)
         return value, [next(left) if w else None for w in which]
 
@@ -429,6 +432,14 @@ def is_array(leaf: Any) -> bool:
         leaf,
         jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct | float | int | complex,
     )
+
+
+def split_arrays(tree: Any) -> tuple[list[Any], tuple[tuple[int, Any], ...], Any]:
+    """As :func:`split`, where Python numbers stay what they are."""
+    leaves, structure = jax.tree.flatten(tree)
+    whole = [isinstance(v, jax.Array | np.ndarray) for v in leaves]
+    arrays = [v for v, a in zip(leaves, whole, strict=True) if a]
+    return arrays, tuple((i, v) for i, v in enumerate(leaves) if not whole[i]), structure
 
 
 def split(tree: Any) -> tuple[list[Any], tuple[tuple[int, Any], ...], Form]:

@@ -93,6 +93,11 @@ class Explanation:
         cost = self.traced.lower().cost_analysis()
         return cost.get("flops") if isinstance(cost, dict) else None
 
+    @functools.cached_property
+    def memory(self) -> int:
+        """Bytes that one gradient needs at its peak beside arguments and result; compiles it."""
+        return self.traced.lower().compile().memory_analysis().temp_size_in_bytes
+
     @property
     def rows(self) -> tuple[tuple[str, ...], ...]:
         """The table as text, without its head."""

@@ -20,6 +20,7 @@ from transforms.runs.parts import check_known, weighted
 from ..programs.detached import detach
 from ..programs.generative import Generative
 from ..programs.given import Choices, as_count, merge
+from ..programs.particles import particles
 from ..programs.partly import refuse_unmasked
 from ..programs.program import check_branches, check_generative
 from ..programs.scaled import Weights, table_of
@@ -142,32 +143,46 @@ def entropy(q: Generative) -> jax.Array:
     return -weighted(entropies(q), {}, {})
 
 
-def log_weights(p: Generative, q: Generative, data: Choices, n: int) -> jax.Array:
+def log_weights(
+    p: Generative, q: Generative, data: Choices, n: int, chunk: int | None = None
+) -> jax.Array:
     """log p(x, z_i) - log q(z_i) for ``n`` independent draws of ``q``: f32[n]."""
-    n = as_count(n, "n")
-    return jax.vmap(lambda: elbo(p, q, data), axis_size=n)()
+    return particles(lambda: elbo(p, q, data), as_count(n, "n"), chunk)
 
 
-def iwelbo(p: Generative, q: Generative, data: Choices, n: int) -> jax.Array:
+def iwelbo(
+    p: Generative, q: Generative, data: Choices, n: int, chunk: int | None = None
+) -> jax.Array:
     """E[log 1/n sum_i p(x, z_i) / q(z_i)] (IWAE, Burda et al. 2016).
+
+    With ``chunk``, which divides ``n``, so many particles are in memory at a time; each is computed
+    a second time for the derivative.
 
     Example:
         >>> f = ppl.expectation(lambda phi: ppl.iwelbo(model(), guide(phi), data, n=5))
         >>> value, grad = f.value_and_grad(key, phi, samples=10)
     """
-    return logsumexp(log_weights(p, q, data, n)) - math.log(n)
+    return logsumexp(log_weights(p, q, data, n, chunk)) - math.log(n)
 
 
-def renyi(p: Generative, q: Generative, data: Choices, alpha: float, n: int) -> jax.Array:
+def renyi(
+    p: Generative,
+    q: Generative,
+    data: Choices,
+    alpha: float,
+    n: int,
+    chunk: int | None = None,
+) -> jax.Array:
     """The variational Rényi bound 1/(1-α) log 1/n sum_i w_i^(1-α) (Li & Turner 2016).
 
     Its expectation depends on ``n``, and tends to the exact bound as n grows; α = 1 is the ELBO.
+    ``chunk``: as that of :func:`iwelbo`.
 
     Example:
         >>> f = ppl.expectation(lambda phi: ppl.renyi(model(), guide(phi), data, 0.5, n=5))
         >>> value, grad = f.value_and_grad(key, phi, samples=10)
     """
-    log_w = log_weights(p, q, data, n)
+    log_w = log_weights(p, q, data, n, chunk)
     if alpha == 1.0:
         return jnp.mean(log_w)
     return (logsumexp((1.0 - alpha) * log_w) - math.log(n)) / (1.0 - alpha)

@@ -323,31 +323,3 @@ def test_a_wrong_keyword_is_named():
         TypeError, match=r"missing a required argument: 'b'.*It takes \(m, b, c=2.0"
     ):
         named.grad(KEY, 0.5, c=1.0)
-
-
-# --- inside shard_map -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["reparam", "reinforce", "mvd"])
-def test_inside_shard_map(name):
-    """An error says what to type, which is right."""
-    f = ppl.expectation(
-        lambda m: m * ppl.sample("x", dist.Normal(m, 1.0), getattr(ppl, name)()) ** 2
-    )
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("devices",))
-    parts, whole = jax.sharding.PartitionSpec("devices"), jax.sharding.PartitionSpec()
-
-    def body(key, m):
-        value, grad = f.value_and_grad(key, m[0])
-        return value[None], grad[None]
-
-    def run(**how):
-        specs = {"mesh": mesh, "in_specs": (whole, parts), "out_specs": (parts, parts)}
-        return jax.jit(jax.shard_map(body, **specs, **how))(KEY, jnp.full(1, 0.3))
-
-    wanted = f.value_and_grad(KEY, 0.3)
-    got = run(check_vma=False)
-    np.testing.assert_allclose(np.ravel(got), wanted, rtol=1e-5)
-    with pytest.raises(ppl.UnsupportedError, match="check_vma=False") as raised:
-        run()
-    assert f"{__file__}:" in str(raised.value)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from .. import _jax
 from ..program.improper import undrawn
 from ..program.site import Axis, Site
 from . import noise, rounding
@@ -52,7 +53,7 @@ class Context:
         """The mean payoff of the other samples; 0 where there are none."""
         if self.samples == 1:
             return jnp.zeros_like(payoff)
-        return (lax.psum(payoff, SAMPLES) - payoff) / (self.samples - 1)
+        return (_jax.sum_over_vmap(payoff, SAMPLES) - payoff) / (self.samples - 1)
 
 
 def sampled(d: Any, key: jax.Array, sample_shape: tuple[int, ...]) -> jax.Array:

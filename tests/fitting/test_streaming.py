@@ -1,0 +1,111 @@
+"""Batches of data that need not fit into memory."""
+
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import ppl
+from ppl import dist
+
+KEY = jax.random.key(0)
+N, D, SIZE, BLOCK = 240, 3, 24, 4
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """A memory-mapped array f32[n, d]."""
+    path = tmp_path_factory.mktemp("data") / "rows.npy"
+    values = np.random.default_rng(0).normal(size=(N, D)).astype(np.float32)
+    np.save(path, values)
+    return np.load(path, mmap_mode="r")
+
+
+@ppl.gen
+def model(shape):
+    m = ppl.sample("m", dist.Normal(jnp.zeros(D), 1.0).to_event(1))
+    ppl.sample("x", dist.Normal(m, 1.0).expand(shape).to_event(2))
+
+
+@ppl.gen
+def guide(phi):
+    ppl.sample("m", dist.Normal(phi, 0.1).to_event(1))
+
+
+@ppl.expectation
+def elbo(phi, x):
+    scaled = ppl.scale(model(x.shape), {"x": N / len(x)})
+    return ppl.elbo(scaled, guide(phi), {"x": x})
+
+
+def fit(batches, steps, **how):
+    start = jnp.zeros(D)
+    how = {"key": KEY, "steps": steps, "progress": False, "batches": batches, **how}
+    return ppl.maximize(elbo, start, optax.sgd(1e-3), **how)
+
+
+@pytest.mark.parametrize("block", [1, BLOCK])
+def test_an_epoch_takes_every_row_once_in_another_order(rows, block):
+    batches = ppl.epochs(rows, SIZE, key=KEY, block=block)
+    assert len(batches) == N // SIZE
+    found = batches.after(0)
+    epochs = [np.concatenate([next(found) for _ in range(len(batches))]) for _ in range(2)]
+    for epoch in epochs:
+        np.testing.assert_array_equal(np.sort(epoch, 0), np.sort(rows, 0))
+    assert not np.array_equal(*epochs)
+    np.testing.assert_array_equal(next(batches.after(13)), epochs[1][3 * SIZE : 4 * SIZE])
+
+
+def test_the_mean_gradient_of_an_epoch_is_that_of_the_data(rows, x64):
+    """Of a plate that is scaled by n / size: exact, for one key."""
+    batches = ppl.epochs(rows.astype(float), SIZE, key=KEY)
+    epoch = [b for b, _ in zip(batches, range(len(batches)), strict=False)]
+    phi = jnp.full(D, 0.3)
+    gradient = jax.vmap(lambda x: elbo.grad(KEY, phi, x))(np.stack(epoch)).mean(0)
+    np.testing.assert_allclose(gradient, elbo.grad(KEY, phi, np.asarray(rows, float)), rtol=1e-12)
+
+
+def test_a_fit_reads_ahead_in_a_thread_and_no_more_than_its_steps(rows):
+    batches = ppl.epochs(rows, SIZE, key=KEY)
+    read, threads = [], set()
+
+    def source():
+        for i, batch in zip(range(250), batches, strict=False):
+            read.append(i)
+            threads.add(threading.current_thread() is threading.main_thread())
+            yield batch
+
+    streamed = fit(source(), 250)
+    assert read == [*range(250)]
+    assert threads == {True, False}
+    whole = fit([b for b, _ in zip(batches, range(250), strict=False)], 250)
+    np.testing.assert_array_equal(streamed.history, whole.history)
+    np.testing.assert_array_equal(streamed.params, fit(batches, 250).params)
+
+
+def test_a_fit_that_goes_on_reads_no_batch_twice(rows):
+    batches = ppl.epochs(rows, SIZE, key=KEY, block=BLOCK)
+    whole = fit(batches, 150)
+    first = fit(batches, 70)
+    np.testing.assert_array_equal(fit(batches, 150, state=first.state).params, whole.params)
+
+
+def test_an_error_of_a_source_is_raised(rows):
+    def source():
+        for i, batch in enumerate(ppl.epochs(rows, SIZE, key=KEY)):
+            if i == 130:
+                raise OSError("the disk is gone")
+            yield batch
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        fit(source(), 200)
+
+
+def test_what_makes_no_batches_is_refused(rows):
+    with pytest.raises(ValueError, match="is given 240 rows, batches of 25 and blocks of 4"):
+        ppl.epochs(rows, 25, key=KEY, block=BLOCK)
+    with pytest.raises(ValueError, match="Give a size of at most 240"):
+        ppl.epochs(rows, 241, key=KEY)
