@@ -21,7 +21,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from .. import _jax
-from .choices import RANDOM, remat_jaxpr
+from .choices import RANDOM
+from .control import Branches, Loop, Until, Whole, control
 
 Axes = frozenset[Any]
 _CAST = "pvary"
@@ -69,9 +70,9 @@ def _equation(eqn: _jax.JaxprEqn, operands: list[Any], again: Any, keep_casts: b
     name = RANDOM.get(eqn.primitive)
     if name is not None:
         eqn = eqn.replace(params={name: _plainly(eqn.params[name])})
-    rule = _RULES.get(eqn.primitive)
-    if rule is not None:
-        return rule(eqn, operands, again)
+    inside = None if name is not None else control(eqn)
+    if inside is not None:
+        return _RULES[type(inside)](inside, operands, again)
     f = _jax.function_of(eqn)
     if f is not None:
         return again(_jax.traced(f, *map(_jax.unvarying, map(jax.typeof, operands))), operands)
@@ -104,13 +105,11 @@ def _cast(values: Sequence[Any], axes: Axes) -> list[Any]:
 # --- equations that hold programs -----------------------------------------------------------------
 
 
-def _call(name: str) -> Callable[..., list[Any]]:
-    return lambda eqn, operands, again: again(eqn.params[name], operands)
-
-
-def _remat(eqn: _jax.JaxprEqn, operands: list[Any], again: Any) -> list[Any]:
-    how = {name: eqn.params[name] for name in ("prevent_cse", "policy")}
-    return jax.checkpoint(lambda *xs: again(remat_jaxpr(eqn), xs), **how)(*operands)
+def _whole(whole: Whole, operands: list[Any], again: Any) -> list[Any]:
+    if whole.ruled:
+        jvp = whole.eqn.primitive is _jax.custom_jvp_call_p
+        return (_custom_jvp if jvp else _custom_vjp)(whole, operands, again)
+    return whole.around(lambda *xs: again(whole.program, xs))(*operands)
 
 
 def _settled(body: Callable[[list[Any]], list[Any]], carry: list[Any]) -> list[Any]:
@@ -127,42 +126,38 @@ def _like(values: Sequence[Any], carry: Sequence[Any]) -> list[Any]:
     return [_cast([v], _union([c]))[0] for v, c in zip(values, carry, strict=True)]
 
 
-def _scan(eqn: _jax.JaxprEqn, operands: list[Any], again: Any) -> list[Any]:
-    n, m = _jax.scan_layout(eqn)
-    consts, carry, xs = operands[:n], operands[n : n + m], operands[n + m :]
-    program = eqn.params["jaxpr"]
+def _scan(loop: Loop, operands: list[Any], again: Any) -> list[Any]:
+    consts, carry, xs = loop.operands(operands)
 
     def step(carry: list[Any]) -> list[Any]:
         first = [lax.index_in_dim(x, 0, keepdims=False) for x in xs]
-        return again(program, [*consts, *carry, *first])[:m]
+        return loop.results(again(loop.body, [*consts, *carry, *first]))[0]
 
-    carry = _settled(step, carry) if eqn.params["length"] else carry
+    carry = _settled(step, carry) if loop.length else carry
 
     def body(carry: Any, xs: Any) -> Any:
-        outs = again(program, [*consts, *carry, *xs])
-        return _like(outs[:m], carry), outs[m:]
+        late, ys = loop.results(again(loop.body, [*consts, *carry, *xs]))
+        return _like(late, carry), ys
 
-    how = {name: eqn.params[name] for name in ("length", "reverse", "unroll")}
+    how = {"length": loop.length, "reverse": loop.reverse, "unroll": loop.unroll}
     carry, ys = lax.scan(body, carry, xs, **how)
     return [*carry, *ys]
 
 
-def _while(eqn: _jax.JaxprEqn, operands: list[Any], again: Any) -> list[Any]:
-    p = eqn.params
-    n, m = p["cond_nconsts"], p["body_nconsts"]
-    tests, consts, carry = operands[:n], operands[n : n + m], operands[n + m :]
-    step = lambda carry: again(p["body_jaxpr"], [*consts, *carry])
+def _while(until: Until, operands: list[Any], again: Any) -> list[Any]:
+    tests, consts, carry = until.operands(operands)
+    step = lambda carry: again(until.body, [*consts, *carry])
     carry = _settled(step, carry)
     # devices may take different numbers of steps: then all of the carry varies
-    axes = _jax.varying(_jax.traced(lambda: again(p["cond_jaxpr"], [*tests, *carry])).out_avals[0])
+    axes = _jax.varying(_jax.traced(lambda: again(until.test, [*tests, *carry])).out_avals[0])
     carry = _settled(step, _cast(carry, axes))
-    test = lambda carry: again(p["cond_jaxpr"], [*tests, *carry])[0]
+    test = lambda carry: again(until.test, [*tests, *carry])[0]
     return lax.while_loop(test, lambda carry: _like(step(carry), carry), carry)
 
 
-def _cond(eqn: _jax.JaxprEqn, operands: list[Any], again: Any) -> list[Any]:
+def _cond(cond: Branches, operands: list[Any], again: Any) -> list[Any]:
     index, *rest = operands
-    branches = [functools.partial(again, b) for b in eqn.params["branches"]]
+    branches = [functools.partial(again, b) for b in cond.programs]
     kinds = [_jax.traced(lambda b=b: b(rest)).out_avals for b in branches]
     own = _union([index])
     axes = [own.union(*map(_jax.varying, kind)) for kind in zip(*kinds, strict=True)]
@@ -189,13 +184,13 @@ def _traced_at(eqn: _jax.JaxprEqn) -> list[Any]:
     return [v.aval for v in eqn.invars]
 
 
-def _custom_jvp(eqn: _jax.JaxprEqn, operands: list[Any], again: Any) -> list[Any]:
+def _custom_jvp(whole: Whole, operands: list[Any], again: Any) -> list[Any]:
     """The function with its rule, which is traced as the function was."""
-    alone = _alone(eqn)
+    eqn, alone = whole.eqn, _alone(whole.eqn)
 
     @jax.custom_jvp
     def f(*xs: Any) -> list[Any]:
-        return again(eqn.params["call_jaxpr"], xs)
+        return again(whole.program, xs)
 
     @functools.partial(f.defjvp, symbolic_zeros=True)
     def _(primals: Any, tangents: Any) -> Any:
@@ -222,13 +217,13 @@ def _custom_jvp(eqn: _jax.JaxprEqn, operands: list[Any], again: Any) -> list[Any
     return f(*_cast(operands, _union(operands)))
 
 
-def _custom_vjp(eqn: _jax.JaxprEqn, operands: list[Any], again: Any) -> list[Any]:
-    alone = _alone(eqn)
+def _custom_vjp(whole: Whole, operands: list[Any], again: Any) -> list[Any]:
+    eqn, alone = whole.eqn, _alone(whole.eqn)
     trees: list[Any] = []
 
     @jax.custom_vjp
     def f(*xs: Any) -> list[Any]:
-        return again(eqn.params["call_jaxpr"], xs)
+        return again(whole.program, xs)
 
     def forward(*xs: Any) -> Any:
         closed, consts, out = _jax.trace(lambda *xs: jax.vjp(alone, *xs), *_traced_at(eqn))
@@ -247,13 +242,9 @@ def _custom_vjp(eqn: _jax.JaxprEqn, operands: list[Any], again: Any) -> list[Any
     return f(*_cast(operands, _union(operands)))
 
 
-_RULES: dict[Any, Callable[..., list[Any]]] = {
-    _jax.jit_p: _call("jaxpr"),
-    _jax.closed_call_p: _call("call_jaxpr"),
-    _jax.remat_p: _remat,
-    _jax.scan_p: _scan,
-    _jax.while_p: _while,
-    _jax.cond_p: _cond,
-    _jax.custom_jvp_call_p: _custom_jvp,
-    _jax.custom_vjp_call_p: _custom_vjp,
+_RULES: dict[type, Callable[..., list[Any]]] = {
+    Whole: _whole,
+    Branches: _cond,
+    Loop: _scan,
+    Until: _while,
 }
