@@ -220,9 +220,9 @@ def evaluate_equation(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
     Its constants in place of operands count, unless the operand varies between devices.
     """
     if any(isinstance(v, Literal) for v in eqn.invars):
-        place = lambda v, x: _variable(v.aval) if varying(jax.typeof(x)) else v
+        kept = lambda v, x: isinstance(v, Var) or not varying(jax.typeof(x))
         pairs = zip(eqn.invars, operands, strict=True)
-        eqn = eqn.replace(invars=[v if isinstance(v, Var) else place(v, x) for v, x in pairs])
+        eqn = eqn.replace(invars=[v if kept(v, x) else _variable(v.aval) for v, x in pairs])
     given = {v: x for v, x in zip(eqn.invars, operands, strict=True) if isinstance(v, Var)}
     return evaluate(open_jaxpr(_empty(), list(given), eqn.outvars, [eqn]), *given.values())
 
@@ -344,8 +344,7 @@ def perturbed(xs: Sequence[Any], report: Callable[[list[bool]], None]) -> jax.Ar
 
 def varying(aval: Any) -> frozenset[Any]:
     """The mesh axes along which a value varies, inside ``jax.shard_map``."""
-    kind = getattr(aval, "mat", None)  # ``vma`` before JAX 0.10
-    return getattr(aval, "vma", frozenset()) if kind is None else kind.varying
+    return aval.mat.varying if hasattr(aval, "mat") else getattr(aval, "vma", frozenset())
 
 
 def sub_jaxprs(eqn: JaxprEqn) -> Iterator[ClosedJaxpr]:
