@@ -155,11 +155,6 @@ def is_bare() -> bool:
     return bool(jax.config.jax_disable_jit)  # type: ignore[attr-defined]
 
 
-def is_wide() -> bool:
-    """Whether numbers have 64 bits, in this thread."""
-    return bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]
-
-
 def close(closed: ClosedJaxpr) -> tuple[ClosedJaxpr, list[Any]]:
     """Turn the constants of a jaxpr into leading inputs; returns it with their values."""
     jaxpr, consts = closed.jaxpr, list(closed.consts)
@@ -225,9 +220,9 @@ def evaluate_equation(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
     Its constants in place of operands count, unless the operand varies between devices.
     """
     if any(isinstance(v, Literal) for v in eqn.invars):
-        place = lambda v, x: _variable(v.aval) if varying(jax.typeof(x)) else v
+        kept = lambda v, x: isinstance(v, Var) or not varying(jax.typeof(x))
         pairs = zip(eqn.invars, operands, strict=True)
-        eqn = eqn.replace(invars=[v if isinstance(v, Var) else place(v, x) for v, x in pairs])
+        eqn = eqn.replace(invars=[v if kept(v, x) else _variable(v.aval) for v, x in pairs])
     given = {v: x for v, x in zip(eqn.invars, operands, strict=True) if isinstance(v, Var)}
     return evaluate(open_jaxpr(_empty(), list(given), eqn.outvars, [eqn]), *given.values())
 
@@ -349,34 +344,7 @@ def perturbed(xs: Sequence[Any], report: Callable[[list[bool]], None]) -> jax.Ar
 
 def varying(aval: Any) -> frozenset[Any]:
     """The mesh axes along which a value varies, inside ``jax.shard_map``."""
-    kind = getattr(aval, "mat", None)  # ``vma`` before JAX 0.10
-    return getattr(aval, "vma", frozenset()) if kind is None else kind.varying
-
-
-def unvarying(aval: Any) -> jax.ShapeDtypeStruct:
-    """A value of the same shape and type that does not vary between devices."""
-    weak = getattr(aval, "weak_type", False)
-    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=weak)
-
-
-def sum_over_vmap(x: jax.Array, name: str) -> jax.Array:
-    """``lax.psum`` over the axis of a ``vmap``, which JAX 0.10 cannot inside ``jax.shard_map``."""
-    if not jax.sharding.get_abstract_mesh().manual_axes:
-        return jax.lax.psum(x, name)
-    return _total(jax.lax.axis_index(name), x)
-
-
-@jax.custom_batching.custom_vmap
-def _total(i: jax.Array, x: jax.Array) -> jax.Array:
-    return x
-
-
-@_total.def_vmap
-def _(size: int, batched: Any, i: Any, x: Any) -> Any:
-    of_sum, mapped = batched
-    if not of_sum:
-        return _total(i, x), mapped
-    return jax.numpy.sum(x, 0) if mapped else size * x, False
+    return aval.mat.varying if hasattr(aval, "mat") else getattr(aval, "vma", frozenset())
 
 
 def sub_jaxprs(eqn: JaxprEqn) -> Iterator[ClosedJaxpr]:

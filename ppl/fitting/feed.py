@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, final
 
 import jax
+import jax.numpy as jnp
 
 from transforms import _jax
 
@@ -96,7 +97,7 @@ class _Reading:
         stopped: threading.Event,
     ):
         self._batches, self._counts, self._stacked = batches, counts, stack
-        self._ready, self._stopped, self._wide = ready, stopped, _jax.is_wide()
+        self._ready, self._stopped, self._wide = ready, stopped, jnp.zeros(()).dtype.itemsize == 8
 
     def run(self) -> None:
         try:

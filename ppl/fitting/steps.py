@@ -27,6 +27,7 @@ from transforms.gradient.nonfinite import first_nonfinite
 from transforms.plan.assignment import assign
 from transforms.program.compiled import with_numbers
 from transforms.program.content import ByContent, arguments_of, reachable
+from transforms.program.varying import unvarying
 
 from ..objectives.expectation import Expectation, Form, is_array, join, split
 from .averaging import include, narrow
@@ -398,7 +399,7 @@ def _check_same(new: State, old: State) -> None:
 
 
 def _shape(a: Any) -> jax.ShapeDtypeStruct:
-    return _jax.unvarying(jax.typeof(a))
+    return unvarying(jax.typeof(a))
 
 
 def is_traced(*trees: Any) -> bool:

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .. import _jax
 from ..program.improper import undrawn
 from ..program.site import Axis, Site
 from . import noise, rounding
@@ -53,7 +52,27 @@ class Context:
         """The mean payoff of the other samples; 0 where there are none."""
         if self.samples == 1:
             return jnp.zeros_like(payoff)
-        return (_jax.sum_over_vmap(payoff, SAMPLES) - payoff) / (self.samples - 1)
+        return (_sum_over_samples(payoff) - payoff) / (self.samples - 1)
+
+
+def _sum_over_samples(x: jax.Array) -> jax.Array:
+    """``lax.psum``, which JAX 0.10 cannot over the axis of a ``vmap`` inside ``jax.shard_map``."""
+    if not jax.sharding.get_abstract_mesh().manual_axes:
+        return lax.psum(x, SAMPLES)
+    return _total(lax.axis_index(SAMPLES), x)
+
+
+@jax.custom_batching.custom_vmap
+def _total(i: jax.Array, x: jax.Array) -> jax.Array:
+    return x
+
+
+@_total.def_vmap
+def _(size: int, batched: Any, i: Any, x: Any) -> Any:
+    of_sum, mapped = batched
+    if not of_sum:
+        return _total(i, x), mapped
+    return jnp.sum(x, 0) if mapped else size * x, False
 
 
 def sampled(d: Any, key: jax.Array, sample_shape: tuple[int, ...]) -> jax.Array:

@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec
 
 from .. import _jax
 from ..errors import UnsupportedError
-from .varying import plain, run
+from .varying import plain, run, unvarying
 
 _SIGNS = ("varying", "pcast", "pvary", "vma")
 """What errors of JAX about the axes along which a value varies speak of."""
@@ -72,7 +72,7 @@ def _alike(closed: _jax.ClosedJaxpr, consts: list[Any]) -> tuple[_jax.ClosedJaxp
 def _retyped(f: Callable[..., list[Any]], *given: Any) -> list[Any]:
     """``f(*given)``, traced as if nothing varied."""
     arrays, tree = jax.tree.flatten(given)
-    kinds = [_jax.unvarying(jax.typeof(a)) for a in arrays]
+    kinds = [unvarying(jax.typeof(a)) for a in arrays]
     closed, consts, _ = _jax.trace(lambda *xs: f(*jax.tree.unflatten(tree, xs)), *kinds)
     return run(closed, [*consts, *arrays])
 

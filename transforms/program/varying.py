@@ -28,6 +28,12 @@ Axes = frozenset[Any]
 _CAST = "pvary"
 
 
+def unvarying(aval: Any) -> jax.ShapeDtypeStruct:
+    """A value of the same shape and type that does not vary between devices."""
+    weak = getattr(aval, "weak_type", False)
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=weak)
+
+
 def run(closed: _jax.ClosedJaxpr, args: Sequence[Any], keep_casts: bool = True) -> list[Any]:
     """Evaluate a program at values that may vary otherwise than when it was traced."""
     jaxpr = closed.jaxpr
@@ -49,7 +55,7 @@ def plain(closed: _jax.ClosedJaxpr) -> _jax.ClosedJaxpr:
     """The program of values that do not vary; casts that a user wrote stay."""
     if not any(map(_jax.varying, closed.in_avals)):
         return closed
-    args = [_jax.unvarying(a) for a in closed.in_avals]
+    args = [unvarying(a) for a in closed.in_avals]
     return _jax.traced(lambda *xs: run(closed, xs, keep_casts=False), *args)
 
 
@@ -75,7 +81,7 @@ def _equation(eqn: _jax.JaxprEqn, operands: list[Any], again: Any, keep_casts: b
         return _RULES[type(inside)](inside, operands, again)
     f = _jax.function_of(eqn)
     if f is not None:
-        return again(_jax.traced(f, *map(_jax.unvarying, map(jax.typeof, operands))), operands)
+        return again(_jax.traced(f, *map(unvarying, map(jax.typeof, operands))), operands)
     operands = _cast(operands, _union(operands) | _named(eqn))
     return _jax.evaluate_equation(eqn, operands)
 
@@ -176,7 +182,7 @@ def _alone(eqn: _jax.JaxprEqn) -> Callable[..., list[Any]]:
 
 
 def _avals(values: Sequence[Any]) -> list[Any]:
-    return [_jax.unvarying(jax.typeof(v)) for v in values]
+    return [unvarying(jax.typeof(v)) for v in values]
 
 
 def _traced_at(eqn: _jax.JaxprEqn) -> list[Any]:
