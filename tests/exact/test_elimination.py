@@ -985,3 +985,51 @@ def test_a_dropped_product_is_seen(name: str, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(contraction, "reduced", mutant)
     differs(name)
+
+
+# --- the choices that an exact sum is given -------------------------------------------------------
+
+
+@ppl.gen
+def mixed(n: int) -> None:
+    w = ppl.sample("w", dist.Dirichlet(jnp.ones(3)))
+    mu = jax.vmap(lambda: ppl.sample("mu", dist.Normal(0.0, 3.0)), axis_size=3)()
+
+    def point() -> None:
+        z = ppl.sample("z", dist.Categorical(w))
+        ppl.sample("x", dist.Normal(mu[z], 1.0))
+
+    jax.vmap(point, axis_size=n)()
+
+
+@ppl.gen
+def chained(n: int) -> None:
+    rows = jax.vmap(lambda: ppl.sample("w", dist.Dirichlet(jnp.ones(3))), axis_size=3)()
+    mu = jax.vmap(lambda: ppl.sample("mu", dist.Normal(0.0, 3.0)), axis_size=3)()
+
+    def step(z: Any, _: None) -> Any:
+        z = ppl.sample("z", dist.Categorical(rows[z]))
+        return z, ppl.sample("x", dist.Normal(mu[z], 1.0))
+
+    jax.lax.scan(step, 0, length=n)
+
+
+@pytest.mark.parametrize("model", [mixed, chained], ids=["mixed", "chained"])
+@pytest.mark.parametrize("n", [4, 100])
+def test_they_stay_pathwise(model: Any, n: int) -> None:
+    """The sum is smooth, whatever its size, and a draw of a Dirichlet is inside of the support."""
+
+    @ppl.gen
+    def guide(p: Any) -> None:
+        shape = (3, 3) if model is chained else (3,)
+        ppl.sample("w", dist.Dirichlet(jnp.exp(p) * jnp.ones(shape)).to_event(len(shape) - 1))
+        jax.vmap(lambda: ppl.sample("mu", dist.Normal(p, 1.0)), axis_size=3)()
+
+    @ppl.expectation
+    def elbo(p: Any) -> jax.Array:
+        summed = ppl.marginal(model(n), keep=["w", "mu", "x"], by=ppl.enumeration())
+        return ppl.elbo(summed, guide(p), {"x": jnp.linspace(-2.0, 2.0, n)})
+
+    told = elbo.explain(0.3)
+    assert str(told).count("reparam ") == 2 and "reinforce" not in str(told), str(told)
+    assert not told.findings
