@@ -230,7 +230,7 @@ def _audited(program: Program, meant: Program, key: jax.Array, samples: int) -> 
     lacking = (steps == 0) | ~np.isfinite(moments[1, 0])
     if np.any(lacking):
         moments = np.where(lacking, draw(scores), moments)
-    exact = all(isinstance(e, Enum) for e in trusted.values())
+    sums = "enumeration" if all(isinstance(e, Enum) for e in trusted.values()) else "REINFORCE"
     (estimate, _), (reference, _), (bias, error), truncation, (size, _) = moments
     tolerance = np.abs(reference) + size / np.where(lacking, 1.0, steps)
     tolerance = ROUNDING * program.eps * tolerance + np.maximum(
@@ -244,9 +244,7 @@ def _audited(program: Program, meant: Program, key: jax.Array, samples: int) -> 
             reference=float(reference[i]),
             error=float(error[i]),
             z=float(z[i]),
-            method=("enumeration" if exact else "REINFORCE")
-            if lacking[i]
-            else "finite differences",
+            method=sums if lacking[i] else "finite differences",
         )
         for i in range(count)
     ]

@@ -71,6 +71,7 @@ from .traits import (
     Fault,
     Source,
     Value,
+    Values,
     drawn_by,
     is_circular,
     is_linear,
@@ -143,7 +144,7 @@ class Soundness:
             of_support(s, self._root.choose) for s, x in self._moving if not wanted.isdisjoint(x)
         ]
         found += [
-            of_contradiction(f.op, self._sites([source])[0])
+            self._as_looked_at(f, of_contradiction(f.op, self._sites([source])[0]))
             for source, f in self._contradicted.items()
             if not wanted.isdisjoint(f.sources)
         ]
@@ -170,13 +171,12 @@ class Soundness:
 
     def _misfitting(self, wanted: frozenset[Source]) -> Iterator[Finding]:
         """Choices that reach beyond a support, where that matters."""
-        yield from (of_misfit(m) for i, m in self._misfits.values() if self._is_infinite(i))
+        yield from (
+            of_misfit(m) for i, m in self._misfits.values() if is_infinite(self._outside, i)
+        )
         for m, _, s, moving in self._crossing():
             if not wanted.isdisjoint(moving):
                 yield of_crossing(m, s, self._root.choose)
-
-    def _is_infinite(self, misfit: int) -> bool:
-        return is_infinite(self._outside, misfit)
 
     def _crossing(self) -> Iterator[tuple[Misfit, Source, Chosen, frozenset[Source]]]:
         """Pathwise draws that weigh nothing outside of a support, the end of which they cross."""
@@ -184,12 +184,14 @@ class Soundness:
             for source, s, moving in self._pathwise:
                 site = s.choice.site
                 same = (site.address, site.source) == (m.drawn.address, m.drawn.source)
-                if same and not self._is_infinite(i):
+                if same and not is_infinite(self._outside, i):
                     yield m, source, s, moving
 
     def _finding(self, f: Fault) -> Finding:
         sites, drawn = self._sites(f.sources), self._sites(f.drawn)
-        found = of_fault(f.kind, f.op, sites, drawn, self._root.choose)
+        return self._as_looked_at(f, of_fault(f.kind, f.op, sites, drawn, self._root.choose))
+
+    def _as_looked_at(self, f: Fault, found: Finding) -> Finding:
         if not self._cures.is_undecided(f):
             return found
         return dataclasses.replace(found, message=f"{found.message} {NOT_LOOKED_AT}")
@@ -203,8 +205,7 @@ class Soundness:
 
     @property
     def by_choice(self) -> tuple[Finding, ...]:
-        """What is biased as its estimator is known to be: told by ``explain`` and where the user is
-        strict."""
+        """What is biased as its estimator is known to be: told where one asks, or is strict."""
         return tuple(of_biased(s) for _, s in self.sites if s.estimator.biased)
 
     @property
@@ -380,22 +381,17 @@ class Soundness:
         return Value(faults=faults, estimates=frozenset({Estimate(0, 0)}))
 
     def _verdict(self, op: Op) -> str:
-        reason = marks.reason_of(op.stack)
-        if reason is not None:
+        if (reason := marks.reason_of(op.stack)) is not None:
             self._stated.setdefault(reason, op.line)
         return verdicts.of(op)
 
-    def _fault(
-        self, kind: str, flat: Flat, i: int, value: Value, *, suspect: bool = False
-    ) -> Fault:
+    def _fault(self, kind: str, flat: Flat, i: int, value: Value, suspect: bool = False) -> Fault:
         fault = self._faults.setdefault((flat, i, kind), Fault(kind, flat, i, suspect=suspect))
         fault.sources |= value.sources
         fault.drawn |= value.drawn
         return fault
 
-    def _broken(
-        self, kind: str, flat: Flat, i: int, value: Value, *, suspect: bool = False
-    ) -> Value:
+    def _broken(self, kind: str, flat: Flat, i: int, value: Value, suspect: bool = False) -> Value:
         fault = self._fault(kind, flat, i, value, suspect=suspect)
         return value._replace(sources=frozenset(), faults=value.faults | {fault})
 
@@ -433,9 +429,7 @@ class Soundness:
                 self._moving.append((chosen, moving))
         return Value(drawn=drawn)
 
-    def _expect(
-        self, flat: Flat, i: int, expect: Expect, args: list[Value], scope: Scope
-    ) -> list[Value]:
+    def _expect(self, flat: Flat, i: int, expect: Expect, args: Values, scope: Scope) -> Values:
         name = f"{scope.name}{expect.name}/"
         inner = self._scope(expect.jaxpr, expect.choose, slice(None), name)
         self._cures.pass_on(flat, flat.ops[i].ins, inner.flat)
@@ -470,9 +464,7 @@ class Soundness:
             for v, o in zip(flat.ops[i].outs, outs, strict=True)
         ]
 
-    def _cond(
-        self, flat: Flat, i: int, _: Branches, args: list[Value], scope: Scope
-    ) -> list[Value]:
+    def _cond(self, flat: Flat, i: int, _: Branches, args: Values, scope: Scope) -> Values:
         index, *operands = args
         for body in flat.ops[i].bodies:
             self._cures.pass_on(flat, flat.ops[i].ins[1:], body)
@@ -482,9 +474,7 @@ class Soundness:
             index = index._replace(faults=index.faults | {fault}, estimates=frozenset())
         return [join([index, *cases]) for cases in zip(*outs, strict=True)]
 
-    def _while(
-        self, flat: Flat, i: int, until: Until, args: list[Value], scope: Scope
-    ) -> list[Value]:
+    def _while(self, flat: Flat, i: int, until: Until, args: Values, scope: Scope) -> Values:
         test, step = flat.ops[i].bodies
         of_test, of_step, _ = until.operands(flat.ops[i].ins)
         self._cures.pass_on(flat, of_test, test)

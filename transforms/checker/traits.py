@@ -82,6 +82,9 @@ class Fault:
         return self.flat, self.index, self.kind
 
 
+Values = list[Value]
+
+
 def join(values: Sequence[Value]) -> Value:
     tainted = [v for v in values if v != CONSTANT]
     if not tainted:

@@ -226,6 +226,19 @@ def _baseline(s: Elements) -> Any:
     return estimator.baseline if isinstance(estimator, InPlace) else None
 
 
+def _beginning(
+    choice: Site, operands: list[Any], key: jax.Array, given: Any, context: Context
+) -> tuple[jax.Array, jax.Array]:
+    """A draw that alternatives stand in for, or one of them, and the key for theirs."""
+    own, others = jax.random.split(key)  # alternatives are independent of the draw
+    fixed = lax.stop_gradient(operands)
+    value = lax.stop_gradient(draw(choice, fixed, own, sampled, context))
+    if given is not None:
+        replace, other = given
+        value = jnp.where(replace, other, value)
+    return value, jax.random.key_data(own_key(others, context))
+
+
 def _run(
     layout: Layout,
     context: Context,
@@ -267,22 +280,16 @@ def _run(
         if isinstance(estimator, Enumerated):
             return [draw(choice, operands, key, sampled, context)], acc, {}
         if isinstance(estimator, Continued):
-            own, other_draws = jax.random.split(key)  # alternatives are independent of the draw
-            fixed = lax.stop_gradient(operands)
-            value = lax.stop_gradient(draw(choice, fixed, own, sampled, context))
-            if path in given:
-                replace, other = given[path]
-                value = jnp.where(replace, other, value)
-            data = jax.random.key_data(own_key(other_draws, context))
+            value, data = _beginning(choice, operands, key, given.get(path), context)
             return [value], acc, {path: (jnp.ones((), bool), operands, value, data)}
         assert isinstance(estimator, InPlace)
         parameters = lax.stop_gradient(operands) if estimator.score else operands
         value = draw(choice, parameters, key, estimator.draw, context)
         refuse_rounding(choice, estimator.name, "draws", value.dtype)
-        if not estimator.score:
-            return [value], acc, {}
-        value = lax.stop_gradient(value)
-        return [value], acc, {path: _score(choice, estimator, operands, value)}
+        if estimator.score:
+            value = lax.stop_gradient(value)
+            return [value], acc, {path: _score(choice, estimator, operands, value)}
+        return [value], acc, {}
 
     program = known(program or layout.program)
     outs, _, made = interpret(program, args, rule, key=key, given=given, resumable=resumable)

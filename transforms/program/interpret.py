@@ -161,11 +161,10 @@ def interpret(
         if n < start:
             continue
         i, eqn = step
-        inside = None if random_of(eqn) is not None else control(eqn)
-        handler = _CONTROL.get(type(inside), _choice)
-        more = {"resumable": True} if resumable and _runs_once(inside) else {}
+        handler, what = _handler(eqn)
+        more = {"resumable": True} if resumable and _runs_once(what) else {}
         outs, new_acc, made = handler(
-            eqn if handler is _choice else inside,
+            what,
             [read(v) for v in eqn.invars],
             rule,
             key=own_key,
@@ -199,9 +198,16 @@ def _below(given: Record, path: Path) -> Record:
     return {p: v for p, v in given.items() if p[: len(path)] == path}
 
 
-def _runs_once(inside: Control | None) -> bool:
+def _handler(eqn: _jax.JaxprEqn) -> tuple[Callable[..., Any], Control | _jax.JaxprEqn]:
+    """What runs an equation that makes a choice or hides one, and what of it."""
+    inside = None if random_of(eqn) is not None else control(eqn)
+    handler = _CONTROL.get(type(inside))
+    return (_choice, eqn) if inside is None or handler is None else (handler, inside)
+
+
+def _runs_once(what: Any) -> bool:
     """Whether what is inside is run once, so that it can begin in the middle."""
-    return inside is None or (isinstance(inside, Whole) and not inside.checkpoint)
+    return not isinstance(what, Control) or (isinstance(what, Whole) and not what.checkpoint)
 
 
 def _choice(eqn: Any, operands: list[Any], rule: Rule, **state: Any) -> Any:
