@@ -18,6 +18,7 @@ from estimators.perturbation import spa
 from estimators.rebar import rebar
 from estimators.reinforce import reinforce
 from estimators.relax import relax
+from estimators.stein import stein
 from estimators.straight_through import straight_through
 from estimators.unordered import unordered
 from transforms.analyses.primitives import register_primitive
@@ -183,6 +184,7 @@ __all__ = [
     "smc",
     "spa",
     "stl",
+    "stein",
     "straight_through",
     "strict",
     "to_numpyro",
