@@ -1,4 +1,4 @@
-r"""RODEO-type Stein baselines: scores of discrete choices that learn from the other samples' slopes.
+r"""RODEO-type Stein baselines: of a discrete choice, from the slopes at the other samples.
 
 Of samples side by side each has a payoff f(b) and, of a function f that makes sense between the
 values of the choice, a slope f'(s): s is b, or the indicator of a categorical. With A and G made of
