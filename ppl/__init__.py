@@ -50,7 +50,8 @@ from . import guides
 from .fitting.batches import minibatches
 from .fitting.epochs import epochs
 from .fitting.fit import Fit, maximize, minimize
-from .fitting.play import Played, Player, play
+from .fitting.play import Played, play
+from .fitting.rounds import Player
 from .imports.exported import to_numpyro
 from .imports.imported import Imported, from_numpyro
 from .inference import plots
@@ -183,8 +184,8 @@ __all__ = [
     "signal_to_noise",
     "smc",
     "spa",
-    "stl",
     "stein",
+    "stl",
     "straight_through",
     "strict",
     "to_numpyro",
