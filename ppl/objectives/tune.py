@@ -327,4 +327,4 @@ def _retargeted(objective: Expectation, assignment: Mapping[Address, Any]) -> Ex
         closed, consts, out = objective.trace(*args, **kwargs)
         return jax.tree.unflatten(jax.tree.structure(out), retarget(closed, consts, table))
 
-    return Expectation(f, objective.has_aux, objective.strict)
+    return Expectation(f, objective.has_aux, objective.strict, objective.target)
