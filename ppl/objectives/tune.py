@@ -353,12 +353,11 @@ def _sized(objective: Expectation, sizes: Mapping[Any, int]) -> Expectation:
     """The objective with some of its keyword arguments."""
     if not sizes:
         return objective
-    given = {str(name): n for name, n in sizes.items()}
+    given, own = {str(name): n for name, n in sizes.items()}, vars(objective)["__wrapped__"]
 
     @wraps(objective, updated=())
     def f(*args: Any, **kwargs: Any) -> Any:
-        closed, consts, out = objective.trace(*args, **kwargs, **given)
-        return jax.tree.unflatten(jax.tree.structure(out), _jax.evaluate(closed, *consts))
+        return own(*args, **kwargs, **given)
 
     whole = inspect.signature(objective)
     left = [p for name, p in whole.parameters.items() if name not in given]
