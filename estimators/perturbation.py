@@ -17,7 +17,8 @@ choosing is left.
 
 Conditions: Bernoulli, Binomial, Poisson, Geometric and Categorical choices; f may be discontinuous.
 Values of a categorical whose probability is 0 are passed over; where one is typed as exactly 0 (in
-``probs``) the derivative is not a number. First derivatives only. m more runs of what follows,
+``probs``) the derivative in it, of which nothing is known, is not a number, and those in the others
+are what they are. First derivatives only. m more runs of what follows,
 whatever the number of elements; 1 where only the value is wanted.
 
 Sources: Gong & Ho 1987 (smoothed perturbation analysis); Arya, Schauer, Schäfer & Rackauckas,
@@ -207,7 +208,8 @@ def _(d: Any, x: jax.Array) -> Steps:
     p, k = probs / total[..., None], jnp.arange(probs.shape[-1])
     fixed = lax.stop_gradient(p)
     if isinstance(d, dist.CategoricalProbs):
-        total = total * jnp.where(jnp.all(fixed > 0, axis=-1), 1.0, jnp.nan)
+        untried = jnp.where(fixed > 0, 0.0, jnp.nan)  # their own derivatives are not known
+        total = total + jnp.sum(untried * probs, axis=-1)
     own = jnp.sum(jnp.where(k == x[..., None], fixed, 0.0), axis=-1)
     none = p.shape[-1]
     above = jnp.min(jnp.where((fixed > 0) & (k > x[..., None]), k, none), axis=-1)

@@ -64,10 +64,11 @@ class Relax(Continued):
             how = kind(d)
             drawn = how.draw(d, key, x)
             fixed = lax.stop_gradient(own.params)
-            c, moved = (own.evaluate(fixed, z, how.link) for z in (drawn.again, drawn.z))
+            at = lambda params, z: one_number(own.control(params, z, how.link), z, own.name)
+            c, moved = at(fixed, drawn.again), at(fixed, drawn.z)
             score = payoff * drawn.log_prob - lax.stop_gradient(c) * drawn.own_log_prob
             sampling = jnp.sum(score) + moved - c
-            learning = own.evaluate(own.params, lax.stop_gradient(drawn.again), how.link)
+            learning = at(own.params, lax.stop_gradient(drawn.again))
             error = lax.stop_gradient(jnp.mean(payoff) - learning)
             return sampling + self.weight * site.direction * error * learning
 
@@ -76,15 +77,16 @@ class Relax(Continued):
         payoff = jnp.broadcast_to(payoff, site.value.shape)
         return jnp.sum(site.per_element_with(self, one, site.keys(key), site.value, payoff))
 
-    def evaluate(self, params: Any, z: jax.Array, link: Link) -> jax.Array:
-        """c(z), f32[]."""
-        c = jnp.asarray(self.control(params, z, link))
-        if c.shape != ():
-            raise ValueError(
-                f"the control of ppl.{self.name} returns shape {c.shape} for z of shape {z.shape} "
-                f"({_jax.user_line()}): it is one number. Sum it over the elements of z."
-            )
-        return c
+
+def one_number(c: Any, z: jax.Array, name: str) -> jax.Array:
+    """What a control returns for z, f32[]; refuses another shape."""
+    c = jnp.asarray(c)
+    if c.shape != ():
+        raise ValueError(
+            f"the control of ppl.{name} returns shape {c.shape} for z of shape {z.shape} "
+            f"({_jax.user_line()}): it is one number. Sum it over the elements of z."
+        )
+    return c
 
 
 def relax(control: Callable[..., Any], params: Any = None, *, weight: float = 1.0) -> Relax:

@@ -18,6 +18,7 @@ from estimators.perturbation import spa
 from estimators.rebar import rebar
 from estimators.reinforce import reinforce
 from estimators.relax import relax
+from estimators.stein import stein
 from estimators.straight_through import straight_through
 from estimators.unordered import unordered
 from transforms.analyses.primitives import register_primitive
@@ -49,7 +50,8 @@ from . import guides, plots
 from .fitting.batches import minibatches
 from .fitting.epochs import epochs
 from .fitting.fit import Fit, maximize, minimize
-from .fitting.play import Played, Player, play
+from .fitting.play import Played, play
+from .fitting.rounds import Player
 from .imports.exported import to_numpyro
 from .imports.imported import Imported, from_numpyro
 from .inference.infer import infer
@@ -181,6 +183,7 @@ __all__ = [
     "signal_to_noise",
     "smc",
     "spa",
+    "stein",
     "stl",
     "straight_through",
     "strict",

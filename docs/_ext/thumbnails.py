@@ -323,6 +323,41 @@ def _(panel, s):
     panel.spines[:].set_visible(False)
 
 
+@of("common-salient")
+def _(panel, s):
+    for shift, factor, colour in ((-0.2, "common", BLUE), (0.2, "salient", ORANGE)):
+        found = [s["found"][code, factor] for code in "cs"]
+        panel.bar(np.arange(2) + shift, found, 0.35, color=colour, label=factor)
+    panel.axhline(1 / s["classes"], color=GREY, lw=1)
+    panel.set(xticks=range(2), xticklabels=["c", "s"], ylabel="accuracy", ylim=(0, 1.35))
+    panel.legend(fontsize=8, ncols=2, loc="upper center")
+
+
+@of("spurious-gates")
+def _(panel, s):
+    found = {f"right in {right}": float(np.median(r[64:])) for right, r in s["ratio"].items()}
+    bars(panel, found, [BLUE, ORANGE], "σ² / μ², spurious")
+    panel.axhline(1.0, color=GREY, lw=1)
+    panel.set(yscale="log", xlim=(-0.6, 1.6))
+
+
+@of("unlearning")
+def _(panel, s):
+    for shift, when, colour in ((-0.2, "before", GREY), (0.2, "after", BLUE)):
+        found = [s["found"][when, what] for what in ("keep", "forget")]
+        panel.bar(np.arange(2) + shift, found, 0.35, color=colour, label=when)
+    panel.set(xticks=range(2), xticklabels=["to keep", "to forget"], ylabel="accuracy")
+    panel.set_ylim(0, 1.35)
+    panel.legend(fontsize=8, ncols=2, loc="upper center")
+
+
+@of("graph-records")
+def _(panel, s):
+    found = {f"λ = {lam:g}": area for lam, area in zip(s["lams"], s["areas"], strict=True)}
+    bars(panel, found, [ORANGE, BLUE], "area")
+    panel.axhline(s["figure"]["share with the outcome"], color=GREY, lw=1)
+
+
 def draw(name, scope):
     figure = Figure(figsize=(3.2, 2.0), layout="constrained")
     panel = figure.subplots()

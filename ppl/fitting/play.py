@@ -2,62 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, final
+import importlib.metadata
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, final
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jax import lax
+from tqdm.auto import tqdm
 
 from transforms import _jax
 from transforms.errors import NonFiniteError, UnsupportedError, describe
-from transforms.program.compiled import computed
-from transforms.program.marks import hold
+from transforms.program.compiled import compiled
 
-from ..objectives.expectation import Expectation
 from ..programs.given import as_count, as_key
-from .steps import completed, fitted
-
-
-class Game(NamedTuple):
-    """What a player sees of the game: a pytree, which no derivative reaches.
-
-    Attributes:
-        params: the parameters of all players, by name.
-        step: how many rounds there were, i32[].
-        state: what the last objective that carries a state has returned.
-    """
-
-    params: dict[str, Any]
-    step: jax.Array
-    state: Any
-
-
-@final
-@dataclasses.dataclass(frozen=True)
-class Player:
-    """An objective ``f(own, game)`` of :func:`play`, and how its parameters move.
-
-    Attributes:
-        objective: an ``@ppl.expectation``, or a function. With ``has_aux`` it returns ``(value,
-            state)``, and its state is what the next objective sees.
-        optimizer: of optax.
-        minimize: whether it goes down.
-        turns: how many steps it takes in a round.
-        every: it takes them in each round whose number this divides.
-
-    Example:
-        >>> player = ppl.Player(lambda own, game: own**2, optax.sgd(0.1), minimize=True)
-    """
-
-    objective: Expectation | Callable[..., Any]
-    optimizer: optax.GradientTransformation
-    minimize: bool = False
-    turns: int = 1
-    every: int = 1
+from .arguments import check_arguments
+from .checkpoint import VERSIONS, Checkpoint
+from .devices import is_first
+from .feed import Feed, length
+from .fingerprint import program_digest
+from .plan import CHUNK
+from .resuming import shapes
+from .rounds import Player, Rounds
+from .steps import completed, fitted, strong
 
 
 @final
@@ -74,7 +44,7 @@ class Played:
 
     Example:
         >>> player = ppl.Player(lambda own, game: own**2, optax.sgd(0.1), minimize=True)
-        >>> ppl.play({"a": player}, {"a": 1.0}, key=key, steps=3).history["a"].shape
+        >>> ppl.play({"a": player}, {"a": 1.0}, key=key, steps=3, progress=False).history["a"].shape
         (3,)
     """
 
@@ -92,6 +62,9 @@ def play(
     steps: int,
     samples: int = 1,
     state: Any = None,
+    batches: Iterable[Any] | Callable[[jax.Array], Any] | None = None,
+    progress: bool = True,
+    checkpoint: str | os.PathLike[str] | None = None,
 ) -> Played:
     """Fit several objectives in turn, in one compiled loop.
 
@@ -109,39 +82,97 @@ def play(
         steps: how many rounds.
         samples: how many estimates of each objective are averaged; states too.
         state: what is carried at first, a pytree of arrays.
+        batches: as in ``ppl.maximize``, a batch for each round, which all players find in
+            ``game.batch``.
+        progress: whether to show a progress bar.
+        checkpoint: file that is written every 100 rounds and resumed from if it exists: what
+            follows is what would have followed. ``steps`` may be another number then.
 
     Raises:
         UnsupportedError: players and parameters have different names.
         NonFiniteError: a value is not finite; names the player and the round.
+        ValueError: the checkpoint is damaged or of another game; says what differs.
 
     Example:
         >>> up = lambda own, game: own * game.params["b"] - 0.5 * own**2
         >>> down = lambda own, game: own * game.params["a"] + 0.5 * own**2
         >>> players = {"a": ppl.Player(up, optax.sgd(0.1)),
         ...            "b": ppl.Player(down, optax.sgd(0.1), minimize=True, turns=2)}
-        >>> played = ppl.play(players, {"a": 1.0, "b": 1.0}, key=key, steps=100)
+        >>> played = ppl.play(players, {"a": 1.0, "b": 1.0}, key=key, steps=100, progress=False)
         >>> abs(float(played.params["a"])) < 0.01
         True
     """
-    _check(players, params)
+    _check(players, params, batches, checkpoint)
     n, line = as_count(steps, "steps"), _jax.user_line()
-    begun = jax.tree.map(jnp.asarray, fitted(dict(params)))
-    carried = jax.tree.map(jnp.asarray, state)
-    optimizers = {name: p.optimizer.init(begun[name]) for name, p in players.items()}
+    begun = jax.tree.map(strong, fitted(dict(params)))
+    carried = jax.tree.map(lambda a: strong(jnp.asarray(a)), state)
+    moving = {name: p.optimizer.init(begun[name]) for name, p in players.items()}
+    at = (begun, jax.tree.map(strong, moving), carried)
+    feed = Feed(None if callable(batches) else batches)
+    first = feed.first(1)
+    chunk = length(first[0], CHUNK) if first else CHUNK
+    draw = batches if callable(batches) else None
+    rounds = Rounds(players, dict(params), samples, draw, chunk)
+    given = at, as_key(key), np.int32(0), np.int32(0), feed.stack(first, chunk) if first else None
+    file = None if checkpoint is None else Checkpoint(checkpoint, _identity(rounds, given))
+    run = compiled(rounds, *given)
+    at, step, history = _begin(at, n, list(players), file)
+    ends = [*range(step - step % chunk + chunk, n, chunk), n] if step < n else []
+    counts = [end - start for start, end in zip([step, *ends], ends, strict=False)]
+    feed.skip(step)
+    feed.read_ahead(counts, chunk)
+    bar = tqdm(total=n, initial=step, disable=not (progress and is_first()))
+    with bar, contextlib.closing(feed):
+        for count in counts:
+            at, found = run(at, given[1], np.int32(step), np.int32(count), feed.take())
+            for name, values in found.items():
+                history[name][step : step + count] = values[:count]
+            step += count
+            seen = {name: values[:step] for name, values in history.items()}
+            _refuse_infinite(seen, players, line)
+            bar.update(count)
+            last = ((k, v[np.isfinite(v)][-1:]) for k, v in seen.items())
+            bar.set_postfix_str(", ".join(f"{k} {x:.4g}" for k, v in last for x in v))
+            if file is not None and (step % CHUNK == 0 or step == n):
+                file.save(jax.tree.leaves((at, np.int32(step))), np.stack([*seen.values()]))
+    ended, moved, carried = at
+    return Played(completed(ended, dict(params)), history, carried, moved)
 
-    def run(key: jax.Array, start: Any) -> Any:
-        def one_round(at: Any, step: jax.Array) -> Any:
-            return _round(players, params, at, step, jax.random.fold_in(key, step), samples)
 
-        return lax.scan(one_round, start, jnp.arange(n))
+def _begin(
+    at: Any, n: int, names: list[str], file: Checkpoint | None
+) -> tuple[Any, int, dict[str, np.ndarray]]:
+    """Where a game is, how many rounds there were, and its history, with room for ``n``."""
+    leaves, tree = jax.tree.flatten((at, np.int32(0)))
+    saved = None if file is None else file.restore(leaves)
+    history = {name: np.full(n, np.nan, jnp.zeros(()).dtype) for name in names}
+    if saved is None:
+        return at, 0, history
+    at, step = jax.tree.unflatten(tree, saved[0])
+    for name, values in zip(names, saved[1], strict=True):
+        history[name] = np.concatenate([values, history[name]])[: max(n, int(step))]
+    return at, int(step), history
 
-    (ended, moved, last), history = computed(run, as_key(key), (begun, optimizers, carried))
-    found = {name: np.asarray(values) for name, values in history.items()}
-    _refuse_infinite(found, players, line)
-    return Played(completed(ended, dict(params)), found, last, moved)
+
+def _identity(rounds: Rounds, given: Any) -> dict[str, str]:
+    """What must be the same for a game to be resumed."""
+    closed, consts, _ = _jax.trace(rounds, *given)
+    players = (f"{k} ({p.turns}, {p.every}, {p.minimize})" for k, p in rounds.players.items())
+    libraries = ("jax", "numpyro", "optax")
+    return {
+        "the players, their turns, every and minimize": ", ".join(players),
+        "the parameters": shapes(given[0][0]),
+        "the optimizers' state": shapes(given[0][1]),
+        "the state": shapes(given[0][2]),
+        "objective": program_digest(closed, consts),
+        "key": str(np.asarray(jax.random.key_data(given[1])).tolist()),
+        VERSIONS: " ".join(f"{n} {importlib.metadata.version(n)}" for n in libraries),
+    }
 
 
-def _check(players: Mapping[str, Player], params: Mapping[str, Any]) -> None:
+def _check(
+    players: Mapping[str, Player], params: Mapping[str, Any], batches: Any, checkpoint: Any
+) -> None:
     if set(players) != set(params):
         raise UnsupportedError(
             f"the players at {_jax.user_line()} are {', '.join(players) or 'none'}, and the "
@@ -153,66 +184,9 @@ def _check(players: Mapping[str, Player], params: Mapping[str, Any]) -> None:
                 f"the player {name} at {_jax.user_line()} is {describe(p)}. Type "
                 "ppl.Player(objective, optimizer)."
             )
+        check_arguments(params[name], p.optimizer, (), batches, None, checkpoint)
         as_count(p.turns, f"turns of {name}")
         as_count(p.every, f"every of {name}")
-
-
-def _round(
-    players: Mapping[str, Player],
-    whole: Mapping[str, Any],
-    at: Any,
-    step: jax.Array,
-    key: jax.Array,
-    samples: int,
-) -> Any:
-    values = {}
-    for i, (name, p) in enumerate(players.items()):
-        own_key = jax.random.fold_in(key, i)
-
-        def turns(at: Any, name: str = name, p: Player = p, key: jax.Array = own_key) -> Any:
-            turn = lambda at, k: _turn(name, p, whole, at, step, k, samples)
-            at, found = lax.scan(turn, at, jax.random.split(key, p.turns))
-            return at, found[-1]
-
-        if p.every == 1:
-            at, values[name] = turns(at)
-        else:
-            like = jax.eval_shape(turns, at)[1]
-            rest = lambda at, like=like: (at, jnp.full(like.shape, jnp.nan, like.dtype))
-            at, values[name] = lax.cond(step % p.every == 0, turns, rest, at)
-    return at, values
-
-
-def _turn(
-    name: str,
-    p: Player,
-    whole: Mapping[str, Any],
-    at: Any,
-    step: jax.Array,
-    key: jax.Array,
-    samples: int,
-) -> Any:
-    """A step of one player, and its value before it; ``whole`` has what is not fitted."""
-    params, optimizers, state = at
-    f = p.objective if isinstance(p.objective, Expectation) else Expectation(p.objective)
-    held, step, seen = hold((params, step, state))
-    game = Game(completed(held, dict(whole)), step, seen)
-
-    def value(own: Any) -> Any:
-        own = completed(own, whole[name])
-        out = f.surrogate(key, own, game, samples=samples, direction=-1 if p.minimize else 1)
-        value, new = out if f.has_aux else (out, state)
-        return (value if p.minimize else -value), (value, new)
-
-    try:
-        grads, (found, new) = jax.grad(value, has_aux=True)(params[name])
-    except Exception as error:
-        error.add_note(f"This is the objective of the player {name} of ppl.play.")
-        raise
-    new = jax.tree.map(lambda old, v: jnp.asarray(v).astype(old.dtype), state, new)
-    updates, moved = p.optimizer.update(grads, optimizers[name], params[name])
-    params = {**params, name: optax.apply_updates(params[name], updates)}
-    return (params, {**optimizers, name: moved}, lax.stop_gradient(new)), found
 
 
 def _refuse_infinite(

@@ -58,7 +58,7 @@ def continued(plan: Plan, state: Any) -> Plan:
     if not isinstance(state, dict) or set(state) != set(here):
         raise UnsupportedError(f"{where} is {describe(state)}. Give fit.state of a fit.")
     for name in ("params", "optimizer", "averages"):
-        was, now = _shapes(state[name]), _shapes(here[name])
+        was, now = shapes(state[name]), shapes(here[name])
         if was != now:
             raise ValueError(
                 f"{where} is of another fit: its {name} are {was}, and here {now}. Give the same "
@@ -184,8 +184,8 @@ def identity(plan: Plan) -> dict[str, str]:
     libraries = ("jax", "numpyro", "optax")
     asked = {n: getattr(ending, n) for n in ("average", "tolerance", "restarts")}
     return {
-        "the parameters": _shapes(start.values),
-        "the optimizer's state": _shapes(start.optimizer),
+        "the parameters": shapes(start.values),
+        "the optimizer's state": shapes(start.optimizer),
         "optimizer": program_digest(closed, consts),
         "objective": program_digest(*plan.program),
         "args, data and integers of the parameters": digest(plan.fixed),
@@ -197,7 +197,7 @@ def identity(plan: Plan) -> dict[str, str]:
     }
 
 
-def _shapes(tree: Any) -> str:
+def shapes(tree: Any) -> str:
     """The arrays of a tree, by their paths; a class of the user's may have no name for itself."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     name = functools.partial(jax.tree_util.keystr, simple=True, separator=".")

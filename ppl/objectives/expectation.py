@@ -29,6 +29,7 @@ from ..programs.advice import bad_return, user_code
 from ..programs.given import as_count, as_key
 from ..programs.program import check_function
 from .audit import Audit, audit
+from .declared import check_target, shown
 from .explain import Explanation, explain
 
 
@@ -46,9 +47,10 @@ class Expectation:
         ['m', 's']
     """
 
-    def __init__(self, f: Callable[..., Any], has_aux: bool = False, strict: bool = False):
+    def __init__(self, f: Any, has_aux: bool = False, strict: bool = False, target: Any = None):
         check_function(f, "@ppl.expectation")
-        self._f, self.has_aux, self.strict = f, has_aux, strict
+        check_target(target, Expectation)
+        self._f, self.has_aux, self.strict, self.target = f, has_aux, strict, target
         functools.update_wrapper(self, f)
         self.name: str = getattr(f, "__name__", "expectation")
         self.title = ""
@@ -62,7 +64,8 @@ class Expectation:
     def __get__(self, instance: Any, owner: type | None = None) -> Expectation:
         if instance is None:
             return self
-        return Expectation(self._f.__get__(instance, owner), self.has_aux, self.strict)
+        target = self.target and self.target.__get__(instance, owner)
+        return Expectation(self._f.__get__(instance, owner), self.has_aux, self.strict, target)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """One unbiased draw, inside another expectation."""
@@ -162,7 +165,8 @@ class Expectation:
 
         more = as_key(key), how.pop("averages", None)
         outs = partitioned(self.name, trace, estimate, arrays, *more)
-        return jax.tree.unflatten(shape[0], outs)
+        found = jax.tree.unflatten(shape[0], outs)
+        return shown(found, self.target, key, (args, kwargs), how["samples"])
 
     def value(self, key: jax.Array, *args: Any, samples: int = 1, **kwargs: Any) -> Any:
         """An unbiased estimate of the objective, f32[] (with ``has_aux``: ``(f32[], aux)``)."""
@@ -288,8 +292,8 @@ class Expectation:
                 of an estimate is found. Each costs one gradient and six values for each
                 derivative.
             argnums: which argument(s) to check.
-            target: an objective of the same arguments whose derivative is meant, where that is not
-                the derivative of this one's value: of a surrogate with ``ppl.detach``.
+            target: an objective of the same arguments whose derivative is meant, of a surrogate;
+                by default that of ``@ppl.expectation(target=)``.
 
         Returns:
             A table with a z-score for each derivative; prints as text. ``.ok`` says whether all of
@@ -304,7 +308,7 @@ class Expectation:
         objective, args = self.bound(args, kwargs)
         nums = (argnums,) if isinstance(argnums, int) else tuple(argnums)
         wanted = [i % max(1, len(args)) for i in nums]
-        return audit(objective, as_key(key), args, samples, wanted, target)
+        return audit(objective, as_key(key), args, samples, wanted, target or self.target)
 
     def bound(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -318,7 +322,8 @@ class Expectation:
         def f(*args: Any) -> Any:
             return self._f(*args, **kwargs)
 
-        return Expectation(f, self.has_aux, self.strict), args
+        target = self.target and self.target.bound(args, kwargs)[0]
+        return Expectation(f, self.has_aux, self.strict, target), args
 
     def _bind(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -377,7 +382,7 @@ class Expectation:
 
 
 def expectation(
-    f: Callable[..., Any] | None = None, *, has_aux: bool = False, strict: bool = False
+    f: Any = None, *, has_aux: bool = False, strict: bool = False, target: Any = None
 ) -> Any:
     """Make an objective: the expected value of a function that makes random choices.
 
@@ -386,6 +391,9 @@ def expectation(
         has_aux: whether ``f`` also returns auxiliary data; it is averaged like the value.
         strict: whether a gradient that would be biased is an error, ``ppl.SoundnessError``,
             instead of a warning. ``ppl.strict()`` is the same for all objectives.
+        target: of a surrogate, the objective (of the same arguments) whose derivative it has: what
+            ``value``, the history of a fit and ``audit`` show. Inside another expectation it
+            counts for nothing.
 
     Example:
         >>> @ppl.expectation
@@ -395,8 +403,8 @@ def expectation(
         >>> objective.value_and_grad(jax.random.key(0), 1.5, samples=1000)
     """
     if f is None:
-        return functools.partial(expectation, has_aux=has_aux, strict=strict)
-    return Expectation(f, has_aux, strict)
+        return functools.partial(expectation, has_aux=has_aux, strict=strict, target=target)
+    return Expectation(f, has_aux, strict, target)
 
 
 def _scalar(value: Any) -> str:

@@ -9,6 +9,7 @@ turns, so that drift hits all alike.
 from __future__ import annotations
 
 import html
+import inspect
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -57,7 +58,7 @@ _rank = lambda t: (t.merit, t.seconds)
 
 @dataclass(eq=False)
 class Trial:
-    """A combination of estimators (None: the one that is there), and what was measured of it.
+    """A combination of estimators (None: the one that is there) and sizes, and what was measured.
 
     ``variance`` of the gradient, summed over all parameters, with its standard ``error``;
     ``seconds`` of one gradient in a compiled loop, the least of all turns, since whatever else the
@@ -103,6 +104,7 @@ class Tuned:
         tried: a :class:`Trial` for each combination: the best, the others, the inadmissible ones.
         before: that of the objective as it was.
         exhaustive: whether all combinations were tried.
+        sizes: the best of the ``sizes`` to try.
 
     Example:
         >>> tuned = ppl.tune(elbo, key, phi, budget=0.2)
@@ -115,6 +117,7 @@ class Tuned:
     tried: tuple[Trial, ...]
     before: Trial
     exhaustive: bool
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     def _table(self) -> list[list[str]]:
         measured = ["variance", "standard error", "seconds", "variance x seconds", ""]
@@ -123,11 +126,12 @@ class Tuned:
             numbers = (t.variance, t.error, t.seconds, t.merit)
             texts = ["" if t.why_not else f"{v:.3g}" for v in numbers]
             note = t.why_not or "as it was" * (t is self.before)
-            rows.append([*(TYPED[e] for e in t.assignment.values()), *texts, note])
+            rows.append([*map(_typed, t.assignment.values()), *texts, note])
         return rows
 
     def _verdict(self) -> str:
-        text = ", ".join(f"{a!r}: {TYPED[e]}" for a, e in self.assignment.items())
+        best = {**self.assignment, **self.sizes}
+        text = ", ".join(f"{a!r}: {_typed(e)}" for a, e in best.items())
         how = "all combinations" if self.exhaustive else "one address at a time, from as it was"
         return f"Best for {self.objective.name}: {{{text}}}. Tried: {how}."
 
@@ -150,6 +154,7 @@ def tune(
     samples: int = 1,
     argnums: int | Sequence[int] = 0,
     addresses: Iterable[Address] = (),
+    sizes: Mapping[str, Sequence[int]] | None = None,
     **kwargs: Any,
 ) -> Tuned:
     """Measure which gradient estimators suit an objective: the least variance x seconds.
@@ -167,6 +172,9 @@ def tune(
         argnums: which argument(s) to differentiate.
         addresses: choices to tune, like ``["x", ("inner", "k")]`` (the name of an expectation
             inside comes first); by default all whose estimator was not chosen.
+        sizes: keyword arguments of the objective that say how many draws something takes, and what
+            to try for each: ``{"n": [1, 4, 16]}``, of ``ppl.debias(f, inner, n=n)``. Of a plug-in,
+            whose bias depends on them, none is admissible.
 
     Raises:
         UnsupportedError: nothing to tune, no floating-point argument, or nothing is admissible.
@@ -182,21 +190,23 @@ def tune(
         )
     where = f"{objective.name}, tuned at {_jax.user_line()},"
     nums = (argnums,) if isinstance(argnums, int) else tuple(argnums)
-    given, (objective, args) = objective, objective.bound(args, kwargs)
+    given, typed, named = objective, args, {Size(n): [*v] for n, v in (sizes or {}).items()}
+    bound = lambda at: _sized(given, _of(at, Size)).bound(typed, kwargs)
+    objective, args = bound({name: values[0] for name, values in named.items()})
     check_differentiable(args, nums)
     if not any(map(is_floating, jax.tree.leaves([args[i] for i in nums]))):
         raise UnsupportedError(f"{where} gets no float in argument {nums}. Type 1.0 or argnums=1.")
     key = jax.random.key(jax.random.bits(as_key(key)))  # of the kind that explain traces
     how = {"samples": as_count(samples, "samples"), "argnums": nums}
-    options = _options(objective, args, how, list(addresses), where)
+    options = _options(objective, args, how, list(addresses), where, bool(named)) | named
     tried: dict[Any, Trial] = {}
 
     def trial(*estimators: Any) -> Trial:
         if estimators not in tried:
             new = tried[estimators] = Trial(dict(zip(options, estimators, strict=True)))
             try:
-                explained = _retargeted(objective, new.assignment).explain(*args, **how)
-                new.why_not = _prepare(new, explained, split(args)[0])
+                here = _retargeted(bound(new.assignment)[0], _of(new.assignment))
+                new.why_not = _prepare(new, here.explain(*args, **how), split(args)[0], not named)
             except (PPLError, jax.errors.JaxRuntimeError) as error:
                 new.why_not = str(error).split(". ")[0]
         return tried[estimators]
@@ -214,9 +224,11 @@ def tune(
         )
     for t in tried.values():
         t.loop = None
-    chosen = {a: e for a, e in best.assignment.items() if e}
+    chosen = {a: e for a, e in _of(best.assignment).items() if e}
     rows = tuple(sorted(tried.values(), key=lambda t: (t is not best, *_rank(t))))
-    return Tuned(chosen, _retargeted(given, chosen), rows, before, exhaustive)
+    drawn = _of(best.assignment, Size)
+    found = _retargeted(_sized(given, drawn), chosen)
+    return Tuned(chosen, found, rows, before, exhaustive, {str(k): n for k, n in drawn.items()})
 
 
 def _best(trials: list[Trial], key: jax.Array, budget: float, where: str, parts: int) -> Trial:
@@ -245,9 +257,10 @@ def _best(trials: list[Trial], key: jax.Array, budget: float, where: str, parts:
     return min(ready or trials, key=_rank)
 
 
-def _prepare(trial: Trial, explained: Any, arrays: Any) -> str:
+def _prepare(trial: Trial, explained: Any, arrays: Any, plug_in: bool) -> str:
     """Compile a combination; returns why it is not admissible."""
-    told = [f for f in explained.findings if f.kind not in (PLUG_IN, UNVALUED)]
+    fine = (PLUG_IN, UNVALUED) if plug_in else (UNVALUED,)
+    told = [f for f in explained.findings if f.kind not in fine]
     if told:
         return ", ".join(dict.fromkeys(f"{f.kind}: {f.operation} ({f.source})" for f in told))
     key, arrays = jax.random.key(0), [jnp.asarray(a) for a in arrays]
@@ -290,14 +303,16 @@ def _loop(traced: Any, n: jax.Array, key: jax.Array, arrays: Any) -> jax.Array:
     return jnp.stack([total / (n - 1), rounding, value / n])
 
 
-def _options(objective: Expectation, args: Any, how: Any, names: Any, where: str) -> dict[Any, Any]:
+def _options(
+    objective: Expectation, args: Any, how: Any, names: Any, where: str, sized: bool
+) -> dict[Any, Any]:
     """The estimators that fit, by address, first the one that is there."""
     rows = objective.explain(*args, **how).sites
     sites = {a: here for s in scopes_of(objective.trace(*args)[0]) for a, here in s.items()}
     known = ", ".join(map(show, sites))
     free = [a for a, here in sites.items() if not any(c.site.estimator for c in here)]
     wanted = [(a,) if isinstance(a, str) else tuple(a) for a in names] or free
-    if not wanted:
+    if not wanted and not sized:
         cure = f"has chosen estimators only. Name some: addresses=[{known}]." if sites else ""
         cure = cure or "makes no random choice, so its gradient is exact: objective.grad(...)."
         raise UnsupportedError(f"{where} {cure}")
@@ -319,6 +334,37 @@ def _options(objective: Expectation, args: Any, how: Any, names: Any, where: str
     return out
 
 
+class Size(str):
+    """The name of a keyword argument that says how many draws something takes."""
+
+    __slots__ = ()
+
+
+def _of(assignment: Mapping[Any, Any], kind: type = object) -> dict[Any, Any]:
+    """The sizes of an assignment; else its estimators."""
+    return {a: e for a, e in assignment.items() if isinstance(a, Size) == (kind is Size)}
+
+
+def _typed(choice: Any) -> str:
+    return str(choice) if isinstance(choice, int) else TYPED[choice]
+
+
+def _sized(objective: Expectation, sizes: Mapping[Any, int]) -> Expectation:
+    """The objective with some of its keyword arguments."""
+    if not sizes:
+        return objective
+    given, own = {str(name): n for name, n in sizes.items()}, vars(objective)["__wrapped__"]
+
+    @wraps(objective, updated=())
+    def f(*args: Any, **kwargs: Any) -> Any:
+        return own(*args, **kwargs, **given)
+
+    whole = inspect.signature(objective)
+    left = [p for name, p in whole.parameters.items() if name not in given]
+    f.__signature__ = whole.replace(parameters=left)  # type: ignore[attr-defined]
+    return Expectation(f, objective.has_aux, objective.strict, objective.target)
+
+
 def _retargeted(objective: Expectation, assignment: Mapping[Address, Any]) -> Expectation:
     table = {(a,) if isinstance(a, str) else a: e for a, e in assignment.items() if e}
 
@@ -327,4 +373,4 @@ def _retargeted(objective: Expectation, assignment: Mapping[Address, Any]) -> Ex
         closed, consts, out = objective.trace(*args, **kwargs)
         return jax.tree.unflatten(jax.tree.structure(out), retarget(closed, consts, table))
 
-    return Expectation(f, objective.has_aux, objective.strict)
+    return Expectation(f, objective.has_aux, objective.strict, objective.target)

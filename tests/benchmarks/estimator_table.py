@@ -105,6 +105,7 @@ PROBLEMS: Mapping[str, tuple[Callable[[Any], ppl.Expectation], jax.Array, Rows]]
         {
             **COMMON,
             "rebar(f)": (ppl.rebar(energy), 1, 1),
+            "stein(f), 2 samples": (ppl.stein(energy), 2, 2),
             "mvd()": (ppl.mvd(), 1, 11),
             "enum()": (ppl.enum(), 1, 1024),
         },
@@ -116,6 +117,7 @@ PROBLEMS: Mapping[str, tuple[Callable[[Any], ppl.Expectation], jax.Array, Rows]]
         {
             **SCORES,
             "rebar(f)": (ppl.rebar(energy_of_four), 1, 1),
+            "stein(f), 2 samples": (ppl.stein(energy_of_four), 2, 2),
             "spa()": (ppl.spa(), 1, 2),
             "spa(4)": (ppl.spa(4), 1, 5),
             "unordered()": (ppl.unordered(), 1, 5),

@@ -89,6 +89,7 @@ ESTIMATORS = {
     "rebar": ppl.rebar(quadratic, temperature=0.7, eta=0.8),
     "relax": ppl.relax(control, LEARNED),
     "relax, no parameters": ppl.relax(lambda z: jnp.sum(jnp.sin(z))),
+    "stein": ppl.stein(quadratic),
 }
 
 
@@ -103,7 +104,9 @@ def exact():
 def test_unbiased(name):
     e = ESTIMATORS[name]
     objective = ppl.expectation(functools.partial(everywhere, e=(e, e)))
-    ztest.check(lambda key: objective.value_and_grad(key, PHI), exact(), n=10_000)
+    samples = 3 if name == "stein" else 1
+    one = lambda key: objective.value_and_grad(key, PHI, samples=samples)
+    ztest.check(one, exact(), n=10_000 // samples)
 
 
 TEN = json.loads((pathlib.Path(__file__).parents[1] / "laws/acceptance.json").read_text())
@@ -115,7 +118,7 @@ def energy(b):
     return jax.nn.logsumexp(WEIGHTS @ b)
 
 
-def variance(estimator, of=energy, by="plate"):
+def variance(estimator, of=energy, by="plate", samples=1):
     @ppl.expectation
     def objective(phi):
         if by == "plate":
@@ -124,7 +127,7 @@ def variance(estimator, of=energy, by="plate"):
         return of(ppl.sample("b", dist.Bernoulli(logits=phi), estimator))
 
     keys = jax.random.split(jax.random.key(1), 20_000)
-    grads = ztest.compiled(jax.vmap(lambda key: objective.grad(key, TEN)))(keys)
+    grads = ztest.compiled(jax.vmap(lambda key: objective.grad(key, TEN, samples=samples)))(keys)
     return float(grads.var(0).sum())
 
 
@@ -135,6 +138,8 @@ def test_variance_of_the_literature():
     np.testing.assert_allclose(variance(ppl.reinforce()), 20.7, rtol=0.1)
     rebar = variance(ppl.rebar(energy, temperature=0.5), by="vector")
     assert rebar < 0.2, rebar
+    stein = variance(ppl.stein(energy), by="vector", samples=2)
+    assert stein < 0.3, stein  # of the same samples, "loo" has .335
 
 
 def test_probabilities_of_0_and_1():
@@ -175,7 +180,7 @@ def test_a_control_learns():
 
 
 def test_what_is_refused():
-    for e in (ppl.disarm(), ppl.relax(jnp.sum), ppl.rebar(jnp.sum)):
+    for e in (ppl.disarm(), ppl.relax(jnp.sum), ppl.rebar(jnp.sum), ppl.stein(jnp.sum)):
 
         @ppl.expectation
         def f(t, e=e):

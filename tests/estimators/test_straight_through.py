@@ -118,3 +118,27 @@ def test_what_is_refused():
     ):
         with pytest.raises(ValueError, match=r"Type ppl\.straight_through"):
             make()
+
+
+def test_a_derivative_that_is_dropped_is_told():
+    """A model without the estimator takes the draw as an integer; with it, it does not."""
+
+    @ppl.gen
+    def model(e):
+        b = ppl.sample("b", dist.Bernoulli(jnp.array(0.3)), e)
+        ppl.sample("x", dist.Normal(2.0 * b, 1.0))
+
+    @ppl.gen
+    def guide(logit):
+        ppl.sample("b", dist.Bernoulli(logits=logit), ppl.straight_through())
+
+    @ppl.expectation
+    def elbo(logit, e):
+        return ppl.elbo(model(e), guide(logit), {"x": 1.7})
+
+    dropped, by_choice = elbo.explain(0.1, None).findings
+    assert dropped.kind == "biased" and dropped.addresses == (("b",),)
+    assert "conversion to int" in dropped.message and "same estimator" in dropped.message
+    with pytest.warns(ppl.SoundnessWarning, match="dropped by the conversion to int"):
+        elbo.grad(jax.random.key(0), 0.1, None)
+    assert elbo.explain(0.1, ppl.straight_through()).findings == (by_choice,)

@@ -13,6 +13,7 @@ import statistics
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax import lax
 
@@ -266,3 +267,29 @@ def test_a_declared_target():
     audit = wake.audit(KEY, 0.2, samples=4000, target=bound)
     assert audit.ok and "held against the derivative of" in str(audit)
     assert not more.audit(KEY, 0.2, samples=4000, target=bound).ok
+
+
+def test_a_declared_target_is_what_is_shown():
+    """Its value, in the history of a fit too; the derivative is that of the surrogate."""
+    target = ppl.expectation(
+        lambda m, shift: -((ppl.sample("x", dist.Normal(m, 1e-6)) - shift) ** 2)
+    )
+
+    @ppl.expectation(target=target, has_aux=True)
+    def surrogate(m, shift):
+        k = ppl.sample("k", dist.Bernoulli(jax.nn.sigmoid(m)), ppl.reinforce())
+        return 1.5 * m + 0.0 * k + 100.0, m
+
+    (value, aux), grad = surrogate.value_and_grad(KEY, 0.3, 1.0)
+    assert (float(value), float(aux), float(grad)) == pytest.approx((-0.49, 0.3, 1.5), rel=1e-4)
+    assert float(surrogate.value(KEY, 0.3, shift=1.0)[0]) == pytest.approx(-0.49, rel=1e-4)
+    fit = ppl.maximize(
+        surrogate, 0.3, optax.sgd(0.1), key=KEY, steps=3, args=(1.0,), progress=False
+    )
+    m = 0.3 + 0.15 * np.arange(3)
+    np.testing.assert_allclose(fit.history, -((m - 1.0) ** 2), rtol=1e-4)
+    audit = surrogate.audit(KEY, 0.3, shift=1.0, samples=1000)
+    assert not audit.ok  # 1.5 for 1.4
+    assert surrogate.audit(KEY, 0.25, shift=1.0, samples=1000).ok
+    with pytest.raises(ppl.UnsupportedError, match=r"same arguments\. Put @ppl\.expectation"):
+        ppl.expectation(surrogate, target=lambda m: m)

@@ -374,3 +374,33 @@ def test_errors_show_the_line_and_what_to_type(name):
     message = str(info.value)
     assert f"{__file__}:" in message and text in message and message.endswith((".", "?"))
     assert "/ppl/" not in message
+
+
+def test_sizes_of_nested_estimates(costs):
+    """Of an unbiased function of a mean the size with the least variance x seconds; time is n here.
+    A plug-in, of which another size is another objective, is not compared."""
+
+    def likelihood():
+        z = ppl.sample("z", dist.Normal(0.0, 1.0), REPARAM)
+        return jnp.exp(dist.Normal(z, 0.8).log_prob(1.0))
+
+    @ppl.expectation
+    def evidence(theta, n):
+        return theta * ppl.debias(jnp.log, likelihood, n=n)
+
+    @ppl.expectation
+    def plug_in(theta, n):
+        return theta * jnp.log(ppl.mean(likelihood, n))
+
+    tried = [1, 4, 16]
+    costs |= {(n,): 1e-4 * (1 + n) for n in tried}
+    tuned = ppl.tune(evidence, KEY, 1.5, sizes={"n": tried}, budget=3.0)
+    keys, merits = jax.random.split(jax.random.key(1), 4000), {}
+    for n in tried:
+        fixed = ppl.expectation(lambda theta, n=n: theta * ppl.debias(jnp.log, likelihood, n=n))
+        merits[n] = (1 + n) * float(jnp.var(jax.vmap(lambda key: fixed.grad(key, 1.5))(keys)))
+    assert tuned.sizes == {"n": min(merits, key=merits.__getitem__)}, merits
+    assert not tuned.assignment and len(tuned.tried) == 3 and "'n': " in repr(tuned), tuned
+    assert tuned.objective.value(KEY, 1.5, samples=50) == pytest.approx(-1.5 * 1.47, abs=0.5)
+    with pytest.raises(ppl.UnsupportedError, match=r"no admissible estimators\. As it is: plug-in"):
+        ppl.tune(plug_in, KEY, 1.5, sizes={"n": [4, 16]}, budget=3.0)

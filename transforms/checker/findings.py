@@ -102,8 +102,9 @@ def of_fault(
     if kind == "jump" and not sites:
         message, concerned = _moving_jump(op, drawn), drawn
     else:
-        text = {"jump": _jump, "stop": _stop, "custom": _custom, "seam": _seam}[kind]
-        message, concerned = text(op, sites, choose), sites
+        text = {"jump": _jump, "stop": _stop, "custom": _custom, "seam": _seam}
+        text |= {"through": _through}
+        message, concerned = text[kind](op, sites, choose), sites
     addresses = tuple(dict.fromkeys(s.choice.address for s in concerned))
     return Finding(BIASED, addresses, operation(op), op.line, message)
 
@@ -211,6 +212,17 @@ def _stop(op: Op, sites: Sequence[Chosen], choose: Choose) -> str:
         f"the derivative through {what} is dropped by stop_gradient at {op.line}, and what "
         "follows feeds the objective. To hold it constant on purpose, type ppl.detach(x) in the "
         f"place of jax.lax.stop_gradient(x). {_instead(sites, choose)}".rstrip()
+    )
+
+
+def _through(op: Op, sites: Sequence[Chosen], choose: Choose) -> str:
+    biased = [s for s in sites if s.estimator.biased]
+    name = biased[0].estimator.name
+    return (
+        f"the estimator {name} of {_names(biased)} carries a derivative through floats, and it is "
+        f"dropped by {operation(op)} at {op.line}. A program that scores the draw needs the same "
+        f"estimator at its choice, ppl.sample(..., ppl.{name}()); what follows must not compare "
+        "the draw, or index with it."
     )
 
 

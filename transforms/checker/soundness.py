@@ -29,6 +29,7 @@ import jax.numpy as jnp
 from .. import _jax
 from ..analyses import primitives
 from ..analyses.contained import Misfit
+from ..analyses.tail import is_float
 from ..estimation.baselines import sees_own_draw
 from ..estimation.chosen import Choose, Chosen, Rough
 from ..estimation.estimator import Enumerated, InPlace
@@ -138,7 +139,7 @@ class Soundness:
         wanted: frozenset[Source] = frozenset(("input", i) for i in inputs)
         matters = lambda f: f.matters(wanted, labels)
         self._settle(matters)
-        found = [self._finding(f) for f in self._faults_reached() if matters(f)]
+        found = [self._finding(f) for f in self._reached if matters(f)]
         found += self._misfitting(wanted)
         found += [
             of_support(s, self._root.choose) for s, x in self._moving if not wanted.isdisjoint(x)
@@ -235,15 +236,12 @@ class Soundness:
             self._reached.update(dict.fromkeys(out.faults))
             self._outside |= out.outside
 
-    def _faults_reached(self) -> list[Fault]:
-        return list(self._reached)
-
     def _settle(self, matters: Callable[[Fault], bool]) -> None:
         """Sweep until no fault that matters turns out to be gone where its paths meet."""
         while True:
             self._sweep()
             cured = False
-            for f in sorted(self._faults_reached(), key=lambda f: (f.suspect, f.index)):
+            for f in sorted(self._reached, key=lambda f: (f.suspect, f.index)):
                 if f.kind in UNSMOOTH or self._cures.is_tried(f) or not matters(f):
                     continue
                 cured |= self._cures.cure(f, Known(self._values, self._sunk, self._draws.domains))
@@ -255,7 +253,7 @@ class Soundness:
         self._settle(lambda f: any(s in self._automatic() for s in f.sources))
         while True:
             automatic = self._automatic()
-            jumps = [f for f in self._faults_reached() if f.kind not in UNSMOOTH]
+            jumps = [f for f in self._reached if f.kind not in UNSMOOTH]
             rough = {source: f for f in jumps for source in f.sources & set(automatic)}
             reasons = {source: why(f.kind, f.op) for source, f in rough.items()}
             reasons |= {s: beyond(m) for m, s, _, _ in self._crossing() if s in automatic}
@@ -269,7 +267,7 @@ class Soundness:
                 scope.assign(self.samples, self.layouts)
             self._contradicted |= {
                 source: f
-                for f in self._faults_reached()
+                for f in self._reached
                 for source in f.sources & set(rough)
                 if f.kind == "custom"
             }
@@ -359,6 +357,9 @@ class Soundness:
         verdict = self._verdict(op)
         if verdict == verdicts.SMOOTH or (verdict == verdicts.SUSPECT and not any(jumps)):
             return [out] * len(op.outs)
+        through = any(s.estimator.biased for s in self._sites(out.sources))
+        if through and not is_float(op.eqn.outvars[0]):
+            return [self._broken("through", flat, i, out)] * len(op.outs)
         if custom:
             broken = self._broken("custom", flat, i, out)
             return [broken._replace(sources=out.sources)] * len(op.outs)
@@ -410,8 +411,7 @@ class Soundness:
             self._reached[self._fault(nonlinear(parameters.estimates), flat, i, parameters)] = None
         source: Source = ("site", (id(scope.closed), chosen.choice.path))
         own = frozenset({source})
-        # some have draws of floating point type
-        discrete = getattr(support_of(d), "is_discrete", False)
+        discrete = getattr(support_of(d), "is_discrete", False)  # draws of floats too
         floating = jnp.issubdtype(site.dtype, jnp.floating) and not discrete
         drawn = own if floating else frozenset()
         estimator = chosen.estimator

@@ -41,7 +41,7 @@ class Estimate:
     earlier: bool = False
 
 
-UNSMOOTH = ("nonlinear", "plug-in", "unknown", "unvalued", "score")
+UNSMOOTH = ("nonlinear", "plug-in", "unknown", "unvalued", "score", "through")
 """Kinds of faults that no evaluation takes away."""
 
 
@@ -72,7 +72,7 @@ class Fault:
     def matters(self, wanted: frozenset[Source], labels: bool) -> bool:
         """Whether it makes the derivative in some sources wrong; or is to be told, with ``labels``,
         since it is no mistake."""
-        if self.kind in UNSMOOTH and self.kind != "score":
+        if self.kind in UNSMOOTH and self.kind not in ("score", "through"):
             return labels or self.kind in ("nonlinear", "unknown")
         return not wanted.isdisjoint(self.sources) and (bool(self.drawn) or self.kind != "jump")
 

@@ -182,6 +182,8 @@ class LocalSite:
     ``payoff``) has these axes, with the terms of each element."""
     direction: int = 1
     """Whether the objective is ascended (1) or descended (-1), for estimators that learn."""
+    others: Callable[[jax.Array], jax.Array] = jnp.zeros_like
+    """The mean over the other ``samples`` of an array that each of them has; 0 without others."""
 
     def per_element(self, f: Callable[..., Any], *mapped: Any) -> Any:
         """``f(distribution, *mapped)`` for each element of the surrounding ``vmap``\\ s.

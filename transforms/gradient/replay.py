@@ -20,6 +20,7 @@ from jax import lax
 
 from ..errors import UnsupportedError, show
 from ..estimation.chosen import Chosen
+from ..estimation.draws import Context
 from ..estimation.estimator import Continued, LocalSite, constant, refuse_rounding
 from ..plan.layout import Elements, Layout, laws, onto, times
 from ..program.interpret import Record, states_before
@@ -38,7 +39,7 @@ def correction(
     given: Record,
     made: Record,
     terms: Sequence[Any],
-    direction: int,
+    context: Context,
 ) -> jax.Array:
     """The sampling terms of all elements of a continued choice: value 0.
 
@@ -60,7 +61,7 @@ def correction(
 
     parameters = jax.tree.map(harmless, operands)
     value = lax.stop_gradient(value)
-    term = functools.partial(_sampling_term, layout, s, run, in_step, direction)
+    term = functools.partial(_sampling_term, layout, s, run, in_step, context)
     if whole or not lengths:
         first = keys.reshape(-1, keys.shape[-1])[0] if lengths else keys
         return _differentiated_only(term, s.chosen, parameters, (None, value, first, payoff, *rest))
@@ -109,7 +110,7 @@ def _sampling_term(
     s: Elements,
     run: Any,
     in_step: bool,
-    direction: int,
+    context: Context,
     parameters: list[Any],
     rest: Any,
 ) -> jax.Array:
@@ -150,7 +151,8 @@ def _sampling_term(
         value,
         payoff,
         (*apart, *events),
-        direction,
+        context.direction,
+        context.others,
     )
     if site.estimator is not None:
         estimator = site.rebuild_estimator(parameters)

@@ -150,9 +150,9 @@ class _Parts:
             times(self._law(layout.others[i], others[i].ndim, weights), others[i])
             for i in self._averaged
         ]
-        args, direction = list(self._args), self._context.direction
+        args, context = list(self._args), self._context
         extra = [
-            correction(layout, s, self._quiet, args, self._key, given, made, terms, direction)
+            correction(layout, s, self._quiet, args, self._key, given, made, terms, context)
             for s in self.continued
         ]
         values, payoffs = self._sums(terms, weights, made, read)

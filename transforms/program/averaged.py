@@ -62,7 +62,8 @@ def _with_means(closed: _jax.ClosedJaxpr) -> _jax.ClosedJaxpr:
             continue
         at = None if isinstance(v, _jax.Literal) else makers.get(v)
         expect = None if at is None else random_of(eqns[at])
-        if at is None or not isinstance(expect, Expect) or expect.draws > 1:
+        # one that is a mean already was traced before (ppl.tune)
+        if at is None or not isinstance(expect, Expect) or expect.draws not in (1, mark[0]):
             _refuse(mark[1], "is given what is not one draw of an expectation")
         if uses[v] > 1:
             _refuse(mark[1], "is given a draw that is used elsewhere too")
