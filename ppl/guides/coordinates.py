@@ -174,7 +174,9 @@ class Counts(Discrete):
         n = _constraint(d).upper_bound
         return dist.MultinomialLogits(params["logits"], n)
 
-    is_itself = True
+    @property
+    def is_itself(self) -> bool:
+        return True
 
     def image(self, d: Any, x: Any, site: Site) -> tuple[jax.Array, Any]:
         return x, 0.0
@@ -189,7 +191,9 @@ class Counts(Discrete):
 class Own(Discrete):
     """As the program draws it: there is no family for its support."""
 
-    is_itself = True
+    @property
+    def is_itself(self) -> bool:
+        return True
 
     def law(self, d: Any, params: Params) -> dist.Distribution:
         return d
