@@ -180,6 +180,19 @@ GUIDES = {
 SAME = {"eight_schools_centred": "eight_schools"}
 """A model whose posterior NUTS finds in the form without a funnel."""
 
+
+def compared(name: str, choices: dict[str, Any]) -> dict[str, np.ndarray]:
+    """What of the choices is compared. The scales of a horseshoe have no variance, and coefficients
+    in place of them; the schools have their effects in both forms."""
+    c = {a: np.asarray(v, np.float64) for a, v in choices.items()}
+    if name == "horseshoe_regression":
+        scales = c["overall"][..., None] * c["local"]
+        return {"coefficients": scales * c["z"], "log scales": np.log(scales), "s": c["s"]}
+    if name == "eight_schools":
+        c["theta"] = c["mu"][..., None] + c["tau"][..., None] * c["z"]
+    return c
+
+
 # --- NUTS -----------------------------------------------------------------------------------------
 
 RESULTS = pathlib.Path(__file__).parent / "results"
@@ -192,12 +205,13 @@ Moments = dict[str, Any]
 def by_nuts(name: str, anew: bool) -> Moments:
     kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
     if name not in kept or anew:
-        kept[name] = _by_nuts(*MODELS[name]())
+        kept[name] = _by_nuts(name)
         KEPT.write_text(json.dumps(kept, indent=1) + "\n")
     return kept[name]
 
 
-def _by_nuts(g: Any, data: Any) -> Moments:
+def _by_nuts(name: str) -> Moments:
+    g, data = MODELS[name]()
     mcmc = MCMC(
         NUTS(ppl.to_numpyro(g, data), target_accept_prob=0.95),
         num_warmup=WARMUP,
@@ -207,9 +221,7 @@ def _by_nuts(g: Any, data: Any) -> Moments:
         progress_bar=False,
     )
     mcmc.run(jax.random.PRNGKey(1))
-    found = {a: np.asarray(v, np.float64) for a, v in mcmc.get_samples(True).items()}
-    if "tau" in found and "z" in found:  # the schools, in the other form too
-        found["theta"] = found["mu"][..., None] + found["tau"][..., None] * found["z"]
+    found = compared(name, mcmc.get_samples(True))
     rows = {a: v.reshape(-1, *v.shape[2:]) for a, v in found.items()}
     return {
         "mean": {a: np.round(v.mean(0), 5).tolist() for a, v in rows.items()},
@@ -227,7 +239,7 @@ def error(drawn: Any, nuts: Moments) -> tuple[float, str]:
     off = {}
     for a, v in drawn.items():
         mean, sd = (np.asarray(nuts[k][a]) for k in ("mean", "sd"))
-        off[a] = float(np.max(abs(np.asarray(v, np.float64).mean(0) - mean) / sd))
+        off[a] = float(np.max(abs(v.mean(0) - mean) / sd))
     where = max(off, key=lambda a: off[a])
     return off[where], where
 
@@ -237,8 +249,10 @@ def row(name: str, kind: str, nuts: Moments) -> Row:
     start = time.perf_counter()
     posterior = ppl.infer(g, data, key=KEY, guide=GUIDES[kind])
     seconds = time.perf_counter() - start
-    plain, where = error(posterior.sample(KEY, 20_000), nuts)
-    corrected, there = error(posterior.sample(KEY, 20_000, corrected=True), nuts)
+    (plain, where), (corrected, there) = (
+        error(compared(name, posterior.sample(KEY, 20_000, corrected=c)), nuts)
+        for c in (False, True)
+    )
     return {
         "model": name,
         "guide": kind,
