@@ -4,7 +4,7 @@ The models are those of ``tests/imports/numpyro_models.py``, with the same autog
 parameters on both sides. The log densities of model and guide, and the means of the estimates, are
 compared first. FLOPs and bytes are XLA's, of one step; time is that of a compiled loop of steps.
 
-    python tests/benchmarks/numpyro_models.py [names]
+    python tests/benchmarks/numpyro_steps.py [names]
 
 Discrete choices are summed out by both, which NumPyro does with funsor (``pip install funsor``).
 """
