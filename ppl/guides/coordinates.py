@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
+from numpyro.distributions.transforms import IdentityTransform as Identity
+from numpyro.distributions.transforms import IndependentTransform
 
 from estimators.enumeration import enum, support
 from transforms.errors import Address
@@ -43,6 +45,11 @@ class Coordinate(abc.ABC):
     @property
     def address(self) -> Address:
         return self.entry.address
+
+    @property
+    def is_itself(self) -> bool:
+        """Whether the value is the coordinate."""
+        return False
 
     @abc.abstractmethod
     def law(self, d: Any, params: Params) -> dist.Distribution:
@@ -79,6 +86,10 @@ class Continuous(Coordinate):
 
     dependent: ClassVar[bool] = False
 
+    @property
+    def is_itself(self) -> bool:
+        return isinstance(_base(walk.bijector(abstract_distribution(self.entry.choice))), Identity)
+
     def law(self, d: Any, params: Params) -> dist.Distribution:
         return dist.Normal(params["loc"], jnp.exp(params["log_scale"]))
 
@@ -98,6 +109,10 @@ class Continuous(Coordinate):
 
 class Discrete(Coordinate):
     """Integers, on from the lowest value of the support."""
+
+    @property
+    def is_itself(self) -> bool:
+        return _is_static(self.entry) and _lowest(abstract_distribution(self.entry.choice)) == 0
 
     def image(self, d: Any, x: Any, site: Site) -> tuple[jax.Array, Any]:
         return x + _lowest(d), 0.0
@@ -159,6 +174,10 @@ class Counts(Discrete):
         n = _constraint(d).upper_bound
         return dist.MultinomialLogits(params["logits"], n)
 
+    @property
+    def is_itself(self) -> bool:
+        return True
+
     def image(self, d: Any, x: Any, site: Site) -> tuple[jax.Array, Any]:
         return x, 0.0
 
@@ -171,6 +190,10 @@ class Counts(Discrete):
 
 class Own(Discrete):
     """As the program draws it: there is no family for its support."""
+
+    @property
+    def is_itself(self) -> bool:
+        return True
 
     def law(self, d: Any, params: Params) -> dist.Distribution:
         return d
@@ -234,6 +257,12 @@ def _constraint(d: Any) -> Any:
     while isinstance(constraint, constraints.independent):
         constraint = constraint.base_constraint
     return constraint
+
+
+def _base(transform: Any) -> Any:
+    while isinstance(transform, IndependentTransform):
+        transform = transform.base_transform
+    return transform
 
 
 def _lowest(d: Any) -> Any:

@@ -28,6 +28,7 @@ from transforms.runs.walk import instead
 
 from ..programs.generative import Generative, Select
 from ..programs.given import Choices, as_key
+from ..programs.lawful import Lawful
 from ..programs.program import Program, check_generative
 from ..programs.sites import Written
 from ..programs.space import Parts, Space
@@ -130,21 +131,29 @@ class Guide(Generative):
                 run = self._base.execute(nest(x.items()), exact=True)
                 log_q = run.log_density - run.retval[1]
                 log_q = _inside(allowed, log_q)
-                parts = self._parts(run)
+                parts = self._parts(run, run.densities)
                 parts = {a: Part(_inside(allowed, p.value)) for a, p in parts.items()}
             return Execution(z, z, log_q, log_q, made=run.made, parts=parts)
         run = self._base.execute({})
         z, log_jacobian = run.retval[:2]
         log_q = run.log_density - log_jacobian
         none = jnp.zeros_like(log_q)
-        return Execution(z, z, log_q, none, made=run.made, parts=self._parts(run))
+        return Execution(z, z, log_q, none, made=run.made, parts=self._parts(run, run.densities))
 
-    def _parts(self, run: Execution) -> dict[Group, Part]:
+    def lawful(self) -> Lawful:
+        return Lawful(self._base, lambda run: run.retval[0], self._parts, self._is_drawn)
+
+    def _is_drawn(self, address: Address) -> bool:
+        c = self._family.coordinates.get(address)
+        joint = self._family.joint is not None and address in self._space.slices
+        return c is not None and not joint and c.is_itself
+
+    def _parts(self, run: Execution, densities: Mapping[Group, Part]) -> dict[Group, Part]:
         """The log density of each choice, or of those together that have a joint law."""
         label = self._family.label
         volume = run.retval[3]
         out: dict[Group, Part] = {}
-        for (a,), part in run.densities.items():
+        for (a,), part in densities.items():
             group = tuple(self._space.slices) if a == label else (a,)
             below = [volume[b] for b in (label, *group) if b in volume]
             out[group] = Part(functools.reduce(jnp.subtract, below, part.total))

@@ -18,6 +18,7 @@ from transforms.runs.execute import Execution
 from ..fitting.fit import Fit
 from ..programs.generative import Generative, Select
 from ..programs.given import Choices, as_count, as_key
+from ..programs.lawful import Lawful
 from ..programs.shown import Shown
 from .draws import drawing, in_turn, predicting, resample, together
 from .optional import optional
@@ -45,6 +46,10 @@ class FittedGuide(Generative):
 
     def __repr__(self) -> str:
         return f"fitted {self.name}"
+
+    def lawful(self) -> Lawful | None:
+        assert self._inner is not None
+        return self._inner.lawful()
 
     def execute(
         self, given: Choices, *, exact: bool = False, select: Select = lambda address: False

@@ -28,14 +28,13 @@ from transforms.program.choices import Choice, abstract_distribution
 from transforms.program.site import Site
 from transforms.runs.addresses import Entry
 from transforms.runs.execute import Execution
-from transforms.runs.parts import Group, Part
+from transforms.runs.parts import Part
 
 from ..programs.generative import Generative
 from ..programs.given import Choices, merge
+from ..programs.lawful import Parts
 from ..programs.program import Program
 from ..programs.sites import whole_distribution
-
-Parts = dict[Group, Part]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,39 +59,39 @@ class Pair:
 def drawn(p: Generative, q: Generative, data: Choices) -> Pair:
     """Both at a draw of the guide."""
     z = q.execute({})
-    return _pair(p.execute(merge(z.choices, data), exact=True), z)
+    x = p.execute(merge(z.choices, data), exact=True)
+    return Pair(x.densities, z.densities, x.factors, z.factors)
 
 
 def closed(p: Generative, q: Generative, data: Choices) -> Pair:
     """As :func:`drawn`, with closed forms where there are any."""
-    model, guide = p.as_program(), q.as_program()
-    if not isinstance(model, Program) or not isinstance(guide, Program):
+    model, guide = p.as_program(), q.lawful()
+    if not isinstance(model, Program) or guide is None:
         return drawn(p, q, data)
-    shared = _candidates(model, guide)
-    own = _entropic(guide)
-    z = guide.execute({}, laws=list({**shared, **own}))
-    x = model.execute(merge(z.choices, data), exact=True, laws=list(shared))
+    shared = {a: e for a, e in _candidates(model, guide.program).items() if guide.is_drawn(a)}
+    own = _entropic(guide.program)
+    z = guide.program.execute({}, laws=list({**shared, **own}))
+    x = model.execute(merge(guide.choices(z), data), exact=True, laws=list(shared))
     found = {}
     for a, (mine, theirs) in shared.items():
         part = _divergence((mine, x.laws[a]), (theirs, z.laws[a]))
         if part is not None:
             found[a] = part
-    pair = _pair(x, z)
-    parts = {g: found.get(g[0], part) for g, part in pair.p.items()}
+    parts = {g: found.get(g[0], part) for g, part in x.densities.items()}
     left = {a: e for a, e in own.items() if a not in found}
-    rest = _with_entropies(pair.q, left, z)
+    rest = guide.parts(z, _with_entropies(z.densities, left, z))
     rest = {g: part for g, part in rest.items() if g[0] not in found}
-    return dataclasses.replace(pair, p=parts, q=rest, closed=frozenset(found))
+    return Pair(parts, rest, x.factors, z.factors, frozenset(found))
 
 
 def entropies(q: Generative) -> Parts:
     """The log densities of a program at a draw of it, minus an entropy where there is one."""
-    program = q.as_program()
-    if not isinstance(program, Program):
+    guide = q.lawful()
+    if guide is None:
         return q.execute({}).densities
-    own = _entropic(program)
-    z = program.execute({}, laws=list(own))
-    return _with_entropies(z.densities, own, z)
+    own = _entropic(guide.program)
+    z = guide.program.execute({}, laws=list(own))
+    return guide.parts(z, _with_entropies(z.densities, own, z))
 
 
 def _entropic(q: Program) -> dict[Address, Entry]:
@@ -117,10 +116,6 @@ def _entropy(e: Entry, law: Any) -> Part:
         each = jax.vmap(each)
     with marks.mark(marks.DENSITY):
         return Part(each(law), n)
-
-
-def _pair(x: Execution, z: Execution) -> Pair:
-    return Pair(x.densities, z.densities, x.factors, z.factors)
 
 
 def _candidates(p: Program, q: Program) -> dict[Address, tuple[Entry, Entry]]:

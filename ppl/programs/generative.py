@@ -18,6 +18,7 @@ from transforms.runs.execute import LOG_DENSITY, Execution
 from transforms.runs.parts import Group, Part, by_address
 
 from .given import Choices, seed
+from .lawful import Lawful
 from .shown import Shown
 from .sites import ProgramSite, Written, sites
 
@@ -237,6 +238,11 @@ class Generative(abc.ABC):
         """The ``@ppl.gen`` program that this is, with the laws of its choices; None where it is
         known by its density alone."""
         return None if self._inner is None else self._inner.as_program()
+
+    def lawful(self) -> Lawful | None:
+        """The program that draws the choices, or what they are images of, with its laws."""
+        program = self.as_program()
+        return None if program is None else Lawful(program)
 
     def sites(self, choices: Choices | None = None) -> dict[str | Address, ProgramSite]:
         """What the program chooses: by address, each site's ``.distribution``, ``.support``,

@@ -3,12 +3,16 @@
 For each model and guide: the worst error of a posterior mean, in posterior standard deviations of
 NUTS, of plain draws and of importance-corrected ones; and what the Pareto shape said of it.
 
-    python tests/benchmarks/posteriors.py [names] --draws 4000 --chains 4
+    python tests/benchmarks/posteriors.py [names] [--guides defaults flow] [--anew]
+
+What NUTS found is kept in ``results/nuts.json``; ``--anew`` runs it again.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import pathlib
 import time
 import warnings
 from collections.abc import Callable
@@ -17,14 +21,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro
+from measure import Row, save
+from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 from numpyro.infer import MCMC, NUTS
 
 import ppl
 from ppl import dist
 
 KEY = jax.random.key(0)
-RNG = np.random.default_rng(0)
 Model = tuple[Any, dict[str, Any]]
 
 # --- models, called with their arguments, and their data ----------------------------------------
@@ -56,9 +60,11 @@ def eight_schools() -> Model:
 
 
 def hierarchical_regression(groups: int = 12, n: int = 120) -> Model:
-    group, x = jnp.arange(n) % groups, jnp.asarray(RNG.normal(size=n), jnp.float32)
-    slopes = RNG.normal(0.5, 0.4, groups)
-    y = 1.0 + slopes[np.asarray(group)] * np.asarray(x) + RNG.normal(0, 0.5, n)
+    rng = np.random.default_rng(0)
+    group = jnp.arange(n) % groups
+    x = jnp.asarray(rng.normal(size=n), jnp.float32)
+    slopes = rng.normal(0.5, 0.4, groups)
+    y = 1.0 + slopes[np.asarray(group)] * np.asarray(x) + rng.normal(0, 0.5, n)
 
     @ppl.gen
     def regression(x: jax.Array) -> None:
@@ -72,8 +78,9 @@ def hierarchical_regression(groups: int = 12, n: int = 120) -> Model:
 
 
 def gaussian_process_classification(n: int = 25) -> Model:
+    rng = np.random.default_rng(0)
     x = jnp.linspace(-2.0, 2.0, n)
-    y = jnp.asarray(RNG.uniform(size=n) < 1 / (1 + np.exp(-2 * np.sin(2 * np.asarray(x)))), int)
+    y = jnp.asarray(rng.uniform(size=n) < 1 / (1 + np.exp(-2 * np.sin(2 * np.asarray(x)))), int)
 
     @ppl.gen
     def classification(x: jax.Array) -> None:
@@ -87,8 +94,9 @@ def gaussian_process_classification(n: int = 25) -> Model:
 
 
 def horseshoe_regression(n: int = 60, d: int = 8) -> Model:
-    x = jnp.asarray(RNG.normal(size=(n, d)), jnp.float32)
-    y = x @ jnp.array([2.0, -1.0] + [0.0] * (d - 2)) + 0.7 * RNG.normal(size=n)
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(n, d)), jnp.float32)
+    y = x @ jnp.array([2.0, -1.0] + [0.0] * (d - 2)) + 0.7 * rng.normal(size=n)
 
     @ppl.gen
     def regression(x: jax.Array) -> None:
@@ -102,7 +110,8 @@ def horseshoe_regression(n: int = 60, d: int = 8) -> Model:
 
 
 def mixture(n: int = 100) -> Model:
-    y = np.where(RNG.uniform(size=n) < 0.35, RNG.normal(-2.0, 0.8, n), RNG.normal(1.5, 1.2, n))
+    rng = np.random.default_rng(0)
+    y = np.where(rng.uniform(size=n) < 0.35, rng.normal(-2.0, 0.8, n), rng.normal(1.5, 1.2, n))
 
     @ppl.gen
     def clusters(n: int) -> None:
@@ -120,8 +129,9 @@ def mixture(n: int = 100) -> Model:
 
 
 def stochastic_volatility(n: int = 60) -> Model:
-    walk = np.cumsum(0.25 * RNG.normal(size=n))
-    y = np.exp(0.5 * walk - 1.0) * RNG.normal(size=n)
+    rng = np.random.default_rng(0)
+    walk = np.cumsum(0.25 * rng.normal(size=n))
+    y = np.exp(0.5 * walk - 1.0) * rng.normal(size=n)
 
     @ppl.gen
     def returns(n: int) -> None:
@@ -134,9 +144,10 @@ def stochastic_volatility(n: int = 60) -> Model:
 
 
 def zero_inflated_poisson(n: int = 120) -> Model:
-    x = jnp.asarray(RNG.normal(size=n), jnp.float32)
-    counts = RNG.poisson(np.exp(0.6 + 0.7 * np.asarray(x)))
-    y = np.where(RNG.uniform(size=n) < 0.3, 0, counts)
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=n), jnp.float32)
+    counts = rng.poisson(np.exp(0.6 + 0.7 * np.asarray(x)))
+    y = np.where(rng.uniform(size=n) < 0.3, 0, counts)
 
     @ppl.gen
     def visits(x: jax.Array) -> None:
@@ -166,59 +177,121 @@ GUIDES = {
     "flow": ppl.guides.flow,
 }
 
-# --- comparison ---------------------------------------------------------------------------------
+SAME = {"eight_schools_centred": "eight_schools"}
+"""A model whose posterior NUTS finds in the form without a funnel."""
 
 
-def by_nuts(g: Any, data: Any, draws: int, chains: int) -> dict[str, np.ndarray]:
-    """Draws ``[n, ...]`` of every choice, thinned by nothing."""
+def compared(name: str, choices: dict[str, Any]) -> dict[str, np.ndarray]:
+    """What of the choices is compared. The scales of a horseshoe have no variance, and coefficients
+    in place of them; the schools have their effects in both forms."""
+    c = {a: np.asarray(v, np.float64) for a, v in choices.items()}
+    if name == "horseshoe_regression":
+        scales = c["overall"][..., None] * c["local"]
+        return {"coefficients": scales * c["z"], "log scales": np.log(scales), "s": c["s"]}
+    if name == "eight_schools":
+        c["theta"] = c["mu"][..., None] + c["tau"][..., None] * c["z"]
+    return c
+
+
+# --- NUTS -----------------------------------------------------------------------------------------
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+KEPT = RESULTS / "nuts.json"
+CHAINS, WARMUP, DRAWS = 4, 1_000, 4_000
+Moments = dict[str, Any]
+"""By address mean and standard deviation; and of all, R-hat and the least effective size."""
+
+
+def by_nuts(name: str, anew: bool) -> Moments:
+    kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+    if name not in kept or anew:
+        kept[name] = _by_nuts(name)
+        KEPT.write_text(json.dumps(kept, indent=1) + "\n")
+    return kept[name]
+
+
+def _by_nuts(name: str) -> Moments:
+    g, data = MODELS[name]()
     mcmc = MCMC(
         NUTS(ppl.to_numpyro(g, data), target_accept_prob=0.95),
-        num_warmup=draws // 2,
-        num_samples=draws,
-        num_chains=chains,
-        chain_method="vectorized",
+        num_warmup=WARMUP,
+        num_samples=DRAWS,
+        num_chains=CHAINS,
+        chain_method="sequential",
         progress_bar=False,
     )
     mcmc.run(jax.random.PRNGKey(1))
-    found = {a: np.asarray(v) for a, v in mcmc.get_samples(group_by_chain=True).items()}
-    worst = max(float(np.max(numpyro.diagnostics.split_gelman_rubin(v))) for v in found.values())
-    print(f"    NUTS: worst R-hat {worst:.3f}")
-    return {a: v.reshape(-1, *v.shape[2:]) for a, v in found.items()}
-
-
-def error(drawn: Any, nuts: dict[str, np.ndarray]) -> tuple[float, str]:
-    """The worst error of a mean in standard deviations, and where it is."""
-    off = {
-        a: float(np.max(abs(np.mean(drawn[a], 0) - v.mean(0)) / v.std(0))) for a, v in nuts.items()
+    found = compared(name, mcmc.get_samples(True))
+    rows = {a: v.reshape(-1, *v.shape[2:]) for a, v in found.items()}
+    return {
+        "mean": {a: np.round(v.mean(0), 5).tolist() for a, v in rows.items()},
+        "sd": {a: np.round(v.std(0), 5).tolist() for a, v in rows.items()},
+        "worst R-hat": max(float(np.max(split_gelman_rubin(v))) for v in found.values()),
+        "least ESS": min(float(np.min(effective_sample_size(v))) for v in found.values()),
     }
+
+
+# --- comparison -----------------------------------------------------------------------------------
+
+
+def error(drawn: Any, nuts: Moments) -> tuple[float, str]:
+    """The worst error of a mean in standard deviations, and where it is."""
+    off = {}
+    for a, v in drawn.items():
+        mean, sd = (np.asarray(nuts[k][a]) for k in ("mean", "sd"))
+        off[a] = float(np.max(abs(v.mean(0) - mean) / sd))
     where = max(off, key=lambda a: off[a])
     return off[where], where
+
+
+def row(name: str, kind: str, nuts: Moments) -> Row:
+    g, data = MODELS[name]()
+    start = time.perf_counter()
+    posterior = ppl.infer(g, data, key=KEY, guide=GUIDES[kind])
+    seconds = time.perf_counter() - start
+    (plain, where), (corrected, there) = (
+        error(compared(name, posterior.sample(KEY, 20_000, corrected=c)), nuts)
+        for c in (False, True)
+    )
+    return {
+        "model": name,
+        "guide": kind,
+        "plain": plain,
+        "at": where,
+        "corrected": corrected,
+        "at ": there,
+        "k_hat": posterior.k_hat,
+        "ess of 4,000": int(posterior.ess),
+        "ELBO": f"{posterior.elbo:.2f} ± {posterior.elbo_error:.2g}",
+        "steps": len(posterior.fit.history),
+        "converged": str(posterior.fit.converged),
+        "seconds": round(seconds),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("names", nargs="*", default=list(MODELS))
-    parser.add_argument("--draws", type=int, default=4_000)
-    parser.add_argument("--chains", type=int, default=4)
+    parser.add_argument("--guides", nargs="*", default=list(GUIDES))
+    parser.add_argument("--anew", action="store_true")
     options = parser.parse_args()
     warnings.simplefilter("ignore", ppl.SoundnessWarning)  # k_hat is printed
+    found: list[Row] = []
     for name in options.names:
-        g, data = MODELS[name]()
-        print(name, flush=True)
-        nuts = by_nuts(g, data, options.draws, options.chains)
-        for kind, guide in GUIDES.items():
-            start = time.perf_counter()
-            posterior = ppl.infer(g, data, key=KEY, guide=guide)
-            seconds = time.perf_counter() - start
-            plain, where = error(posterior.sample(KEY, 20_000), nuts)
-            corrected, there = error(posterior.sample(KEY, 20_000, corrected=True), nuts)
-            print(
-                f"    {kind:10} plain {plain:5.3f} sd ({where}), corrected {corrected:5.3f} "
-                f"({there}), k_hat {posterior.k_hat:5.2f}, elbo {posterior.elbo:.2f}, "
-                f"{len(posterior.fit.history):,} steps, {seconds:.0f} s",
-                flush=True,
-            )
+        nuts = by_nuts(SAME.get(name, name), options.anew)
+        sizes = {k: round(nuts[k], 3) for k in ("worst R-hat", "least ESS")}
+        print(f"{name}: NUTS {sizes}", flush=True)
+        for kind in options.guides:
+            found.append(row(name, kind, nuts))
+            print("   ", found[-1], flush=True)
+    if options.names == list(MODELS):
+        title = "ppl.infer beside NUTS: the worst error of a posterior mean, in posterior sds"
+        print(save(RESULTS, "posteriors", title, found, NOTES))
+        (RESULTS / "posteriors.json").unlink()
 
+
+NOTES = f"""plain, corrected: of 20,000 draws, and of as many corrected by importance (PSIS); where.
+k_hat above .7 says that neither can be trusted. NUTS: {CHAINS} chains of {DRAWS:,} draws."""
 
 if __name__ == "__main__":
     main()

@@ -70,7 +70,9 @@ def problems(root: pathlib.Path) -> list[str]:
     graph: dict[str, set[str]] = {}
     for module, tree in trees.items():
         graph[module] = set()
-        top = set(tree.body) | {n for t in tree.body if isinstance(t, ast.Try) for n in t.body}
+        # an optional extra; what a package lists for its first use
+        blocks = [t for t in tree.body if isinstance(t, ast.Try | ast.If)]
+        top = {*tree.body, *(n for t in blocks for n in t.body)}
         for node, target, name in imports(module, tree, set(trees)):
             where = f"{module}:{node.lineno}"  # type: ignore[attr-defined]
             if node not in top:
