@@ -117,7 +117,7 @@ def mass(d: Any, value: jax.Array) -> jax.Array:
         return jnp.where(value == 1, p, 1.0 - p)
     if isinstance(d, dist.BernoulliLogits):
         return logistic(jnp.where(value == 1, d.logits, -jnp.asarray(d.logits)))
-    if isinstance(d, dist.CategoricalProbs | dist.CategoricalLogits):
+    if isinstance(d, dist.CategoricalProbs):
         probs: Any = d.probs
         shape = jnp.broadcast_shapes(jnp.shape(value), d.batch_shape)
         probs = jnp.broadcast_to(probs, (*shape, probs.shape[-1]))

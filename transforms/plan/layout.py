@@ -271,7 +271,7 @@ def _times(weight: jax.Array, f: jax.Array) -> jax.Array:
 
 
 def _counted(weight: jax.Array, f: jax.Array) -> jax.Array:
-    return jnp.where((weight == 0) & ~jnp.isfinite(f), 0.0, f)
+    return jnp.where((weight != 0) | jnp.isfinite(f), f, 0.0)
 
 
 @functools.partial(_times.defjvp, symbolic_zeros=True)
@@ -279,11 +279,12 @@ def _(primals: Any, tangents: Any) -> Any:
     """The slope of f is multiplied by the weight alone: XLA repeats the factor in every loop over
     the numbers that f is made of, and would repeat f with it."""
     weight, f = primals
-    value = _times(weight, f)
+    counted = _counted(weight, f)
+    value = weight * counted
     moves = [not isinstance(t, jax.custom_derivatives.SymbolicZero) for t in tangents]
     slope = jnp.zeros_like(value)
     if moves[0]:
-        slope += tangents[0] * _counted(weight, f)
+        slope += tangents[0] * counted
     if moves[1]:
         slope += weight * tangents[1]
     return value, slope
