@@ -19,6 +19,8 @@ from jax import lax
 from .. import _jax
 from .computed_once import computed_once
 from .read_at_once import read_at_once
+from .spared import spared
+from .turned import evaluate
 
 AT_ONCE = 2**7
 """About how many points of a large grid are computed side by side."""
@@ -40,8 +42,9 @@ def over_axes(f: Callable[..., Any], sizes: Sequence[int], spec: Any) -> Any:
         return f()
     indices = [np.arange(n, dtype=jnp.result_type(int)) for n in sizes]
     closed, consts, shapes = _jax.trace(f, *indices)
-    program = _jax.live(computed_once(read_at_once(closed, [*consts, *indices])))
-    outs = _jax.evaluate(program, *consts, *indices)
+    read = read_at_once(closed, [*consts, *indices])
+    program = _jax.live(spared(computed_once(read)))
+    outs = evaluate(program, *consts, *indices)
     return jax.tree.unflatten(jax.tree.structure(shapes), outs)
 
 

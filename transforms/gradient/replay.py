@@ -21,7 +21,8 @@ from jax import lax
 from ..errors import UnsupportedError, show
 from ..estimation.chosen import Chosen
 from ..estimation.estimator import Continued, LocalSite, constant, refuse_rounding
-from ..plan.layout import Elements, Layout, laws, onto, times
+from ..estimation.weighted import times
+from ..plan.layout import Elements, Layout, laws, onto
 from ..program.interpret import Record, states_before
 from ..program.site import Axis
 

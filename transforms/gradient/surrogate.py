@@ -44,7 +44,8 @@ from ..estimation.elements import apart, element_shape, value_and_mass
 from ..estimation.estimator import Continued, Enumerated, InPlace, magic_box, refuse_rounding
 from ..estimation.rounding import as_finite, rounding_parts
 from ..estimation.unknown import known, refuse_unknown
-from ..plan.layout import Elements, Layout, Mass, Scores, laws, onto, times
+from ..estimation.weighted import times
+from ..plan.layout import Elements, Layout, Mass, Scores, laws, onto
 from ..plan.within import within
 from ..program import marks
 from ..program.choices import Path

@@ -260,36 +260,6 @@ def laws(layout: Layout, made: Record) -> dict[Path, jax.Array]:
     return {s.path: s.met(made[s.path].among(s.support), jnp.prod) for s in layout.of(Enumerated)}
 
 
-def times(weight: Any, f: jax.Array) -> jax.Array:
-    """``weight * f``, where an f that is not finite does not count if it has no weight."""
-    return f if weight is None else _times(weight, f)
-
-
-@jax.custom_jvp
-def _times(weight: jax.Array, f: jax.Array) -> jax.Array:
-    return weight * _counted(weight, f)
-
-
-def _counted(weight: jax.Array, f: jax.Array) -> jax.Array:
-    return jnp.where((weight != 0) | jnp.isfinite(f), f, 0.0)
-
-
-@functools.partial(_times.defjvp, symbolic_zeros=True)
-def _(primals: Any, tangents: Any) -> Any:
-    """The slope of f is multiplied by the weight alone: XLA repeats the factor in every loop over
-    the numbers that f is made of, and would repeat f with it."""
-    weight, f = primals
-    counted = _counted(weight, f)
-    value = weight * counted
-    moves = [not isinstance(t, jax.custom_derivatives.SymbolicZero) for t in tangents]
-    slope = jnp.zeros_like(value)
-    if moves[0]:
-        slope += tangents[0] * counted
-    if moves[1]:
-        slope += weight * tangents[1]
-    return value, slope
-
-
 def aligned(x: jax.Array, along: Sequence[Along | None], ndim: int) -> jax.Array:
     """``x`` with its axes where they run along, among ``ndim`` axes; the others have size 1."""
     places = [-1 if a is None else a.axis for a in along]
