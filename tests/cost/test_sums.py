@@ -6,7 +6,10 @@ optimizes, since it takes longer to compile.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
+import scaling
 import sums
 
 
@@ -21,3 +24,18 @@ def test_chains_cost_what_they_cost_by_hand(name: str) -> None:
 def test_a_grid_costs_what_it_costs_by_hand() -> None:
     by_hand, ours = sums.costs(sums.grid(3, 5), compiled=False)
     assert ours["flops"] <= 1.1 * by_hand["flops"]
+
+
+ROWS: dict[str, tuple[Callable[[], sums.Pair], float]] = {
+    "topics enumerated in the guide": (scaling.in_the_guide, 1.05),
+    "mixture, assignments in the guide": (lambda: scaling.mixture(1_000), 1.05),
+    "tree of 7 nodes": (lambda: sums.tree(7), 1.0),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_enumerated_values_cost_what_they_cost_by_hand(name: str) -> None:
+    make, most = ROWS[name]
+    by_hand, ours = sums.costs(make())
+    for what in ("flops", "bytes accessed"):
+        assert ours[what] <= most * by_hand[what], what

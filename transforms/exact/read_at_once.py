@@ -8,7 +8,6 @@ evenly along an axis, what is read is a slice, and its derivative no sum over pl
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -116,7 +115,8 @@ def _plan(eqn: _jax.JaxprEqn, places: np.ndarray) -> _Read | None:
     array, out = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape  # type: ignore[attr-defined]
     batch = [d for d in range(len(out)) if d not in numbers.offset_dims]
     gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
-    offsets = dict(zip((a for a in range(len(array)) if a not in gone), numbers.offset_dims))
+    windows = [a for a in range(len(array)) if a not in gone]
+    offsets = dict(zip(windows, numbers.offset_dims, strict=True))
     slices: list[Any] = [(0, n, 1) for n in sizes]
     to: list[int | None] = [offsets.get(a) for a in range(len(array))]
     pairs = zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True)

@@ -102,9 +102,7 @@ def _broadcast(x: _Turned, p: Any) -> Any:
     dims, shape = p["broadcast_dimensions"], p["shape"]
     own = [int(dims[a]) for a in x.order]
     order = [*own, *(a for a in range(len(shape)) if a not in own)]
-    return _as_is(
-        lax.broadcast_in_dim(x.stored, [shape[a] for a in order], range(len(own))), order
-    )
+    return _as_is(lax.broadcast_in_dim(x.stored, [shape[a] for a in order], range(len(own))), order)
 
 
 def _without(x: _Turned, axes: Sequence[int]) -> tuple[list[int], list[int]]:
