@@ -1,9 +1,9 @@
 """The sampling terms of choices whose estimator is given the continuation.
 
-The continuation is the program run again with the same key and the draw replaced: everything before
-the choice is the same (outside of loops it is not computed again), everything after is drawn anew
-with common random numbers. The choice therefore stands in loops and branches like any other, and
-costs nothing where only the value is wanted. Only terms that depend on the choice count.
+The continuation is the program run again with the same key and the draw replaced: what does not
+depend on the choice is the same (outside of loops it is not computed again), everything else is
+drawn anew with common random numbers. The choice therefore stands in loops and branches like any
+other, and costs nothing where only the value is wanted. Only terms that depend on the choice count.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from jax import lax
 
 from ..errors import UnsupportedError, show
 from ..estimation.chosen import Chosen
-from ..estimation.estimator import Continued, LocalSite, constant, refuse_rounding
+from ..estimation.estimator import Continued, Enumerated, LocalSite, constant, refuse_rounding
 from ..estimation.weighted import times
 from ..plan.layout import Elements, Layout, laws, onto
 from ..program.interpret import Record, states_before
@@ -49,11 +49,12 @@ def correction(
     lengths = s.shape[: s.loops]
     visited, operands, value, keys = made[s.path]
     known = {**given, **states_before(made, s.path)}
-    before = {p: made[p] for p in layout.sites if p != s.path and p in made}
+    before = {e.path: made[e.path] for e in layout.of(Enumerated) if e.path in made}
     in_step = _elementwise(s) and not s.stepwise
     whole = in_step or _across_steps(s)
     payoff = lax.stop_gradient(_payoff(layout, s, terms, made, whole))
-    rest = args, key, known, before
+    own = [t if s.path in d else None for t, d in zip(terms, layout.terms, strict=True)]
+    rest = args, key, known, before, lax.stop_gradient(own)
 
     def harmless(a: jax.Array) -> jax.Array:  # in a branch not taken the operands are zeros
         seen = visited.reshape((*lengths, *[1] * (a.ndim - s.loops)))
@@ -97,11 +98,11 @@ def _payoff(
     keep = [a and _elementwise(s) and (whole or i >= s.loops) for i, a in enumerate(s.apart)]
     shape = [n for n, k in zip(s.shape, keep, strict=True) if k]
     total = jnp.zeros(shape)
-    for t, d, grid in layout.grouped(terms):
-        if s.path in d:
-            weighted = times(layout.law(d, t.ndim, laws(layout, made)), t)
-            share = layout.points(grid) / layout.points(layout.everywhere)
-            total += share * onto(weighted, d[s.path], keep).reshape(shape)
+    weights = laws(layout, made)
+    for t, d, grid in layout.grouped(terms, s.path):
+        weighted = times(layout.law(d, t.ndim, weights), t)
+        share = layout.points(grid) / layout.points(layout.everywhere)
+        total += share * onto(weighted, d[s.path], keep).reshape(shape)
     return total
 
 
@@ -114,7 +115,7 @@ def _sampling_term(
     parameters: list[Any],
     rest: Any,
 ) -> jax.Array:
-    i, value, own_key, payoff, args, key, known, before = rest
+    i, value, own_key, payoff, args, key, known, before, own = rest
     site, estimator = s.chosen.choice.site, s.chosen.estimator
     assert isinstance(estimator, Continued)
     lengths = s.shape[: s.loops]
@@ -128,15 +129,16 @@ def _sampling_term(
         return (jnp.ones(lengths, bool) if in_step or not lengths else x != value), x
 
     def continuation(x: jax.Array, rest: Any) -> jax.Array:
-        i, args, key, known, before = rest
+        i, args, key, known, before, own = rest
         there, other = replaced(x, i)
         outs, made = run(args, key, {**known, s.path: (there, other)})
-        return _payoff(layout, s, outs[: len(layout.terms)], {**before, **made}, whole)
+        new = [o if t is None else t for t, o in zip(outs, own, strict=False)]
+        return _payoff(layout, s, new, {**before, **made}, whole)
 
     def k(x: jax.Array) -> jax.Array:
         x = jnp.asarray(x)
         refuse_rounding(site, estimator.name, "gives k", x.dtype)
-        return _constant(continuation, x.astype(value.dtype), (i, args, key, known, before))
+        return _constant(continuation, x.astype(value.dtype), (i, args, key, known, before, own))
 
     axes = site.axes
     if whole:

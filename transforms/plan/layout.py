@@ -185,10 +185,15 @@ class Layout:
         """
         return over_axes(f, self.grid, spec)
 
-    def grouped(self, terms: Sequence[jax.Array]) -> list[tuple[jax.Array, Dependence, Grid]]:
-        """The terms, added up where they depend on the same, without axes that do not matter."""
+    def grouped(
+        self, terms: Sequence[jax.Array], path: Path | None = None
+    ) -> list[tuple[jax.Array, Dependence, Grid]]:
+        """The terms (that depend on a choice), added up where they depend on the same, without axes
+        that do not matter."""
         groups: dict[Any, tuple[jax.Array, Dependence]] = {}
         for t, d in zip(terms, self.terms, strict=True):
+            if path is not None and path not in d:
+                continue
             used = sorted({a.axis for along in d.values() for a in along if a is not None})
             t = sum_over(t, [a for a in range(t.ndim) if a not in used])
             d = {p: tuple(a and Along(used.index(a.axis), a.lag) for a in e) for p, e in d.items()}
