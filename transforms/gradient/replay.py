@@ -53,8 +53,7 @@ def correction(
     in_step = _elementwise(s) and not s.stepwise
     whole = in_step or _across_steps(s)
     payoff = lax.stop_gradient(_payoff(layout, s, terms, made, whole))
-    own = [t if s.path in d else None for t, d in zip(terms, layout.terms, strict=True)]
-    rest = args, key, known, before, lax.stop_gradient(own)
+    rest = args, key, known, before
 
     def harmless(a: jax.Array) -> jax.Array:  # in a branch not taken the operands are zeros
         seen = visited.reshape((*lengths, *[1] * (a.ndim - s.loops)))
@@ -115,7 +114,7 @@ def _sampling_term(
     parameters: list[Any],
     rest: Any,
 ) -> jax.Array:
-    i, value, own_key, payoff, args, key, known, before, own = rest
+    i, value, own_key, payoff, args, key, known, before = rest
     site, estimator = s.chosen.choice.site, s.chosen.estimator
     assert isinstance(estimator, Continued)
     lengths = s.shape[: s.loops]
@@ -129,16 +128,15 @@ def _sampling_term(
         return (jnp.ones(lengths, bool) if in_step or not lengths else x != value), x
 
     def continuation(x: jax.Array, rest: Any) -> jax.Array:
-        i, args, key, known, before, own = rest
+        i, args, key, known, before = rest
         there, other = replaced(x, i)
         outs, made = run(args, key, {**known, s.path: (there, other)})
-        new = [o if t is None else t for t, o in zip(outs, own, strict=False)]
-        return _payoff(layout, s, new, {**before, **made}, whole)
+        return _payoff(layout, s, outs[: len(layout.terms)], {**before, **made}, whole)
 
     def k(x: jax.Array) -> jax.Array:
         x = jnp.asarray(x)
         refuse_rounding(site, estimator.name, "gives k", x.dtype)
-        return _constant(continuation, x.astype(value.dtype), (i, args, key, known, before, own))
+        return _constant(continuation, x.astype(value.dtype), (i, args, key, known, before))
 
     axes = site.axes
     if whole:

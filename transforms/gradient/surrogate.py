@@ -293,7 +293,8 @@ def _run(
         return [value], acc, {}
 
     program = known(program or layout.program)
-    outs, _, made = interpret(program, args, rule, key=key, given=given, resumable=resumable)
+    more = {"resumable": resumable, "returned": layout.returned}
+    outs, _, made = interpret(program, args, rule, key=key, given=given, **more)
     return outs, made
 
 

@@ -22,7 +22,7 @@ from jax import lax
 from .. import _jax
 from ..analyses.dependence import Along, Dependence
 from ..estimation.chosen import MAX_JOINT, Chosen, support_size
-from ..estimation.estimator import Enumerated
+from ..estimation.estimator import Continued, Enumerated
 from ..exact.grid import over_axes
 from ..program.choices import Path
 from ..program.interpret import Record
@@ -109,6 +109,15 @@ class Layout:
     def of(self, kind: type) -> list[Elements]:
         """The choices with an estimator of a kind."""
         return [s for s in self.sites.values() if isinstance(s.chosen.estimator, kind)]
+
+    @functools.cached_property
+    def returned(self) -> dict[int, set[int]]:
+        """The terms that depend on continued choices, by the equations that these are in."""
+        out: dict[int, set[int]] = {}
+        for s in self.of(Continued):
+            mine = (i for i, d in enumerate(self.terms) if s.path in d)
+            out.setdefault(s.path[0], set()).update(mine)
+        return out
 
     @functools.cached_property
     def _axes(self) -> tuple[list[int], dict[Path, tuple[int, ...]]]:

@@ -24,7 +24,7 @@ exactly as they are. Any other primitive that hides a choice is an error.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -134,8 +134,12 @@ def interpret(
     acc: Any = None,
     path: Path = (),
     resumable: bool = False,
+    returned: Mapping[int, Collection[int]] | None = None,
 ) -> tuple[list[Any], Any, Record]:
-    """Evaluate a jaxpr, with ``rule`` at its random choices; see the module docstring."""
+    """Evaluate a jaxpr, with ``rule`` at its random choices; see the module docstring.
+
+    ``returned`` are the outputs that runs which begin at an equation return in any case.
+    """
     jaxpr = closed.jaxpr
     given = given or {}
     record: Record = {}
@@ -154,9 +158,10 @@ def interpret(
     if n is not None:
         variables, acc = given[before((*path, plan[n][0]))]
         steps = _again(plan, n, acc is None)
-        env.update(zip(_read_again(steps, jaxpr, path, acc), variables, strict=True))
+        left = _returned(jaxpr, path, acc, returned, plan[n][0])
+        env.update(zip(_read_again(steps, left), variables, strict=True))
     keys = _keys(key, takers, all(k in steps for k in range(len(plan))))
-    resumed: dict[Path, tuple[dict[int, Any], Any]] = {}
+    resumed: dict[Path, tuple[Any, Any, Any]] = {}
     for m, step in enumerate(plan):
         own_key = None if isinstance(step, _Run) else next(keys)
         if m not in steps:
@@ -181,12 +186,13 @@ def interpret(
             **more,
         )
         if resumable and made:
-            resumed[before((*path, i))] = _again(plan, m, acc is None), acc
+            left = _returned(jaxpr, path, acc, returned, i)
+            resumed[before((*path, i))] = _again(plan, m, acc is None), left, acc
         acc = new_acc
         record.update(made)
         env.update(zip(eqn.outvars, outs, strict=True))
-    for place, (again, then) in resumed.items():
-        variables = [env[v] for v in _read_again(again, jaxpr, path, then)]
+    for place, (again, left, then) in resumed.items():
+        variables = [env[v] for v in _read_again(again, left)]
         record[place] = State((variables, then))
     known = lambda v: isinstance(v, _jax.Literal) or v in env
     return [read(v) if known(v) else None for v in jaxpr.outvars], acc, record
@@ -232,23 +238,32 @@ def _keys(key: Any, n: int, all_of_them: bool) -> Iterator[Callable[[], Any]]:
         return iter([lambda: key] * n)
     split = jax.random.split(key, n)
     each = list(split) if all_of_them else None
-    return iter([lambda i=i: each[i] if each is not None else split[i] for i in range(n)])
+    return iter(
+        [
+            lambda i=i: each[i] if each is not None else lax.index_in_dim(split, i, keepdims=False)
+            for i in range(n)
+        ]
+    )
 
 
-def _read_again(
-    steps: Mapping[int, Any], jaxpr: _jax.Jaxpr, path: Path, acc: Any
-) -> list[_jax.Var]:
-    """The variables that steps read, and that are there before them; of a program inside another,
-    or all of what comes after is computed, what is returned of them too."""
+def _returned(jaxpr: _jax.Jaxpr, path: Path, acc: Any, returned: Any, i: int) -> list[Any]:
+    """What a run returns in any case that begins at an equation."""
+    if path or acc is not None:
+        return list(jaxpr.outvars)
+    return [jaxpr.outvars[k] for k in sorted((returned or {}).get(i, ()))]
+
+
+def _read_again(steps: Mapping[int, Any], outvars: Sequence[Any]) -> list[_jax.Var]:
+    """The variables that steps read, and that are there before them; and of those that are returned
+    the ones that no step makes."""
     made: set[Any] = set()
     found: dict[Any, None] = {}
     for step in steps.values():
         at = step if isinstance(step, _Run) else step[1]
         found.update((v, None) for v in at.invars if isinstance(v, _jax.Var) and v not in made)
         made.update(at.outvars)
-    if path or acc is not None:
-        outs = (v for v in jaxpr.outvars if isinstance(v, _jax.Var))
-        found.update((v, None) for v in outs if v not in made)
+    outs = (v for v in outvars if isinstance(v, _jax.Var))
+    found.update((v, None) for v in outs if v not in made)
     return list(found)
 
 
