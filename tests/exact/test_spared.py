@@ -104,7 +104,7 @@ def test_what_has_no_weight_does_not_count(logarithm: bool) -> None:
     value, slope = jax.value_and_grad(total)(logits, f)
     p = jnp.exp(jnp.array([0.3, -1.0]))
     np.testing.assert_allclose(value, p @ jnp.array([1.0, 2.0]), rtol=1e-6)
-    np.testing.assert_allclose(slope, [p[0], 0.0, 2 * p[1], 0.0], rtol=1e-6)
+    np.testing.assert_allclose(slope, jnp.array([p[0], 0.0, 2 * p[1], 0.0]), rtol=1e-6)
     finite, x = jnp.array([1.0, -3.0]), jnp.array([0.2, 0.7])
     hessian = jax.hessian(total, (0, 1))(x, finite)
     e = jnp.exp(x)

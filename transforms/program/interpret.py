@@ -150,7 +150,7 @@ def interpret(
         aval: Any = v.aval
         return jnp.asarray(v.val, aval.dtype) if isinstance(v, _jax.Literal) else env[v]
 
-    plan = _plan(jaxpr)
+    plan: list[Any] = _plan(jaxpr)
     takers = sum(not isinstance(s, _Run) for s in plan)
     begins = lambda n: not isinstance(plan[n], _Run) and before((*path, plan[n][0])) in given
     n = next(filter(begins, range(len(plan))), None)
