@@ -45,14 +45,13 @@ from transforms.estimation.estimator import (
     magic_box,
 )
 
-from . import guides
+from . import guides, plots
 from .fitting.batches import minibatches
 from .fitting.epochs import epochs
 from .fitting.fit import Fit, maximize, minimize
 from .fitting.play import Played, Player, play
 from .imports.exported import to_numpyro
 from .imports.imported import Imported, from_numpyro
-from .inference import plots
 from .inference.infer import infer
 from .inference.posterior import Posterior
 from .inference.psis import ess, k_hat

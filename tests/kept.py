@@ -62,7 +62,7 @@ def numbers(
 
 @functools.cache
 def _kept() -> dict[str, list[float]]:
-    lines = FILE.read_text().splitlines() if FILE.exists() and not os.environ.get(KEEP) else []
+    lines = FILE.read_text().splitlines() if FILE.exists() else []
     parts = [re.split("[][]", line, maxsplit=2) for line in lines]
     return {name.strip(): [*map(float, filter(None, ns.split(", ")))] for name, ns, _ in parts}
 

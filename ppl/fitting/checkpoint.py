@@ -13,7 +13,6 @@ import io
 import json
 import os
 import shutil
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, final
 
@@ -22,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from transforms import _jax
+from transforms.program.warned import warn
 
 from .devices import is_first, put_like, whole
 
@@ -85,10 +85,9 @@ class Checkpoint:
                     f"of a fit, and the one before it, {self.previous}, is {before}. Remove "
                     f"{self.path} to start anew, or give another file."
                 )
-            warnings.warn(
+            warn(
                 f"the checkpoint {self.path} ({_jax.user_line()}) is {saved}; the fit resumes from "
                 f"the one before it, {self.previous}.",
-                stacklevel=5,
             )
             saved = before
         self._check(saved.identity)
@@ -102,11 +101,10 @@ class Checkpoint:
         if VERSIONS in differing:
             differing = [k for k in differing if k not in (VERSIONS, *COMPUTED)]
             if not differing:
-                warnings.warn(
+                warn(
                     f"the checkpoint {self.path} ({_jax.user_line()}) was written with other "
                     f"versions ({found.get(VERSIONS)}), so that it is of the same objective and "
                     "optimizer cannot be told, and the result may differ in the last digits.",
-                    stacklevel=6,
                 )
         if differing:
             short = lambda text: text if len(text) <= 160 else text[:160] + " ..."

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.metadata
-import warnings
 from typing import Any
 
 import jax
@@ -14,6 +13,7 @@ import numpy as np
 
 from transforms import _jax
 from transforms.errors import UnsupportedError, describe
+from transforms.program.warned import warn
 
 from .averaging import FINAL
 from .checkpoint import VERSIONS, Checkpoint
@@ -151,11 +151,10 @@ def resumed(plan: Plan, file: Checkpoint) -> Plan:
     if step < plan.step:
         return plan
     if window is not None and window < step and int(final) != window:
-        warnings.warn(
+        warn(
             f"the checkpoint {file.path} ({_jax.user_line()}) is of {step} steps, and the iterates "
             f"to average begin after step {window} now that steps is {plan.ending.steps}: these "
             "are gone, so the fit starts anew.",
-            stacklevel=4,
         )
         return plan
     if plan.ending.restarts is None:

@@ -161,9 +161,7 @@ class Loop:
         what = objective.title or f"the objective {_jax.definition(inspect.unwrap(objective))}"
         raise NonFiniteError(
             f"{what} or its gradient is not finite at step {step}. "
-            f"{where} Parameters before that step: {_summary(args[0])}. A smaller learning rate, "
-            "parameters transformed to their support (jnp.exp, jax.nn.softplus), or log-space "
-            "arithmetic are the usual cures."
+            f"{where} Parameters before that step: {_summary(args[0])}."
         )
 
     def _failing(self, key: jax.Array, values: Any, state: State, fixed: Any, args: Any) -> Any:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
 from typing import Any, final
 
 import jax
 import numpy as np
 
 from transforms import _jax
-from transforms.errors import ShapeError, SoundnessWarning
+from transforms.errors import AddressError, ShapeError, SoundnessWarning
+from transforms.program.warned import warn
 from transforms.runs.addresses import flatten
 from transforms.runs.execute import Execution
 
@@ -27,6 +27,7 @@ from .summary import Summary, named, summarize
 DIAGNOSED = 4_000
 """Draws for the ELBO, the Pareto shape and the summary."""
 RICHER = "structured", "full_rank", "flow"
+"""Each of more laws than those before it."""
 POOL = 4
 """Draws of the guide for each corrected one."""
 
@@ -103,12 +104,11 @@ class Posterior(Shown):
         choices, log_p, log_q = in_turn(self._draw, draw, max(POOL * n, DIAGNOSED))
         weights = _weights(log_p, log_q)
         if not weights.k_hat <= BAD:
-            warnings.warn(
+            warn(
                 f"the corrected draws at {_jax.user_line()} cannot be trusted: the importance "
                 f"ratios have the Pareto shape {_above(weights.k_hat)}, above {BAD}, so the guide "
                 "misses a part of the posterior that is not in its draws. Use a richer guide.",
                 SoundnessWarning,
-                stacklevel=2,
             )
         kept = resample(choose, weights.log_weights, n)
         return jax.tree.map(lambda a: a[kept], choices)
@@ -120,26 +120,26 @@ class Posterior(Shown):
 
         Args:
             key: random key.
-            program: the model called with its own or new arguments, whose choices include those
-                of the posterior, in the same shapes.
+            program: the model called with its own or new arguments, or another program, whose
+                choices include those of the posterior, in the same shapes.
             n: number of draws.
             corrected: as in :meth:`sample`.
 
         Raises:
-            AddressError: the program has no choice of that address.
-            ShapeError: it has one of another shape: a choice for each row of the data says
-                nothing of new rows. Write the model so that only what is shared is drawn outside.
+            AddressError: the program has no choice of an address of the posterior.
+            ShapeError: it has one of another shape: a choice for each group or row of the data
+                says nothing of new ones. Draw these beside it, at another address.
         """
         draw, predict = jax.random.split(as_key(key))
         fixed = self.sample(draw, n, corrected)
         try:
             run = together(predicting(program), None, fixed)
             return in_turn(run, predict, as_count(n, "n"), fixed)
-        except ShapeError as error:
-            raise ShapeError(
+        except (AddressError, ShapeError) as error:
+            raise type(error)(
                 f"{error} The values are draws of the posterior ({_jax.user_line()}): a choice for "
-                "each row of the data says nothing of new ones. Predict with as many rows, or "
-                "write the model so that what is shared has choices of its own."
+                "each group or row of the data says nothing of new ones. The program keeps it as "
+                "it is, and draws new ones beside it, at another address."
             ) from None
 
     # --- whether to trust it ---
@@ -203,11 +203,13 @@ class Posterior(Shown):
         if k <= BAD:
             return f"k_hat {k:.2f}, fair: sample(..., corrected=True) is closer to the posterior."
         family = self.guide.name.partition("(")[0]
-        richer = ", ".join(f"ppl.guides.{name}" for name in RICHER if name != family)
+        less = RICHER.index(family) + 1 if family in RICHER else 0
+        richer = ", ".join(f"ppl.guides.{name}" for name in RICHER[less:]) or "more layers"
         return (
             f"k_hat {_above(k)}, above {BAD}: the guide misses a part of the posterior, and "
             f"neither its draws nor corrected ones can be trusted. Try a richer one ({richer}), "
-            "or a model without funnels (a standard normal, scaled)."
+            "or effects of groups written the other way: a standard normal, scaled, where each "
+            "group has little data; Normal(mean, scale) itself where it has much."
         )
 
     def summary(self) -> Summary:

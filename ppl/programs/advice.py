@@ -21,7 +21,7 @@ from jax import errors
 from transforms import _jax
 from transforms.errors import PPLError, UnsupportedError, describe
 
-from .frozen import generators, warn
+from .frozen import generators, warn_of_frozen
 
 _UNKNOWN = "and what depends on a draw or an argument has none while the program is traced. "
 _TRUTH = (
@@ -122,7 +122,7 @@ def user_code(name: str, f: Callable[..., Any]) -> Iterator[None]:
         with run:
             yield
         if before is not None and before != generators():
-            warn([f, *run.functions])
+            warn_of_frozen([f, *run.functions])
     except PPLError:
         raise
     except Exception as error:

@@ -6,7 +6,6 @@ import inspect
 import pickle
 import random
 import re
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 
 from transforms import _jax
 from transforms.errors import RandomnessWarning
+from transforms.program.warned import warn
 
 
 def generators() -> tuple[Any, bytes]:
@@ -21,25 +21,24 @@ def generators() -> tuple[Any, bytes]:
     return random.getstate(), pickle.dumps(np.random.get_state(legacy=False))
 
 
-def warn(functions: Sequence[Callable[..., Any]]) -> None:
+def warn_of_frozen(functions: Sequence[Callable[..., Any]]) -> None:
     """Tell that a generator moved while ``functions`` were traced, inside of each other."""
     users = [f for f in functions if _jax.is_users(_code(f).co_filename)]
     lines = dict.fromkeys(line for f in users for line in _lines(f))
     where = f"at {', '.join(lines)}"
     if not lines:
         where = f"in what {', or '.join(map(_jax.definition, users)) or 'a program'} calls"
-    warnings.warn(
+    warn(
         f"a global random number generator, np.random or random, is used {where}, while a program "
         "is traced. That happens once, so its numbers are constants of the program: the same in "
         'every run, and no random choices. Use ppl.sample("x", d) for a choice; draw a constant '
         "outside of the program, and close over it.",
         RandomnessWarning,
-        stacklevel=2,
     )
 
 
 def _code(f: Callable[..., Any]) -> Any:
-    return getattr(inspect.unwrap(getattr(f, "__func__", f)), "__code__", warn.__code__)
+    return getattr(inspect.unwrap(getattr(f, "__func__", f)), "__code__", warn_of_frozen.__code__)
 
 
 def _lines(f: Callable[..., Any]) -> Iterator[str]:

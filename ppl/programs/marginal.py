@@ -155,7 +155,7 @@ def marginal(
         g: a generative function that was called.
         keep: the addresses to keep; an outer address keeps all that is nested below it. ``[]``
             keeps none: the density is the evidence of what the program observes (``ppl.observe``,
-            ``ppl.factor``).
+            ``ppl.factor``). In an ELBO, those of the data and those that the guide draws.
         by: how the other choices are integrated out, ``ppl.importance(n, proposal)`` (default:
             one particle from the program itself) or ``ppl.enumeration()``. The proposal gets
             the kept choices.

@@ -21,7 +21,8 @@ class Partly:
     place = (
         "What is observed in part stands beside a draw of a guide of your own at the same "
         "address, ppl.elbo(model(), guide(params), data), which gives the missing elements alone "
-        "a density: d.mask(~observed)."
+        "a density: d.mask(~observed). Data that end in nothing else need no guide: in the model, "
+        "d.mask(observed) leaves the missing ones out."
     )
 
     def __init__(self, values: Any, observed: Any):

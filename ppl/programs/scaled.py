@@ -52,7 +52,8 @@ class Scaled(Generative):
     """See :func:`scale`."""
 
     def __init__(self, inner: Generative, weights: Weights):
-        self.name, self._inner, self._table = inner.name, inner, table_of(weights)
+        self.name, self._inner = f"scale({inner.name})", inner
+        self._table = table_of(weights)
 
     @property
     def weighted(self) -> bool:
@@ -89,8 +90,10 @@ class Scaled(Generative):
 def scale(g: Generative, weights: Weights) -> Generative:
     """The same draws, with log densities that count more or less at some addresses.
 
-    For subsampled data, ``ppl.scale(model(batch), {"y": N / len(batch)})``, in any objective: the
-    density is scaled, and the draws and their scores are not. As a proposal, or drawn from inside
+    For subsampled data, ``ppl.scale(model(batch), {"y": N / len(batch)})``: the
+    density is scaled, and the draws and their scores are not. Over batches drawn at random, an
+    objective that is linear in log p, as the ELBO is, keeps its mean; ``ppl.iwelbo`` and
+    ``ppl.renyi`` do not, and are no bounds of the whole then. As a proposal, or drawn from inside
     another program, it is refused, since its density is not that of its draws.
 
     Args:

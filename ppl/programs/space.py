@@ -45,7 +45,8 @@ class Space:
         known = flatten(g.choices_like)
         drawn = {*flatten(data), *(e.address for e in self._written.entries if e.optional)}
         self.like = {a: s for a, s in known.items() if a not in drawn}
-        match_shapes(data, known, g.name, exact=False)
+        sources = {e.address: e.source for e in self._written.entries}
+        match_shapes(data, known, g.name, exact=False, sources=sources)
         entries = {e.address: e for e in self._written.entries if e.address in self.like}
         laws = {a: abstract_distribution(e.choice) for a, e in entries.items() if _has_law(e)}
         self.entries: dict[Address, Entry] = entries

@@ -116,6 +116,13 @@ def test_predictions(full_rank):
     with pytest.raises(ppl.ShapeError, match=r"'x' .* says nothing of new ones"):
         full_rank.predict(KEY, other(), 3)
 
+    @ppl.gen
+    def without():
+        ppl.sample("new", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(ppl.AddressError, match=r"'x'.* draws new ones beside it, at another addr"):
+        full_rank.predict(KEY, without(), 3)
+
 
 def test_a_guide_that_misses_says_so():
     """Normal guides of sd .3 for twenty Cauchy choices: Pareto shape far above 1."""

@@ -1021,6 +1021,44 @@ def fit_to_data_outside_a_support_that_are_an_argument():
     fit_of(jnp.array([1.0, -1.0, 2.0]), dist.Poisson)
 
 
+@case(ppl.SupportError, "integers from 0 on", "from 1 to 3, and 2.5 is no integer")
+def data_that_are_no_integers():
+    fit_of(jnp.array([1.0, 2.5, 3.0]), dist.Poisson)
+
+
+@case(ppl.SupportError, "the support of Poisson", "1 of 3 are NaN", "d.mask(~jnp.isnan(y))")
+def counts_of_which_one_is_missing():
+    fit_of(jnp.array([1.0, jnp.nan, 2.0]), dist.Poisson)
+
+
+@case(ppl.NonFiniteError, "'s' ~ Normal at {file}:2:", "'s' ~ HalfNormal ({file}:1:", "Type a")
+def fit_of_a_guide_that_reaches_outside():
+    @ppl.gen
+    def positive():
+        ppl.sample("s", dist.HalfNormal(1.0))  # line 1
+
+    @ppl.gen
+    def normal(m):
+        ppl.sample("s", dist.Normal(m, 1.0))  # line 2
+
+    f = ppl.expectation(lambda m: ppl.elbo(positive(), normal(m), {}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ppl.SoundnessWarning)
+        ppl.maximize(f, -9.0, optax.adam(0.1), key=KEY, steps=2, progress=False)
+
+
+@case(ppl.UnsupportedError, "'m', 'y' have one joint density", "{file}:1:", "ppl.marginal(of_the_")
+def scale_of_a_part_of_a_marginal():
+    @ppl.gen
+    def mixture():
+        m = ppl.sample("m", dist.Normal(0.0, 1.0))
+        z = ppl.sample("z", dist.Bernoulli(0.5))
+        ppl.sample("y", dist.Normal(m + z, 1.0))
+
+    kept = ppl.marginal(mixture(), ["m", "y"], by=ppl.enumeration())
+    ppl.scale(kept, {"y": 2.0}).log_density({"m": 0.0, "y": 1.0})  # line 1
+
+
 @case(TypeError, "<lambda> ({file}:", "takes (m, y). Give it these by position or by keyword")
 def objective_without_one_of_its_arguments():
     value(lambda m, y: ppl.sample("x", dist.Normal(m, y)), 0.0)  # line 1
@@ -1031,7 +1069,7 @@ def program_with_an_argument_too_many():
     model(1.0, 2.0).simulate(KEY)
 
 
-@case(ppl.ShapeError, "'heights'", "{file}:1:", "a guide of your own", "d.mask(~observed)")
+@case(ppl.ShapeError, "'heights'", "{file}:1:", "a guide of your own", "d.mask(observed)")
 def observed_in_part_where_no_guide_draws_the_rest():
     part = ppl.partly(jnp.zeros(3), jnp.array([True, False, True]))
     ppl.infer(model(), {"heights": part}, key=KEY, progress=False)  # line 1

@@ -22,6 +22,7 @@ from ..program.choices import random_of
 from ..program.control import Branches, Loop, Whole, control, with_programs
 from ..program.site import Body, Call, Densities, Expect, Site
 from . import primitives
+from .described import Data, describe_support
 
 INFINITE = float("inf")
 
@@ -44,7 +45,7 @@ class Known:
     """What is known of all the elements of a value.
 
     ``kind`` names the support of an event (a simplex, ...), ``site`` and ``name`` the draw that it
-    is, the support of which is then ``low`` to ``high`` exactly; ``data`` says that it is a
+    is, the support of which is then ``low`` to ``high`` exactly; ``data`` holds a
     constant all of whose elements count. ``root`` is the value that all its elements are.
     """
 
@@ -54,7 +55,7 @@ class Known:
     kind: str = ""
     site: Site | None = None
     name: str = ""
-    data: bool = False
+    data: Data | None = None
     root: Any = None
     low_root: Any = None
     high_root: Any = None
@@ -114,7 +115,7 @@ def _constant(x: Any) -> Known:
     if np.iscomplexobj(array):
         return NOTHING
     integer = bool(np.all(array == np.floor(array)))
-    return Known(float(array.min()), float(array.max()), integer, data=True)
+    return Known(float(array.min()), float(array.max()), integer, data=Data(array))
 
 
 # --- the pass -----------------------------------------------------------------------------------
@@ -189,7 +190,7 @@ class _Rewriting:
         safe, inside = eqn.outvars
         passed = _passes(check, eqn, known)
         fits = safe.aval.shape == eqn.invars[0].aval.shape  # type: ignore[attr-defined]
-        self.known[safe] = dataclasses.replace(known[0], data=False)
+        self.known[safe] = dataclasses.replace(known[0], data=None)
         if passed is True and fits:
             self.alias[safe] = eqn.invars[0]
             self.true.add(inside)
@@ -199,7 +200,7 @@ class _Rewriting:
             return
         fails = passed is False and not check.partial
         if fails and known[0].data:
-            _refuse(check, known[0])
+            _refuse(check, known[0].data)
         avals = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]  # type: ignore[attr-defined]
         written = _jax.traced(check.evaluate, *avals)
         ins = [self.atom(v) for v in eqn.invars]
@@ -229,10 +230,10 @@ def _program(
     return _jax.ClosedJaxpr(new, closed.consts), outs
 
 
-def _refuse(check: Check, value: Known) -> None:
+def _refuse(check: Check, data: Data) -> None:
     raise SupportError(
         f"the data at {show(check.address)} are outside the support of {check.name} "
-        f"({check.source}), {_region(check)}: they reach from {value.low:g} to {value.high:g}. "
+        f"({check.source}), {_region(check)}: {data}. "
         "Their density is 0 and its logarithm minus infinity. Correct the data, or type a "
         "distribution that can produce them."
     )
@@ -244,19 +245,6 @@ def _region(check: Check) -> str:
 
 def _n_leaves(check: Check) -> int:
     return check.distribution.value.num_leaves - len(check.static)
-
-
-def describe_support(d: Any) -> str:
-    """The support of a distribution in a few words."""
-    constraint = base_of(support_of(d))
-    name = type(constraint).__name__.lstrip("_")
-    low, high = (getattr(constraint, f"{end}_bound", None) for end in ("lower", "upper"))
-    if isinstance(low, int | float) and isinstance(high, int | float):
-        return f"from {low:g} to {high:g}"
-    if isinstance(low, int | float) and high is None:
-        return f"from {low:g} on"
-    words = "".join(f" {c.lower()}" if c.isupper() else c for c in name).strip()
-    return {"interval": "which has ends", "": "which has ends"}.get(words, words)
 
 
 # --- what supports say --------------------------------------------------------------------------
@@ -284,7 +272,7 @@ def _passes(check: Check, eqn: _jax.JaxprEqn, known: list[Known]) -> bool | None
     d = check.rebuild(numbers)
     constraint = base_of(support_of(d))
     value, kind = known[0], type(constraint).__name__
-    exact = value.data or value.site is not None
+    exact = value.data is not None or value.site is not None
     if constraint is None or narrowed(d):
         return None
     if getattr(constraint, "event_dim", 0):
@@ -405,7 +393,7 @@ def _elsewhere(eqn: _jax.JaxprEqn, known: list[Known]) -> list[Known]:
         return known
     moved = [_moved(_join(known), v, eqn) for v in eqn.outvars]
     whole = primitives.keeps_all(eqn)
-    return [k if whole else dataclasses.replace(k, data=False) for k in moved]
+    return [k if whole else dataclasses.replace(k, data=None) for k in moved]
 
 
 def _moved(k: Known, v: Any, eqn: _jax.JaxprEqn) -> Known:
@@ -444,7 +432,7 @@ def _loop(
 ) -> tuple[_jax.JaxprEqn, list[Known]]:
     consts, carry, xs = loop.operands(known)
     xs = [dataclasses.replace(k, root=None) if k.root is not None else k for k in xs]
-    carry = [dataclasses.replace(k, root=None, data=False) for k in carry]
+    carry = [dataclasses.replace(k, root=None, data=None) for k in carry]
     while True:
         found: list[Misfit] = []
         body, outs = _program(loop.body, [*consts, *carry, *xs], found)

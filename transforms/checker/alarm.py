@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextvars
-import sys
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from .. import _jax
 from ..errors import SoundnessError, SoundnessWarning
+from ..program.warned import warn
 from .findings import Finding
 
 _STRICT = contextvars.ContextVar("ppl.strict", default=False)
@@ -51,13 +49,4 @@ def sound_the_alarm(name: str, findings: Sequence[Finding], strict: bool) -> Non
     if texts and (strict or is_strict()):
         raise SoundnessError("\n".join(texts))
     for text in texts:
-        warnings.warn(SoundnessWarning(text), stacklevel=_above_libraries())
-
-
-def _above_libraries() -> int:
-    """The stack level of the user's code, seen from the caller of this function."""
-    frame: Any = sys._getframe(1)
-    level = 1
-    while frame.f_back is not None and not _jax.is_users(frame.f_code.co_filename):
-        frame, level = frame.f_back, level + 1
-    return level
+        warn(text, SoundnessWarning)

@@ -11,12 +11,18 @@ import jax.numpy as jnp
 
 from .. import _jax
 from ..analyses.contained import resolve
+from ..checker.findings import of_misfit
 from ..errors import describe, show
 from ..estimation.chosen import Choose
 from ..estimation.draws import vectorised_draw
 from ..estimation.rounding import cure, rounding_parts, smallest_lost
 from ..program.site import Site
 from .surrogate import surrogate
+
+CURES = (
+    "A smaller learning rate, parameters transformed to their support (jnp.exp, jax.nn.softplus), "
+    "or log-space arithmetic are the usual cures."
+)
 
 
 def first_nonfinite(
@@ -38,7 +44,7 @@ def first_nonfinite(
     Raises:
         SupportError: data among the arguments are outside the support at which they are scored.
     """
-    resolve(closed, args)
+    _, misfits = resolve(closed, args)
     watch = _Watch()
     smooth = [i for i, a in enumerate(args) if jnp.issubdtype(jnp.result_type(a), jnp.inexact)]
 
@@ -68,14 +74,17 @@ def first_nonfinite(
         address, source = watch.places[bad[0]]
         return (
             f"It shows first at the random choice {show(address)} ({source}), whose parameters or "
-            "draw are not finite."
+            f"draw are not finite. {CURES}"
         )
     if told := _not_numbers(closed, args, fitted):
         return told
+    if misfits:
+        message = of_misfit(misfits[0]).message
+        return f"{message[:1].upper()}{message[1:]}"
     what = "the gradient" if bool(jnp.isfinite(result)) else "the value"
     return (
         f"Every random choice has finite parameters and draws; {what} is made not finite by what "
-        "is computed from them."
+        f"is computed from them. {CURES}"
     )
 
 

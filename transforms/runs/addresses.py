@@ -389,6 +389,7 @@ def match_shapes(
         ShapeError: a value has another shape than its choice.
     """
     given = flatten(values)
+    sources = sources or {}
     known = ", ".join(show(a) for a in like) or "none"
     for a in given:
         if a not in like:
@@ -399,7 +400,7 @@ def match_shapes(
             )
     missing = [a for a in like if a not in given and a not in optional]
     if missing and exact:
-        where = f" ({sources[missing[0]]})" if sources else ""
+        where = f" ({sources[missing[0]]})" if missing[0] in sources else ""
         raise AddressError(
             f"{name} needs a value at address {show(missing[0])}{where}, and none is given at "
             f"{_jax.user_line()}. Given: {', '.join(map(show, given)) or 'none'}; all of its "
@@ -407,7 +408,7 @@ def match_shapes(
             f"{known}. Give it in the data, or draw it in the guide."
         )
     for a, v in given.items():
-        check_shape(a, v, like[a], sources[a] if sources else name)
+        check_shape(a, v, like[a], sources.get(a, name))
     return nest((a, jnp.asarray(v)) for a, v in given.items())
 
 

@@ -101,7 +101,9 @@ def _weight(group: Group, table: Table) -> Any:
     if any(w is not own[0] and not _equal(w, own[0]) for w in own):
         raise UnsupportedError(
             f"the choices {', '.join(map(show, group))} have one joint density, and several "
-            f"weights at {_jax.user_line()}. Give all of them the same one."
+            f"weights at {_jax.user_line()}. Give all of them the same one; or, of choices that "
+            "are summed out for the data of a batch alone, draw them as one choice of the model, "
+            'ppl.sample("y", ppl.marginal(of_the_batch, ["y"])), and give that a weight.'
         )
     return own[0]
 

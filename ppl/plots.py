@@ -13,11 +13,11 @@ import numpy as np
 
 from transforms.runs.addresses import flatten
 
-from ..programs.given import Choices
-from .optional import optional
-from .posterior import Posterior
-from .psis import smoothed
-from .summary import named
+from .inference.optional import optional
+from .inference.posterior import Posterior
+from .inference.psis import smoothed
+from .inference.summary import named
+from .programs.given import Choices
 
 MOST = 16
 """Numbers of a posterior that one picture shows."""
