@@ -3,7 +3,7 @@ r"""Enumeration: every value of a finite support.
     E_p[f(x)] = sum_k p_k(θ) f(k)
 
 Exact: no variance, right derivatives of every order, also where a probability is 0 or 1 (the
-weights are probabilities, never exp(log p)). A choice of several elements is their joint
+weights are probabilities, or the exponential of logits that are normalised). A choice of several elements is their joint
 product, K^D runs of the program (as one ``vmap``), and so is an event (``to_event``). Source:
 ADEV, Lew et al. 2023; TraceEnum in Pyro.
 """
@@ -117,7 +117,7 @@ def mass(d: Any, value: jax.Array) -> jax.Array:
         return jnp.where(value == 1, p, 1.0 - p)
     if isinstance(d, dist.BernoulliLogits):
         return logistic(jnp.where(value == 1, d.logits, -jnp.asarray(d.logits)))
-    if isinstance(d, dist.CategoricalProbs | dist.CategoricalLogits):
+    if isinstance(d, dist.CategoricalProbs):
         probs: Any = d.probs
         shape = jnp.broadcast_shapes(jnp.shape(value), d.batch_shape)
         probs = jnp.broadcast_to(probs, (*shape, probs.shape[-1]))

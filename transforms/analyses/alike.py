@@ -217,7 +217,7 @@ def _gathered_at_once(
     }
     rest = [(x - (x > a), y - (y > b)) for x, y in rest]
     each = lambda array, places: _gathered_at_once(array, places, rest, **how)
-    return jax.vmap(each, (a, None), to)(array, jnp.take(places, 0, axis=b))
+    return jax.vmap(each, (a, None), to)(array, lax.index_in_dim(places, 0, b, keepdims=False))
 
 
 __all__ = ["Axes", "Uniform", "compress"]

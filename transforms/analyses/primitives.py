@@ -355,6 +355,7 @@ register(
     kinks=True,
 )
 
+register("times times_exp", axes=elementwise)
 register("squeeze transpose gather dot_general concatenate pad", follows=True, shrinks=True)
 register("broadcast_in_dim", shrinks=True)
 register("reshape slice", follows=True)

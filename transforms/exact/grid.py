@@ -13,9 +13,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from .. import _jax
+from .computed_once import computed_once
+from .read_at_once import read_at_once
+from .spared import spared
+from .turned import evaluate
 
 AT_ONCE = 2**7
 """About how many points of a large grid are computed side by side."""
@@ -33,7 +38,14 @@ def over_axes(f: Callable[..., Any], sizes: Sequence[int], spec: Any) -> Any:
     """
     for i, chunk in reversed(list(enumerate(_chunks(sizes, spec)))):
         f = _over_axis(f, i, sizes, spec, chunk)
-    return f(*(jnp.arange(n) for n in sizes))
+    if not sizes:
+        return f()
+    indices = [np.arange(n, dtype=jnp.result_type(int)) for n in sizes]
+    closed, consts, shapes = _jax.trace(f, *indices)
+    read = read_at_once(closed, [*consts, *indices])
+    program = _jax.live(spared(computed_once(read)))
+    outs = evaluate(program, *consts, *indices)
+    return jax.tree.unflatten(jax.tree.structure(shapes), outs)
 
 
 def _chunks(sizes: Sequence[int], spec: Any) -> list[int]:

@@ -1,9 +1,9 @@
 """The sampling terms of choices whose estimator is given the continuation.
 
-The continuation is the program run again with the same key and the draw replaced: everything before
-the choice is the same (outside of loops it is not computed again), everything after is drawn anew
-with common random numbers. The choice therefore stands in loops and branches like any other, and
-costs nothing where only the value is wanted. Only terms that depend on the choice count.
+The continuation is the program run again with the same key and the draw replaced: what does not
+depend on the choice is the same (outside of loops it is not computed again), everything else is
+drawn anew with common random numbers. The choice therefore stands in loops and branches like any
+other, and costs nothing where only the value is wanted. Only terms that depend on the choice count.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from jax import lax
 from ..errors import UnsupportedError, show
 from ..estimation.chosen import Chosen
 from ..estimation.draws import Context
-from ..estimation.estimator import Continued, LocalSite, constant, refuse_rounding
-from ..plan.layout import Elements, Layout, laws, onto, times
+from ..estimation.estimator import Continued, Enumerated, LocalSite, constant, refuse_rounding
+from ..estimation.weighted import times
+from ..plan.layout import Elements, Layout, laws, onto
 from ..program.interpret import Record, states_before
 from ..program.site import Axis
 
@@ -49,7 +50,7 @@ def correction(
     lengths = s.shape[: s.loops]
     visited, operands, value, keys = made[s.path]
     known = {**given, **states_before(made, s.path)}
-    before = {p: made[p] for p in layout.sites if p != s.path and p in made}
+    before = {e.path: made[e.path] for e in layout.of(Enumerated) if e.path in made}
     in_step = _elementwise(s) and not s.stepwise
     whole = in_step or _across_steps(s)
     payoff = lax.stop_gradient(_payoff(layout, s, terms, made, whole))
@@ -97,11 +98,11 @@ def _payoff(
     keep = [a and _elementwise(s) and (whole or i >= s.loops) for i, a in enumerate(s.apart)]
     shape = [n for n, k in zip(s.shape, keep, strict=True) if k]
     total = jnp.zeros(shape)
-    for t, d, grid in layout.grouped(terms):
-        if s.path in d:
-            weighted = times(layout.law(d, t.ndim, laws(layout, made)), t)
-            share = layout.points(grid) / layout.points(layout.everywhere)
-            total += share * onto(weighted, d[s.path], keep).reshape(shape)
+    weights = laws(layout, made)
+    for t, d, grid in layout.grouped(terms, s.path):
+        weighted = times(layout.law(d, t.ndim, weights), t)
+        share = layout.points(grid) / layout.points(layout.everywhere)
+        total += share * onto(weighted, d[s.path], keep).reshape(shape)
     return total
 
 

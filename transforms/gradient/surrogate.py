@@ -44,7 +44,8 @@ from ..estimation.elements import apart, element_shape, value_and_mass
 from ..estimation.estimator import Continued, Enumerated, InPlace, magic_box, refuse_rounding
 from ..estimation.rounding import as_finite, rounding_parts
 from ..estimation.unknown import known, refuse_unknown
-from ..plan.layout import Elements, Layout, Mass, Scores, laws, onto, times
+from ..estimation.weighted import times
+from ..plan.layout import Elements, Layout, Mass, Scores, laws, onto
 from ..plan.within import within
 from ..program import marks
 from ..program.choices import Path
@@ -292,7 +293,8 @@ def _run(
         return [value], acc, {}
 
     program = known(program or layout.program)
-    outs, _, made = interpret(program, args, rule, key=key, given=given, resumable=resumable)
+    more = {"resumable": resumable, "returned": layout.returned}
+    outs, _, made = interpret(program, args, rule, key=key, given=given, **more)
     return outs, made
 
 

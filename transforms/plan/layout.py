@@ -22,7 +22,7 @@ from jax import lax
 from .. import _jax
 from ..analyses.dependence import Along, Dependence
 from ..estimation.chosen import MAX_JOINT, Chosen, support_size
-from ..estimation.estimator import Enumerated
+from ..estimation.estimator import Continued, Enumerated
 from ..exact.grid import over_axes
 from ..program.choices import Path
 from ..program.interpret import Record
@@ -111,6 +111,15 @@ class Layout:
         return [s for s in self.sites.values() if isinstance(s.chosen.estimator, kind)]
 
     @functools.cached_property
+    def returned(self) -> dict[int, set[int]]:
+        """The terms that depend on continued choices, by the equations that these are in."""
+        out: dict[int, set[int]] = {}
+        for s in self.of(Continued):
+            mine = (i for i, d in enumerate(self.terms) if s.path in d)
+            out.setdefault(s.path[0], set()).update(mine)
+        return out
+
+    @functools.cached_property
     def _axes(self) -> tuple[list[int], dict[Path, tuple[int, ...]]]:
         """The axes of the enumeration, each by how many values it has, and which of them are those
         of a choice: one, or one for each step.
@@ -185,10 +194,15 @@ class Layout:
         """
         return over_axes(f, self.grid, spec)
 
-    def grouped(self, terms: Sequence[jax.Array]) -> list[tuple[jax.Array, Dependence, Grid]]:
-        """The terms, added up where they depend on the same, without axes that do not matter."""
+    def grouped(
+        self, terms: Sequence[jax.Array], path: Path | None = None
+    ) -> list[tuple[jax.Array, Dependence, Grid]]:
+        """The terms (that depend on a choice), added up where they depend on the same, without axes
+        that do not matter."""
         groups: dict[Any, tuple[jax.Array, Dependence]] = {}
         for t, d in zip(terms, self.terms, strict=True):
+            if path is not None and path not in d:
+                continue
             used = sorted({a.axis for along in d.values() for a in along if a is not None})
             t = sum_over(t, [a for a in range(t.ndim) if a not in used])
             d = {p: tuple(a and Along(used.index(a.axis), a.lag) for a in e) for p, e in d.items()}
@@ -258,35 +272,6 @@ class Mass(NamedTuple):
 def laws(layout: Layout, made: Record) -> dict[Path, jax.Array]:
     """The probability of the values of each enumerated choice, from what a run has recorded."""
     return {s.path: s.met(made[s.path].among(s.support), jnp.prod) for s in layout.of(Enumerated)}
-
-
-def times(weight: Any, f: jax.Array) -> jax.Array:
-    """``weight * f``, where an f that is not finite does not count if it has no weight."""
-    return f if weight is None else _times(weight, f)
-
-
-@jax.custom_jvp
-def _times(weight: jax.Array, f: jax.Array) -> jax.Array:
-    return weight * _counted(weight, f)
-
-
-def _counted(weight: jax.Array, f: jax.Array) -> jax.Array:
-    return jnp.where((weight == 0) & ~jnp.isfinite(f), 0.0, f)
-
-
-@functools.partial(_times.defjvp, symbolic_zeros=True)
-def _(primals: Any, tangents: Any) -> Any:
-    """The slope of f is multiplied by the weight alone: XLA repeats the factor in every loop over
-    the numbers that f is made of, and would repeat f with it."""
-    weight, f = primals
-    value = _times(weight, f)
-    moves = [not isinstance(t, jax.custom_derivatives.SymbolicZero) for t in tangents]
-    slope = jnp.zeros_like(value)
-    if moves[0]:
-        slope += tangents[0] * _counted(weight, f)
-    if moves[1]:
-        slope += weight * tangents[1]
-    return value, slope
 
 
 def aligned(x: jax.Array, along: Sequence[Along | None], ndim: int) -> jax.Array:

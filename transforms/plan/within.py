@@ -23,8 +23,9 @@ from jax import lax
 from .. import _jax
 from ..analyses.dependence import NONE, Along, Dependence, Dependences
 from ..errors import UnsupportedError, show
+from ..estimation.weighted import times
 from ..program.choices import Path, is_random
-from .layout import Elements, Layout, onto, times
+from .layout import Elements, Layout, onto
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,8 @@ program through its control flow:
 
 A run that is ``resumable`` also records the :class:`State` in which it comes to each choice that
 records something (outside of loops and branches). A run that is *given* such a state begins
-there: what came before is not computed again.
+there: what came before is not computed again, nor what does not depend on the choice (unless
+``acc`` does). Outputs that do not are None.
 
 ``scan``, ``cond`` and ``checkpoint`` are rebuilt around the interpreted body, so compile time
 does not grow with the length of a loop (unless it is enumerated over); ``jit``, ``custom_jvp``
@@ -23,7 +24,7 @@ exactly as they are. Any other primitive that hides a choice is an error.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -70,6 +71,12 @@ class _Run:
     invars: list[_jax.Var]
     outvars: list[_jax.Var]
 
+    @property
+    def open(self) -> _Run:
+        """The same, with all variables."""
+        jaxpr = self.jaxpr.jaxpr
+        return _run_of(jaxpr, jaxpr.eqns, {v for eqn in jaxpr.eqns for v in eqn.outvars})
+
 
 def _plan(jaxpr: _jax.Jaxpr) -> list[_Run | tuple[int, _jax.JaxprEqn]]:
     steps: list[list[_jax.JaxprEqn] | tuple[int, _jax.JaxprEqn]] = []
@@ -87,19 +94,16 @@ def _plan(jaxpr: _jax.Jaxpr) -> list[_Run | tuple[int, _jax.JaxprEqn]]:
             plan.append(step)
             needed |= {v for v in step[1].invars if isinstance(v, _jax.Var)}
             continue
-        made = {v for eqn in step for v in eqn.outvars}
-        used = dict.fromkeys(v for eqn in step for v in eqn.invars if isinstance(v, _jax.Var))
-        invars = [v for v in used if v not in made]
-        outvars = [v for eqn in step for v in eqn.outvars if v in needed]
-        plan.append(_Run(_jax.open_jaxpr(jaxpr, invars, outvars, step), invars, outvars))
-        needed |= set(invars)
+        run = _run_of(jaxpr, step, needed)
+        plan.append(run)
+        needed |= set(run.invars)
     return plan[::-1]
 
 
 @jax.tree_util.register_pytree_node_class
 class State(tuple):
-    """What a run knows when it comes to a choice: the variables that are yet to be read, and
-    ``acc``. In a record it stands at :func:`before` the path of the choice."""
+    """What a run must know to begin at a choice: the variables that are then read, and ``acc`` as
+    it is there. In a record it stands at :func:`before` the path of the choice."""
 
     def tree_flatten(self) -> tuple[list[Any], None]:
         return list(self), None
@@ -130,8 +134,12 @@ def interpret(
     acc: Any = None,
     path: Path = (),
     resumable: bool = False,
+    returned: Mapping[int, Collection[int]] | None = None,
 ) -> tuple[list[Any], Any, Record]:
-    """Evaluate a jaxpr, with ``rule`` at its random choices; see the module docstring."""
+    """Evaluate a jaxpr, with ``rule`` at its random choices; see the module docstring.
+
+    ``returned`` are the outputs that runs which begin at an equation return in any case.
+    """
     jaxpr = closed.jaxpr
     given = given or {}
     record: Record = {}
@@ -142,23 +150,27 @@ def interpret(
         aval: Any = v.aval
         return jnp.asarray(v.val, aval.dtype) if isinstance(v, _jax.Literal) else env[v]
 
-    plan = _plan(jaxpr)
+    plan: list[Any] = _plan(jaxpr)
     takers = sum(not isinstance(s, _Run) for s in plan)
-    keys = [key] * takers if key is None or takers < 2 else list(jax.random.split(key, takers))
-    start = 0
-    for n, step in enumerate(plan):
-        state = None if isinstance(step, _Run) else given.get(before((*path, step[0])))
-        if state is not None:
-            start, (variables, acc) = n, state
-            env.update(zip(_read_from(plan[n:], jaxpr), variables, strict=True))
-    for n, step in enumerate(plan):
-        if isinstance(step, _Run):
-            if n >= start:
-                outs = _jax.evaluate(step.jaxpr, *map(env.__getitem__, step.invars))
-                env.update(zip(step.outvars, outs, strict=True))
+    begins = lambda n: not isinstance(plan[n], _Run) and before((*path, plan[n][0])) in given
+    n = next(filter(begins, range(len(plan))), None)
+    steps = dict(enumerate(plan))
+    if n is not None:
+        variables, acc = given[before((*path, plan[n][0]))]
+        steps = _again(plan, n, acc is None)
+        left = _returned(jaxpr, path, acc, returned, plan[n][0])
+        env.update(zip(_read_again(steps, left), variables, strict=True))
+    keys = _keys(key, takers, all(k in steps for k in range(len(plan))))
+    resumed: dict[Path, tuple[Any, Any, Any]] = {}
+    for m, step in enumerate(plan):
+        own_key = None if isinstance(step, _Run) else next(keys)
+        if m not in steps:
             continue
-        own_key = keys.pop(0)
-        if n < start:
+        step = steps[m]
+        if isinstance(step, _Run):
+            step = step.open if resumable else step
+            outs = _jax.evaluate(step.jaxpr, *map(env.__getitem__, step.invars))
+            env.update(zip(step.outvars, outs, strict=True))
             continue
         i, eqn = step
         handler, what = _handler(eqn)
@@ -167,30 +179,91 @@ def interpret(
             what,
             [read(v) for v in eqn.invars],
             rule,
-            key=own_key,
+            key=own_key and own_key(),
             given=_below(given, (*path, i)),
             acc=acc,
             path=(*path, i),
             **more,
         )
         if resumable and made:
-            variables = [env[v] for v in _read_from(plan[n:], jaxpr)]
-            record[before((*path, i))] = State((variables, acc))
+            left = _returned(jaxpr, path, acc, returned, i)
+            resumed[before((*path, i))] = _again(plan, m, acc is None), left, acc
         acc = new_acc
         record.update(made)
         env.update(zip(eqn.outvars, outs, strict=True))
-    return [read(v) for v in jaxpr.outvars], acc, record
+    for place, (again, left, then) in resumed.items():
+        variables = [env[v] for v in _read_again(again, left)]
+        record[place] = State((variables, then))
+    known = lambda v: isinstance(v, _jax.Literal) or v in env
+    return [read(v) if known(v) else None for v in jaxpr.outvars], acc, record
 
 
-def _read_from(steps: Sequence[Any], jaxpr: _jax.Jaxpr) -> list[_jax.Var]:
-    """The variables that steps read, and that are there before them."""
+def _again(plan: Sequence[Any], n: int, only: bool) -> dict[int, Any]:
+    """What a run computes anew in which step ``n`` has other results, by its place in the plan: if
+    ``only`` what depends on them, else all that comes after."""
+    if not only:
+        return dict(enumerate(plan[n:], n))
+    steps, reached = {n: plan[n]}, set(plan[n][1].outvars)
+    is_reached = lambda eqn: any(isinstance(v, _jax.Var) and v in reached for v in eqn.invars)
+    for m, step in enumerate(plan[n + 1 :], n + 1):
+        if isinstance(step, _Run):
+            eqns = []
+            for eqn in filter(is_reached, step.jaxpr.jaxpr.eqns):
+                eqns.append(eqn)
+                reached.update(eqn.outvars)
+            if eqns:
+                steps[m] = _run_of(step.jaxpr.jaxpr, eqns, set(step.outvars))
+        elif is_reached(step[1]):
+            steps[m] = step
+            reached.update(step[1].outvars)
+    return steps
+
+
+def _is_dropped(v: Any) -> bool:
+    return type(v).__name__ == "DropVar"
+
+
+def _run_of(jaxpr: _jax.Jaxpr, eqns: Sequence[_jax.JaxprEqn], needed: set[Any]) -> _Run:
+    """Equations of a program, of which some variables are needed elsewhere."""
+    made = {v for eqn in eqns for v in eqn.outvars}
+    used = dict.fromkeys(v for eqn in eqns for v in eqn.invars if isinstance(v, _jax.Var))
+    invars = [v for v in used if v not in made]
+    outvars = [v for eqn in eqns for v in eqn.outvars if v in needed and not _is_dropped(v)]
+    return _Run(_jax.open_jaxpr(jaxpr, invars, outvars, eqns), invars, outvars)
+
+
+def _keys(key: Any, n: int, all_of_them: bool) -> Iterator[Callable[[], Any]]:
+    """A key for each choice, made where it is asked for."""
+    if key is None or n < 2:
+        return iter([lambda: key] * n)
+    split = jax.random.split(key, n)
+    each = list(split) if all_of_them else None
+    return iter(
+        [
+            lambda i=i: each[i] if each is not None else lax.index_in_dim(split, i, keepdims=False)
+            for i in range(n)
+        ]
+    )
+
+
+def _returned(jaxpr: _jax.Jaxpr, path: Path, acc: Any, returned: Any, i: int) -> list[Any]:
+    """What a run returns in any case that begins at an equation."""
+    if path or acc is not None:
+        return list(jaxpr.outvars)
+    return [jaxpr.outvars[k] for k in sorted((returned or {}).get(i, ()))]
+
+
+def _read_again(steps: Mapping[int, Any], outvars: Sequence[Any]) -> list[_jax.Var]:
+    """The variables that steps read, and that are there before them; and of those that are returned
+    the ones that no step makes."""
     made: set[Any] = set()
     found: dict[Any, None] = {}
-    for step in steps:
+    for step in steps.values():
         at = step if isinstance(step, _Run) else step[1]
         found.update((v, None) for v in at.invars if isinstance(v, _jax.Var) and v not in made)
         made.update(at.outvars)
-    found.update((v, None) for v in jaxpr.outvars if isinstance(v, _jax.Var) and v not in made)
+    outs = (v for v in outvars if isinstance(v, _jax.Var))
+    found.update((v, None) for v in outs if v not in made)
     return list(found)
 
 

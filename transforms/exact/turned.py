@@ -1,0 +1,140 @@
+"""Transposes are put off.
+
+Enumerated values are the first axis of what depends on them, and the last one of the tables that
+are read: such a table stays as it is, and what is computed from it, number by number, is turned
+with it. What it meets is turned the other way, which costs nothing where that is computed too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax import lax
+
+from .. import _jax
+from ..analyses.primitives import elementwise, of
+
+LEAST = 2**10
+"""Smaller arrays are turned at once."""
+_TURN = lax.transpose_p, lax.gather_p
+
+
+class _Turned(NamedTuple):
+    """An array of a program, which ``stored`` is with its axes in another ``order``."""
+
+    stored: jax.Array
+    order: tuple[int, ...]
+
+    @property
+    def whole(self) -> jax.Array:
+        return _in_order(self, range(len(self.order)))
+
+
+def evaluate(closed: _jax.ClosedJaxpr, *args: Any) -> list[Any]:
+    """The results of the program."""
+    jaxpr = closed.jaxpr
+    if not any(e.primitive in _TURN and _is_large(e) for e in jaxpr.eqns):
+        return _jax.evaluate(closed, *args)
+    env: dict[Any, Any] = dict(zip(jaxpr.constvars, closed.consts, strict=True))
+    env.update(zip(jaxpr.invars, args, strict=True))
+    for eqn in jaxpr.eqns:
+        ins = [env[v] if isinstance(v, _jax.Var) else v.val for v in eqn.invars]
+        outs = _turned(eqn, ins)
+        if outs is None:
+            outs = _jax.evaluate_equation(eqn, list(map(_whole, ins)))
+        env.update(zip(eqn.outvars, outs, strict=True))
+    read = lambda v: _whole(env[v]) if isinstance(v, _jax.Var) else v.val
+    return list(map(read, jaxpr.outvars))
+
+
+def _is_large(eqn: _jax.JaxprEqn) -> bool:
+    return math.prod(eqn.outvars[0].aval.shape) >= LEAST  # type: ignore[attr-defined]
+
+
+def _whole(x: Any) -> Any:
+    return x.whole if isinstance(x, _Turned) else x
+
+
+def _in_order(x: Any, order: Sequence[int]) -> jax.Array:
+    """The numbers with their axes in this order."""
+    if not isinstance(x, _Turned):
+        x = _Turned(x, tuple(range(x.ndim)))
+    to = [x.order.index(a) for a in order]
+    return x.stored if to == sorted(to) else lax.transpose(x.stored, to)
+
+
+def _turned(eqn: _jax.JaxprEqn, ins: list[Any]) -> list[Any] | None:
+    """The results, if they need not be turned."""
+    name = eqn.primitive.name
+    if name == "transpose" and (isinstance(ins[0], _Turned) or _is_large(eqn)):
+        x, p = ins[0], list(eqn.params["permutation"])
+        x = x if isinstance(x, _Turned) else _Turned(x, tuple(range(x.ndim)))
+        return [_as_is(x.stored, [p.index(a) for a in x.order])]
+    if name == "gather" and _is_large(eqn):
+        return _gathered(eqn, list(map(_whole, ins)))
+    turned = next((x for x in ins if isinstance(x, _Turned)), None)
+    if turned is None or len(eqn.outvars) != 1:
+        return None
+    if name in _RULES:
+        return [_RULES[name](turned, eqn.params)]
+    rank = len(turned.order)
+    ranks = {v.aval.ndim for v in eqn.invars}  # type: ignore[attr-defined]
+    if of(eqn).axes is not elementwise or not ranks <= {0, rank} or name in _SHAPED:
+        return None
+    operands = [
+        _in_order(x, turned.order) if v.aval.ndim else x  # type: ignore[attr-defined]
+        for v, x in zip(eqn.invars, ins, strict=True)
+    ]
+    return [_as_is(_jax.evaluate_equation(eqn, operands)[0], turned.order)]
+
+
+_SHAPED = frozenset({"cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "rev", "sharding"})
+
+
+def _as_is(stored: jax.Array, order: Sequence[int]) -> Any:
+    return stored if list(order) == sorted(order) else _Turned(stored, tuple(order))
+
+
+def _broadcast(x: _Turned, p: Any) -> Any:
+    dims, shape = p["broadcast_dimensions"], p["shape"]
+    own = [int(dims[a]) for a in x.order]
+    order = [*own, *(a for a in range(len(shape)) if a not in own)]
+    return _as_is(lax.broadcast_in_dim(x.stored, [shape[a] for a in order], range(len(own))), order)
+
+
+def _without(x: _Turned, axes: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Where these axes are, and the order of the others without them."""
+    at = [k for k, a in enumerate(x.order) if a in axes]
+    return at, [a - sum(b < a for b in axes) for a in x.order if a not in axes]
+
+
+def _gathered(eqn: _jax.JaxprEqn, ins: list[Any]) -> list[Any]:
+    """Rows, whose numbers are the last axes."""
+    numbers = eqn.params["dimension_numbers"]
+    rank, rows = eqn.outvars[0].aval.ndim, numbers.offset_dims  # type: ignore[attr-defined]
+    last = tuple(range(rank - len(rows), rank))
+    order = [*(a for a in range(rank) if a not in rows), *map(int, rows)]
+    params = {**eqn.params, "dimension_numbers": numbers._replace(offset_dims=last)}
+    return [_as_is(lax.gather_p.bind(*ins, **params), order)]
+
+
+def _squeeze(x: _Turned, p: Any) -> Any:
+    at, order = _without(x, p["dimensions"])
+    return _as_is(lax.squeeze(x.stored, at), order)
+
+
+def _sum(x: _Turned, p: Any) -> Any:
+    at, order = _without(x, p["axes"])
+    return _as_is(lax.reduce_sum(x.stored, at), order)
+
+
+_RULES: dict[str, Any] = {
+    "broadcast_in_dim": _broadcast,
+    "squeeze": _squeeze,
+    "reduce_sum": _sum,
+}
+
+__all__ = ["evaluate"]
