@@ -3,9 +3,9 @@ r"""Enumeration: every value of a finite support.
     E_p[f(x)] = sum_k p_k(θ) f(k)
 
 Exact: no variance, right derivatives of every order, also where a probability is 0 or 1 (the
-weights are probabilities, or the exponential of logits that are normalised). A choice of several elements is their joint
-product, K^D runs of the program (as one ``vmap``), and so is an event (``to_event``). Source:
-ADEV, Lew et al. 2023; TraceEnum in Pyro.
+weights are probabilities, or the exponential of logits that are normalised). A choice of several
+elements is their joint product, K^D runs of the program (as one ``vmap``), and so is an event
+(``to_event``). Source: ADEV, Lew et al. 2023; TraceEnum in Pyro.
 """
 
 from __future__ import annotations
