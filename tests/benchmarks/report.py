@@ -1,15 +1,16 @@
 """The paper's tables and figures, measured beside hand-written JAX and every peer installed.
 
     python tests/benchmarks/report.py table1 table2 table4 figure7 [--mnist FOLDER] [--out FOLDER]
-    python tests/benchmarks/report.py gmm hmm variance growth [--out FOLDER]
+    python tests/benchmarks/report.py gmm hmm variance growth scaling [--out FOLDER]
 
 Each writes NAME.txt, NAME.json and NAME.png. ``table1``: the VAE. ``table2``: AIR, a step of every
 strategy. ``figure7``: AIR, count accuracy against training time (under an hour on 2 cores).
 ``table4``: the cone. ``gmm``, ``hmm``: a mixture and a hidden Markov model, their discrete choices
-summed out. ``variance``: of REINFORCE. ``growth``: cost against size. NumPyro comes with the
-library; its enumeration (``pip install funsor``), Pyro (``pip install torch pyro-ppl``) and
-GenJAX (``pip install genjax``, Python 3.12) are skipped by name where they are missing. Without
-``--mnist`` the digits are those of scikit-learn.
+summed out. ``variance``: of REINFORCE. ``growth``: cost against size. ``scaling``: large
+programs, beside the best form by hand. NumPyro comes with the library; its enumeration (``pip
+install funsor``), Pyro (``pip install torch pyro-ppl``) and GenJAX (``pip install genjax``, Python
+3.12) are skipped by name where they are missing. Without ``--mnist`` the digits are those of
+scikit-learn.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ import jax.numpy as jnp
 import measure
 import mixtures
 import numpy as np
+import scaling
 import vae
 import variance
 from matplotlib.figure import Figure
@@ -294,6 +296,12 @@ def grown(options: argparse.Namespace) -> Iterator[Row]:
             yield {"program": name, **row}
 
 
+def large(options: argparse.Namespace) -> Iterator[Row]:
+    """Topics, mixtures, particles, chains, grids and trees; values and slopes are compared."""
+    for name in list(scaling.PAIRS)[: 1 if options.small else None]:
+        yield from scaling.compare(name, options.blocks, options.seconds)
+
+
 # --- pictures -------------------------------------------------------------------------------------
 
 
@@ -359,6 +367,7 @@ REPORTS = {
     "hmm": (hmm, bars, "A hidden Markov model, states summed out"),
     "variance": (variances, ratios, "Variance of REINFORCE gradients"),
     "growth": (grown, lines, "Cost of a gradient against size"),
+    "scaling": (large, bars, "Large programs"),
 }
 
 SUMMED_OUT = (

@@ -310,7 +310,7 @@ def test_growth_stops(monkeypatch):
     assert row["ms"] is None and row["stopped"] == "too much memory"
 
 
-@pytest.mark.parametrize("name", ["hmm", "variance", "growth"])
+@pytest.mark.parametrize("name", ["hmm", "variance", "growth", "scaling"])
 def test_commands_for_dependencies(name, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "peer", lambda name: None)
     few = dict(list(growth.PROGRAMS.items())[-3:])  # mixtures are measured by other commands
@@ -332,6 +332,9 @@ def test_commands_for_dependencies(name, tmp_path, monkeypatch):
     elif name == "variance":
         assert {row["problem"] for row in rows} == {*FLIPS, "vae"}
         assert all(row["variance"] > 0 and row["±"] > 0 for row in rows)
+    elif name == "scaling":
+        assert [row["program"] for row in rows] == ["by hand", "ours"]
+        assert rows[1]["× FLOPs"] <= 1.02
     else:
         assert [row["program"] for row in rows] == ["by hand", "ours", "by hand"]
         assert all(row["ms"] > 0 and row["64 bits"] < 1e-3 for row in rows)
