@@ -112,3 +112,51 @@ def test_the_gradient_of_the_second_moment():
     right = (exact(0.301) - exact(0.299)) / 0.002
     assert abs(grads.mean() - right) < 4.3 * grads.std() / np.sqrt(n)
     assert abs(right) > 20 * grads.std() / np.sqrt(n)
+
+
+# --- data beyond an end that is drawn -------------------------------------------------------------
+
+SEEN = jnp.array([2.0, 3.0, 4.0])
+ENDS = {
+    "lower": (lambda a: dist.Uniform(a, 10.0).expand([3]).to_event(1), "less_than(2)"),
+    "upper": (lambda a: dist.Uniform(-10.0, a).expand([3]).to_event(1), "greater_than(4)"),
+    "truncated": (
+        lambda a: dist.TruncatedNormal(0.0, 1.0, low=a).expand([3]).to_event(1),
+        "less_than(2)",
+    ),
+}
+
+
+def ending(d, law, bound=ppl.elbo, estimator=None):
+    """An objective of t, of data whose support ends at a choice of the model."""
+    model = ppl.gen(lambda: ppl.sample("y", d(ppl.sample("a", dist.Normal(0.0, 1.0)))))
+    guide = ppl.gen(lambda t: ppl.sample("a", law(t), estimator))
+    return ppl.expectation(lambda t: bound(model(), guide(t), {"y": SEEN}))
+
+
+NORMAL = lambda t: dist.Normal(t, 1.0)
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_an_end_that_is_drawn_beyond_the_data(end):
+    """The density of the data is 0 then. What is to be typed has no finding, and is finite."""
+    d, words = ENDS[end]
+    (found,) = ending(d, NORMAL).explain(0.3).findings
+    assert found.kind == "unsupported" and found.addresses == (("a",),)
+    assert words in found.message and found.message.count("test_misfits.py") == 2
+    kind, _, number = words.partition("(")
+    inside = dist.biject_to(getattr(dist.constraints, kind)(float(number[:-1])))
+    right = ending(d, lambda t: dist.TransformedDistribution(NORMAL(t), inside))
+    assert not right.explain(0.3).findings
+    assert jnp.isfinite(right.value(KEY, 0.3, samples=50))
+
+
+def test_particles_beyond_the_data_weigh_nothing():
+    """Right by scores; a pathwise draw does not see how many there are."""
+    d, _ = ENDS["lower"]
+    particles = lambda p, q, data: ppl.iwelbo(p, q, data, 8)
+    assert not ending(d, NORMAL, particles, ppl.reinforce()).explain(0.3).findings
+    (found,) = ending(d, NORMAL, particles, ppl.reparam()).explain(0.3).findings
+    assert found.kind == "biased" and "is an end of the support of 'y'" in found.message
+    (site,) = ending(d, NORMAL, particles).explain(0.3).sites
+    assert site.estimator != "reparam" and "ends there" in site.why

@@ -29,15 +29,18 @@ INFINITE = float("inf")
 
 @dataclasses.dataclass(frozen=True)
 class Misfit:
-    """A choice whose support reaches beyond that of the choice at which it is scored.
+    """A choice whose support reaches beyond that of the choice at which it is scored; or beyond
+    the data, where it is an ``end`` of their support.
 
-    ``outcome`` is the equation that tells whether it is inside.
+    ``outcome`` is the equation that tells whether it, or they, are inside; ``end`` the constraint
+    on the choice that keeps them inside.
     """
 
     drawn: Site
     drawn_from: str
     check: Check
     outcome: _jax.JaxprEqn
+    end: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,10 +208,11 @@ class _Rewriting:
         written = _jax.traced(check.evaluate, *avals)
         ins = [self.atom(v) for v in eqn.invars]
         self.inline(written, ins, eqn.outvars, eqn.source_info)
-        site, test = known[0].site, self.alias[inside]
-        if fails and site is not None:
+        drawn, end = (known[0], "") if fails else _end(check, eqn, known)
+        if drawn.site is not None:
+            test = self.alias[inside]
             outcome = next(e for e in reversed(self.eqns) if test in e.outvars)
-            self.misfits.append(Misfit(site, known[0].name, check, outcome))
+            self.misfits.append(Misfit(drawn.site, drawn.name, check, outcome, end))
 
 
 def _program(
@@ -304,6 +308,21 @@ def _passes(check: Check, eqn: _jax.JaxprEqn, known: list[Known]) -> bool | None
     if value.high_root is not None and value.high == INFINITE:
         out = _reaches(value.low, low, value.low_root, -1)
     return False if out or (integer and not value.integer) else None
+
+
+def _end(check: Check, eqn: _jax.JaxprEqn, known: list[Known]) -> tuple[Known, str]:
+    """A draw at which the support of data ends, and may end before them; and what prevents it."""
+    data = known[0]
+    if data.data is None or check.partial:
+        return NOTHING, ""
+    numbers = [_Number(k, v.aval) for k, v in zip(known[1:], eqn.invars[1:], strict=True)]
+    constraint = base_of(support_of(check.rebuild(numbers)))
+    low, high = (getattr(constraint, f"{end}_bound", None) for end in ("lower", "upper"))
+    if isinstance(low, _Number) and low.known.site is not None and low.known.high > data.low:
+        return low.known, f"less_than({data.low:g})"
+    if isinstance(high, _Number) and high.known.site is not None and high.known.low < data.high:
+        return high.known, f"greater_than({data.high:g})"
+    return NOTHING, ""
 
 
 def _reaches(end: float, limit: float, root: Any, sign: int) -> bool:

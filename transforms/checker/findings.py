@@ -122,16 +122,23 @@ def of_support(s: Chosen, choose: Choose) -> Finding:
 
 
 def beyond(m: Misfit) -> str:
+    if m.end:
+        return f"the support of {m.check.name} ({m.check.source}) ends there, maybe before the data"
     return f"its support reaches beyond that of {m.check.name} ({m.check.source})"
 
 
 def of_crossing(m: Misfit, s: Chosen, choose: Choose) -> Finding:
     """A pathwise draw that leaves the support in which it counts."""
     d = m.check.name
+    where = f"{show(m.check.address)} ~ {d} ({m.check.source})"
+    what = (
+        f"is an end of the support of {where}, and may be beyond the data"
+        if m.end
+        else f"is scored at {where}, and its support reaches beyond that of {d}"
+    )
     message = (
-        f"{_named([s])} is scored at {show(m.check.address)} ~ {d} ({m.check.source}), and its "
-        f"support reaches beyond that of {d}, where the density is 0: the objective jumps at the "
-        "end of the support. The derivative of a draw does not see how much of it crosses that. "
+        f"{_named([s])} {what}, where the density is 0: the objective jumps at the end of the "
+        "support. The derivative of a draw does not see how much of it crosses that. "
         f"{_instead([s], choose)}"
     )
     return Finding(BIASED, (s.choice.address,), d, m.drawn.source, message)
@@ -142,7 +149,13 @@ def of_misfit(m: Misfit) -> Finding:
     drawn, scored = show(m.drawn.address), show(m.check.address)
     d = m.check.name
     message = (
-        f"the choice {drawn} ~ {m.drawn_from} at {m.drawn.source} is scored at {scored} ~ {d} "
+        f"the choice {drawn} ~ {m.drawn_from} at {m.drawn.source} is an end of the support of "
+        f"{scored} ~ {d} ({m.check.source}), and its own support reaches beyond the data, whose "
+        "density is 0 then and the objective minus infinity. Type a distribution that ends at the "
+        "data; a continuous one is dist.TransformedDistribution(dist.Normal(m, s), "
+        f"dist.biject_to(dist.constraints.{m.end}))."
+        if m.end
+        else f"the choice {drawn} ~ {m.drawn_from} at {m.drawn.source} is scored at {scored} ~ {d} "
         f"({m.check.source}), and its support reaches beyond that of {d}, where the density is 0 "
         f"and the objective minus infinity. Type a distribution with the support of {d}: {d} "
         "itself, or, for a continuous one, dist.TransformedDistribution(dist.Normal(m, s), "
