@@ -79,8 +79,7 @@ def first_nonfinite(
     if told := _not_numbers(closed, args, fitted):
         return told
     if misfits:
-        message = of_misfit(misfits[0]).message
-        return f"{message[:1].upper()}{message[1:]}"
+        return of_misfit(misfits[0]).message.replace("the choice", "The choice", 1)
     what = "the gradient" if bool(jnp.isfinite(result)) else "the value"
     return (
         f"Every random choice has finite parameters and draws; {what} is made not finite by what "

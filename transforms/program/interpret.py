@@ -143,24 +143,17 @@ def interpret(
     jaxpr = closed.jaxpr
     given = given or {}
     record: Record = {}
-    env: dict[Any, Any] = dict(zip(jaxpr.constvars, closed.consts, strict=True))
-    env.update(zip(jaxpr.invars, args, strict=True))
+    inputs, values = [*jaxpr.constvars, *jaxpr.invars], [*closed.consts, *args]
+    env: dict[Any, Any] = dict(zip(inputs, values, strict=True))
 
     def read(v: Any) -> Any:
-        aval: Any = v.aval
-        return jnp.asarray(v.val, aval.dtype) if isinstance(v, _jax.Literal) else env[v]
+        return env[v] if isinstance(v, _jax.Var) else jnp.asarray(v.val, v.aval.dtype)
 
     plan: list[Any] = _plan(jaxpr)
+    left = lambda acc, i: _returned(jaxpr, path, acc, returned, i)
+    steps, acc = _steps(plan, given, acc, path, left, env)
     takers = sum(not isinstance(s, _Run) for s in plan)
-    begins = lambda n: not isinstance(plan[n], _Run) and before((*path, plan[n][0])) in given
-    n = next(filter(begins, range(len(plan))), None)
-    steps = dict(enumerate(plan))
-    if n is not None:
-        variables, acc = given[before((*path, plan[n][0]))]
-        steps = _again(plan, n, acc is None)
-        left = _returned(jaxpr, path, acc, returned, plan[n][0])
-        env.update(zip(_read_again(steps, left), variables, strict=True))
-    keys = _keys(key, takers, all(k in steps for k in range(len(plan))))
+    keys = _keys(key, takers, len(steps) == len(plan))
     resumed: dict[Path, tuple[Any, Any, Any]] = {}
     for m, step in enumerate(plan):
         own_key = None if isinstance(step, _Run) else next(keys)
@@ -168,13 +161,10 @@ def interpret(
             continue
         step = steps[m]
         if isinstance(step, _Run):
-            step = step.open if resumable else step
-            outs = _jax.evaluate(step.jaxpr, *map(env.__getitem__, step.invars))
-            env.update(zip(step.outvars, outs, strict=True))
+            env.update(_results(step.open if resumable else step, env))
             continue
         i, eqn = step
         handler, what = _handler(eqn)
-        more = {"resumable": True} if resumable and _runs_once(what) else {}
         outs, new_acc, made = handler(
             what,
             [read(v) for v in eqn.invars],
@@ -183,19 +173,42 @@ def interpret(
             given=_below(given, (*path, i)),
             acc=acc,
             path=(*path, i),
-            **more,
+            **({"resumable": True} if resumable and _runs_once(what) else {}),
         )
         if resumable and made:
-            left = _returned(jaxpr, path, acc, returned, i)
-            resumed[before((*path, i))] = _again(plan, m, acc is None), left, acc
+            resumed[before((*path, i))] = _again(plan, m, acc is None), left(acc, i), acc
         acc = new_acc
         record.update(made)
         env.update(zip(eqn.outvars, outs, strict=True))
-    for place, (again, left, then) in resumed.items():
-        variables = [env[v] for v in _read_again(again, left)]
-        record[place] = State((variables, then))
-    known = lambda v: isinstance(v, _jax.Literal) or v in env
-    return [read(v) if known(v) else None for v in jaxpr.outvars], acc, record
+    for place, (again, rest, then) in resumed.items():
+        record[place] = State(([env[v] for v in _read_again(again, rest)], then))
+    is_known = lambda v: isinstance(v, _jax.Literal) or v in env
+    return [read(v) if is_known(v) else None for v in jaxpr.outvars], acc, record
+
+
+def _steps(
+    plan: Sequence[Any],
+    given: Record,
+    acc: Any,
+    path: Path,
+    left: Callable[[Any, int], Any],
+    env: dict[Any, Any],
+) -> tuple[dict[int, Any], Any]:
+    """What is computed of a plan, by its place there: a run that resumes begins at the step whose
+    state is given, which is entered into ``env``."""
+    begins = lambda n: not isinstance(plan[n], _Run) and before((*path, plan[n][0])) in given
+    n = next(filter(begins, range(len(plan))), None)
+    if n is None:
+        return dict(enumerate(plan)), acc
+    variables, acc = given[before((*path, plan[n][0]))]
+    steps = _again(plan, n, acc is None)
+    env.update(zip(_read_again(steps, left(acc, plan[n][0])), variables, strict=True))
+    return steps, acc
+
+
+def _results(run: _Run, env: Mapping[Any, Any]) -> dict[Any, Any]:
+    outs = _jax.evaluate(run.jaxpr, *map(env.__getitem__, run.invars))
+    return dict(zip(run.outvars, outs, strict=True))
 
 
 def _again(plan: Sequence[Any], n: int, only: bool) -> dict[int, Any]:
