@@ -68,7 +68,11 @@ def _equations(
 
 
 def _is_known(x: Any) -> bool:
-    return not isinstance(x, _jax.Tracer) and x.dtype.kind in "iub" and x.size <= MOST
+    return not isinstance(x, _jax.Tracer) and _is_integer(x) and x.size <= MOST
+
+
+def _is_integer(x: Any) -> bool:
+    return x.dtype == bool or jax.dtypes.issubdtype(x.dtype, np.integer)
 
 
 def _is_small(eqn: _jax.JaxprEqn) -> bool:
@@ -77,7 +81,7 @@ def _is_small(eqn: _jax.JaxprEqn) -> bool:
     if not eqn.outvars or (name not in ELEMENTWISE and name not in (*VIEWS, *_SMALL)):
         return False
     avals: list[Any] = [v.aval for v in (*eqn.invars, *eqn.outvars)]
-    if any(a.dtype.kind not in "iub" for a in avals):
+    if not all(map(_is_integer, avals)):
         return False
     return name in VIEWS or max(a.size for a in avals) <= MOST
 
