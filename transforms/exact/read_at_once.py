@@ -72,7 +72,7 @@ def _is_known(x: Any) -> bool:
 
 
 def _is_integer(x: Any) -> bool:
-    return x.dtype == bool or jax.dtypes.issubdtype(x.dtype, np.integer)
+    return x.dtype == bool or jax.numpy.issubdtype(x.dtype, np.integer)
 
 
 def _is_small(eqn: _jax.JaxprEqn) -> bool:
