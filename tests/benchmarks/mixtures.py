@@ -68,7 +68,7 @@ def gmm(n: int, k: int = 8, d: int = 2) -> Problem:
         "scale_log_s": np.full(k, np.log(0.1)),
     }
     params = jax.tree.map(_array, params)
-    return Problem(GMM, params, _array(x), gmm_draws(KEY, params))
+    return Problem(GMM, params, _array(x), jax.jit(gmm_draws)(KEY, params))
 
 
 def hmm(t: int, s: int = 16) -> Problem:
@@ -85,7 +85,7 @@ def hmm(t: int, s: int = 16) -> Problem:
         "log_s": np.full(s, np.log(0.1)),
     }
     params = jax.tree.map(_array, params)
-    return Problem(HMM, params, _array(y), hmm_draws(KEY, params))
+    return Problem(HMM, params, _array(y), jax.jit(hmm_draws)(KEY, params))
 
 
 def gmm_guided(n: int, k: int = 8, d: int = 2) -> Problem:

@@ -11,6 +11,7 @@ from ppl import dist
 PIXELS, HIDDEN, LATENT = 784, 200, 10
 
 
+@jax.jit
 def init(key):
     def dense(key, n, m):
         return {"w": jax.random.normal(key, (n, m)) / n**0.5, "b": jnp.zeros(m)}

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from scipy.stats import nbinom, norm
+from scipy.stats import multivariate_normal, nbinom, norm
 from ztest import check
 
 import ppl
@@ -123,7 +123,7 @@ Y = np.array([0.1, 0.5, -0.3, 0.8])
 A = np.eye(4) - np.diag(np.full(3, 0.9), -1)
 PRIOR = A.T @ A / 0.25
 POSTERIOR = PRIOR + np.eye(4) / 0.09
-EVIDENCE = dist.MultivariateNormal(0.0, np.linalg.inv(PRIOR) + 0.09 * np.eye(4))
+LOG_EVIDENCE = multivariate_normal(np.zeros(4), np.linalg.inv(PRIOR) + 0.09 * np.eye(4)).logpdf(Y)
 
 
 def conditionals():
@@ -157,7 +157,6 @@ EXACT = {
 @pytest.mark.parametrize("name", EXACT)
 def test_exact_guides(name, x64):
     guide, params = EXACT[name]()
-    log_evidence = float(EVIDENCE.log_prob(jnp.asarray(Y)))
     data = {"y": jnp.asarray(Y)}
     bounds = {"elbo": lambda q: ppl.elbo(chain(), q, data)}
     if name == "structured":
@@ -170,7 +169,7 @@ def test_exact_guides(name, x64):
         return sum(10.0**i * bound(guide(params)) for i, bound in enumerate(bounds.values()))
 
     value = weighted.value(KEY, params, samples=5) / sum(10.0**i for i in range(len(bounds)))
-    np.testing.assert_allclose(value, log_evidence, atol=1e-7)
+    np.testing.assert_allclose(value, LOG_EVIDENCE, atol=1e-7)
     stuck = ppl.expectation(lambda params: ppl.stl(chain(), guide(params), data))
     for v in jax.tree.leaves(stuck.grad(KEY, params, samples=5)):
         np.testing.assert_allclose(v, 0.0, atol=1e-5)

@@ -40,11 +40,11 @@ def model(*args: Any) -> Callable[..., Any]:
 
 
 def normal(*shape: int) -> Any:
-    return jnp.asarray(RNG.normal(size=shape), jnp.float32)
+    return jnp.asarray(RNG.normal(size=shape).astype(np.float32))
 
 
 def integers(high: int, *shape: int) -> Any:
-    return jnp.asarray(RNG.randint(0, high, size=shape), jnp.int32)
+    return jnp.asarray(RNG.randint(0, high, size=shape).astype(np.int32))
 
 
 # --- hierarchies ---
