@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from transforms import _jax
 from transforms.errors import UnsupportedError, describe
 
-from ..objectives.expectation import Expectation, is_array
+from ..objectives.expectation import Expectation
+from ..programs.given import is_array
 
 
 def check_objective(objective: Any) -> None:

@@ -16,8 +16,7 @@ import numpy as np
 from transforms import _jax
 from transforms.errors import UnsupportedError, describe
 
-from ..objectives.expectation import is_array
-from ..programs.given import as_count
+from ..programs.given import as_count, is_array
 from .keys import one_of
 from .steps import Loop, State, run_chunk
 

@@ -29,7 +29,8 @@ from transforms.program.compiled import with_numbers
 from transforms.program.content import ByContent, arguments_of, reachable
 from transforms.program.varying import unvarying
 
-from ..objectives.expectation import Expectation, Form, is_array, join, split
+from ..objectives.expectation import Expectation, Form, join, split
+from ..programs.given import is_array
 from .averaging import include, narrow
 from .keys import folded, mean_over, parted
 

@@ -26,7 +26,7 @@ from transforms.program.sharded import partitioned
 from transforms.program.site import Expect, expect_p
 
 from ..programs.advice import bad_return, user_code
-from ..programs.given import as_count, as_key
+from ..programs.given import as_count, as_key, is_array
 from ..programs.program import check_function
 from .audit import Audit, audit
 from .declared import check_target, shown
@@ -432,14 +432,6 @@ def check_differentiable(args: Sequence[Any], argnums: int | tuple[int, ...]) ->
                 f"the gradient at {_jax.user_line()} is with respect to argument {i}, which holds "
                 "integers only: they have no derivative. Type 2.0 for 2, or .astype(float)."
             )
-
-
-def is_array(leaf: Any) -> bool:
-    """Leaves that are traced; anything else is static."""
-    return isinstance(
-        leaf,
-        jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct | float | int | complex,
-    )
 
 
 def split_arrays(tree: Any) -> tuple[list[Any], tuple[tuple[int, Any], ...], Any]:

@@ -12,12 +12,13 @@ from jax.ad_checkpoint import checkpoint_name
 
 from transforms import _jax
 from transforms.errors import Address, AddressError, UnsupportedError, nearest, show
+from transforms.program.compiled import at_once
 from transforms.program.site import Call, Densities, call_p
-from transforms.runs.addresses import flatten
+from transforms.runs.addresses import flatten, nest
 from transforms.runs.execute import LOG_DENSITY, Execution
 from transforms.runs.parts import Group, Part, by_address
 
-from .given import Choices, seed
+from .given import Choices, is_array, seed
 from .lawful import Lawful
 from .shown import Shown
 from .sites import ProgramSite, Written, sites
@@ -153,7 +154,7 @@ class Generative(abc.ABC):
         """
         if key is not None:
             return seed(lambda: self.log_density(choices))(key)
-        return _mark(self.execute(choices, exact=True).log_density)
+        return self._at(choices, lambda run: run.log_density)
 
     def log_densities(
         self, choices: Choices, key: jax.Array | None = None, *, plates: bool = False
@@ -173,9 +174,19 @@ class Generative(abc.ABC):
         """
         if key is not None:
             return seed(lambda: self.log_densities(choices, plates=plates))(key)
-        run = self.execute(choices, exact=True)
-        found = by_address(run.densities, self.name, plates=plates)
-        return jax.tree.map(_mark, found)
+        return self._at(choices, lambda run: by_address(run.densities, self.name, plates=plates))
+
+    def _at(self, choices: Choices, read: Callable[[Execution], Any]) -> Any:
+        """What ``read`` finds in a run at ``choices``, marked as densities."""
+
+        addresses, values = flatten(choices).keys(), [*flatten(choices).values()]
+
+        def run(values: list[Any]) -> Any:
+            at = nest(zip(addresses, values, strict=True))
+            return jax.tree.map(_mark, read(self.execute(at, exact=True)))
+
+        known = all(map(is_array, jax.tree.leaves(values)))
+        return at_once(run, values) if known else run(values)  # which refuses them
 
     def generate(
         self, constraints: Choices, key: jax.Array | None = None

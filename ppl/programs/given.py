@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from transforms import _jax
 from transforms.errors import AddressError, describe, show
@@ -89,6 +90,14 @@ def seed(f: Callable[..., Any]) -> Callable[..., Any]:
         return jax.tree.unflatten(jax.tree.structure(out), outs)
 
     return of_key
+
+
+def is_array(leaf: Any) -> bool:
+    """Leaves that are traced; anything else is static."""
+    return isinstance(
+        leaf,
+        jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct | float | int | complex,
+    )
 
 
 def as_key(key: Any) -> jax.Array:

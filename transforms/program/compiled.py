@@ -58,6 +58,12 @@ def computed(f: Callable[..., Any], *args: Any) -> Any:
     return compiled(f, *args)(*args)
 
 
+def at_once(f: Callable[..., Any], *args: Any) -> Any:
+    """``f(*args)``, by compiled code where no transformation of JAX (``jit``, ``vmap``, ``grad``,
+    ...) runs it: JAX would compile each of its operations there, which takes seconds."""
+    return f(*args) if _jax.is_transformed() else computed(f, *args)
+
+
 def shape_of(x: Any) -> tuple[Any, ...]:
     """What compiled code depends on of an argument."""
     aval = jax.typeof(x)
