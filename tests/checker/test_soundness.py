@@ -1485,4 +1485,5 @@ def test_data_are_not_differentiated() -> None:
 if __name__ == "__main__":
     jax.config.update("jax_enable_x64", True)
     warnings.simplefilter("ignore", ppl.SoundnessWarning)
-    labels.write({name: (known_by(p), first_bias(p)) for name, p in BIASED.items()})
+    measured = lambda p: labels.measured(named(p), known_by(p), lambda: first_bias(p))
+    labels.write({name: (known_by(p), measured(p)) for name, p in BIASED.items()})
