@@ -4,6 +4,7 @@ Densities are compared with sums of numpyro ``log_prob`` written out by hand.
 """
 
 import dataclasses
+import inspect
 import logging
 
 import jax
@@ -863,12 +864,38 @@ def test_non_finite_values_name_the_site():
     assert f"{__file__}:" in str(raised.value)
     assert "step " in str(raised.value)
 
-    @ppl.expectation
-    def g(m):
-        return jnp.sqrt(ppl.sample("x", dist.Normal(0.0, 1.0)) ** 2 * 0.0 + m)
 
-    with pytest.raises(ppl.NonFiniteError, match="gradient is made not finite"):
-        fit(g, params=0.0, steps=3)
+def of_a_root(m):
+    return jnp.sqrt(ppl.sample("x", dist.Normal(0.0, 1.0)) ** 2 * 0.0 + m)  # here
+
+
+def behind_a_guard(m):
+    x = ppl.sample("x", dist.Normal(m, 0.1))
+    harmless = jnp.where(x > 100.0, jnp.log(-jnp.abs(x)), 1.0)
+    return harmless * jnp.exp(1e3 + x)  # here
+
+
+def in_a_loop(m):
+    def step(c, _):
+        x = ppl.sample("x", dist.Normal(m, 1e-3))
+        return jnp.log(c) + x, None  # here: 2.3, .8, -.2, no number
+
+    return jax.lax.scan(step, m + 10.0, length=5)[0]
+
+
+def in_a_branch(m):
+    x = ppl.sample("x", dist.Normal(m, 1.0))
+    return jax.lax.cond(x < 100.0, lambda x: x / m, lambda x: x, x)  # here
+
+
+@pytest.mark.parametrize("f", [of_a_root, behind_a_guard, in_a_loop, in_a_branch])
+def test_a_value_that_is_not_finite_is_followed_to_its_equation(f):
+    lines, first = inspect.getsourcelines(f)
+    line = first + next(i for i, text in enumerate(lines) if "# here" in text)
+    what = "gradient" if f is of_a_root else "value"
+    with pytest.raises(ppl.NonFiniteError, match=f"the {what} is made not finite") as raised:
+        fit(ppl.expectation(f), params=0.0, steps=3)
+    assert f" at {__file__}:{line}:" in str(raised.value)
 
 
 @pytest.mark.parametrize("how", [ppl.maximize, ppl.minimize])

@@ -17,6 +17,7 @@ from ..estimation.chosen import Choose
 from ..estimation.draws import vectorised_draw
 from ..estimation.rounding import cure, rounding_parts, smallest_lost
 from ..program.site import Site
+from .origin import origin
 from .surrogate import surrogate
 
 CURES = (
@@ -64,8 +65,8 @@ def first_nonfinite(
             watch=watch,
         )[0]
 
-    estimate = jax.jit(jax.value_and_grad(value, argnums=1))
-    result = estimate(key, [args[i] for i in smooth])[0]
+    estimate, inputs = jax.value_and_grad(value, argnums=1), [args[i] for i in smooth]
+    result = jax.jit(estimate)(key, inputs)[0]
     jax.effects_barrier()
     bad, lost = sorted(watch.bad), sorted(watch.lost)
     if lost and lost[0] <= min(bad, default=lost[0]):
@@ -83,7 +84,7 @@ def first_nonfinite(
     what = "the gradient" if bool(jnp.isfinite(result)) else "the value"
     return (
         f"Every random choice has finite parameters and draws; {what} is made not finite by what "
-        f"is computed from them. {CURES}"
+        f"is computed from them{origin(estimate, key, inputs)}. {CURES}"
     )
 
 
