@@ -109,4 +109,6 @@ def _goes_wrong(
 
 def _is_finite(values: Sequence[Any]) -> jax.Array:
     inexact = [x for x in values if jnp.issubdtype(jnp.result_type(x), jnp.inexact)]
-    return functools.reduce(jnp.logical_and, [jnp.all(jnp.isfinite(x)) for x in inexact], True)
+    return functools.reduce(
+        jnp.logical_and, [jnp.all(jnp.isfinite(x)) for x in inexact], jnp.array(True)
+    )
