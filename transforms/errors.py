@@ -83,6 +83,9 @@ class UnsupportedError(PPLError, TypeError):
 class NonFiniteError(PPLError, FloatingPointError):
     """An objective became NaN or infinite during a fit.
 
+    It names the random choice whose parameters or draw are not finite first; where all are finite,
+    the equation, in loops and branches too, that makes what is not finite of operands that are.
+
     Example:
         >>> f = ppl.expectation(lambda m: jnp.log(ppl.sample("x", dist.Normal(m, 1.0))))
         >>> try:
