@@ -358,6 +358,15 @@ def _(panel, s):
     panel.axhline(s["figure"]["share with the outcome"], color=GREY, lw=1)
 
 
+@of("nested-dropout")
+def _(panel, s):
+    steps = 30 * np.arange(1, s["rounds"] + 1)
+    for (name, curve), colour in zip(s["curves"].items(), (ORANGE, BLUE), strict=True):
+        panel.plot(steps, curve, "o-", ms=3, color=colour, label=name)
+    panel.set(xlabel="step", ylabel="accuracy")
+    panel.legend(fontsize=8)
+
+
 def draw(name, scope):
     figure = Figure(figsize=(3.2, 2.0), layout="constrained")
     panel = figure.subplots()
