@@ -358,6 +358,17 @@ def _(panel, s):
     panel.axhline(s["figure"]["share with the outcome"], color=GREY, lw=1)
 
 
+@of("hierarchical-collapse")
+def _(panel, s):
+    panel.plot([0, 3], [0, 3], color=GREY, lw=1)
+    for i, (name, colour) in enumerate((("lower", BLUE), ("upper", ORANGE))):
+        panel.plot(
+            s["predicted"][:, i].ravel(), s["found"][:, i].ravel(), "o", ms=4, color=colour, label=name
+        )
+    panel.set(xlabel="predicted", ylabel="strength")
+    panel.legend(fontsize=8)
+
+
 @of("nested-dropout")
 def _(panel, s):
     steps = 30 * np.arange(1, s["rounds"] + 1)
