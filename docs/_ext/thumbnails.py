@@ -369,6 +369,17 @@ def _(panel, s):
     panel.legend(fontsize=8)
 
 
+@of("fractional-noise")
+def _(panel, s):
+    times = s["dt"] * np.arange(1, s["t"] + 1)
+    for h, colour in zip(s["exponents"], (BLUE, ORANGE), strict=True):
+        xs, likely, learnt, _ = s["found"][h, "learnt"]
+        label = f"H = {learnt:.2f}, exactly {likely:.2f}"
+        panel.plot(times, xs[:3].T, color=colour, lw=0.8, label=[label, None, None])
+    panel.set(xlabel="time", ylabel="observed")
+    panel.legend(fontsize=7)
+
+
 @of("nested-dropout")
 def _(panel, s):
     steps = 30 * np.arange(1, s["rounds"] + 1)
