@@ -363,7 +363,12 @@ def _(panel, s):
     panel.plot([0, 3], [0, 3], color=GREY, lw=1)
     for i, (name, colour) in enumerate((("lower", BLUE), ("upper", ORANGE))):
         panel.plot(
-            s["predicted"][:, i].ravel(), s["found"][:, i].ravel(), "o", ms=4, color=colour, label=name
+            s["predicted"][:, i].ravel(),
+            s["found"][:, i].ravel(),
+            "o",
+            ms=4,
+            color=colour,
+            label=name,
         )
     panel.set(xlabel="predicted", ylabel="strength")
     panel.legend(fontsize=8)
@@ -378,6 +383,14 @@ def _(panel, s):
         panel.plot(times, xs[:3].T, color=colour, lw=0.8, label=[label, None, None])
     panel.set(xlabel="time", ylabel="observed")
     panel.legend(fontsize=7)
+
+
+@of("quantized-defence")
+def _(panel, s):
+    f, b = s["figure"], f"b = {s['holds'][0]:g}"
+    names = {"clean": "accuracy", "attacked": "accuracy, attacked"}
+    names |= {"filtered": f"accuracy, attacked and filtered, {b}"}
+    bars(panel, {k: f[name] for k, name in names.items()}, [GREY, ORANGE, BLUE], "accuracy")
 
 
 @of("nested-dropout")
