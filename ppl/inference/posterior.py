@@ -144,7 +144,8 @@ class Posterior(Shown):
             raise type(error)(
                 f"{error} The values are draws of the posterior ({_jax.user_line()}): a choice for "
                 "each group or row of the data says nothing of new ones. The program keeps it as "
-                "it is, and draws new ones beside it, at another address."
+                "it is, and draws new ones beside it, at another address; steps of a scan that "
+                "come after those of the data are drawn by posterior.forecast."
             ) from None
 
     def forecast(
