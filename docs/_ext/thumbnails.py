@@ -387,10 +387,10 @@ def _(panel, s):
 
 @of("quantized-defence")
 def _(panel, s):
-    f, b = s["figure"], f"b = {s['holds'][0]:g}"
     names = {"clean": "accuracy", "attacked": "accuracy, attacked"}
-    names |= {"filtered": f"accuracy, attacked and filtered, {b}"}
-    bars(panel, {k: f[name] for k, name in names.items()}, [GREY, ORANGE, BLUE], "accuracy")
+    names |= {"filtered": "accuracy, attacked and filtered, held"}
+    found = {k: s["figure"][name] for k, name in names.items()}
+    bars(panel, found, [GREY, ORANGE, BLUE], "accuracy")
 
 
 @of("nested-dropout")
