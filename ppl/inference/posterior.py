@@ -161,6 +161,9 @@ class Posterior(Shown):
             program: the model called with more steps.
             n: number of draws.
             corrected: as in :meth:`sample`.
+
+        Raises:
+            AddressError, ShapeError, UnsupportedError: as :func:`ppl.forecast`.
         """
         draw, ahead = jax.random.split(as_key(key))
         fixed = self.sample(draw, n, corrected)
