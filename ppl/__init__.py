@@ -91,6 +91,7 @@ if TYPE_CHECKING:
     from .programs.decoding import marginals, most_likely
     from .programs.detached import detach
     from .programs.enumeration import enumeration
+    from .programs.forecast import forecast
     from .programs.generative import Generative, Trace
     from .programs.given import merge, seed
     from .programs.importance import importance
@@ -154,6 +155,7 @@ __all__ = [
     "ess",
     "expectation",
     "factor",
+    "forecast",
     "forward_kl",
     "from_numpyro",
     "gen",

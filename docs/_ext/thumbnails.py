@@ -358,6 +358,50 @@ def _(panel, s):
     panel.axhline(s["figure"]["share with the outcome"], color=GREY, lw=1)
 
 
+@of("hierarchical-collapse")
+def _(panel, s):
+    panel.plot([0, 3], [0, 3], color=GREY, lw=1)
+    for i, (name, colour) in enumerate((("lower", BLUE), ("upper", ORANGE))):
+        panel.plot(
+            s["predicted"][:, i].ravel(),
+            s["found"][:, i].ravel(),
+            "o",
+            ms=4,
+            color=colour,
+            label=name,
+        )
+    panel.set(xlabel="predicted", ylabel="strength")
+    panel.legend(fontsize=8)
+
+
+@of("fractional-noise")
+def _(panel, s):
+    times = s["dt"] * np.arange(1, s["t"] + 1)
+    for h, colour in zip(s["exponents"], (BLUE, ORANGE), strict=True):
+        xs, likely, learnt, _ = s["found"][h, "learnt"]
+        label = f"H = {learnt:.2f}, exactly {likely:.2f}"
+        panel.plot(times, xs[:3].T, color=colour, lw=0.8, label=[label, None, None])
+    panel.set(xlabel="time", ylabel="observed")
+    panel.legend(fontsize=7)
+
+
+@of("quantized-defence")
+def _(panel, s):
+    names = {"clean": "accuracy", "attacked": "accuracy, attacked"}
+    names |= {"filtered": "accuracy, attacked and filtered, held"}
+    found = {k: s["figure"][name] for k, name in names.items()}
+    bars(panel, found, [GREY, ORANGE, BLUE], "accuracy")
+
+
+@of("nested-dropout")
+def _(panel, s):
+    steps = 30 * np.arange(1, s["rounds"] + 1)
+    for (name, curve), colour in zip(s["curves"].items(), (ORANGE, BLUE), strict=True):
+        panel.plot(steps, curve, "o-", ms=3, color=colour, label=name)
+    panel.set(xlabel="step", ylabel="accuracy")
+    panel.legend(fontsize=8)
+
+
 def draw(name, scope):
     figure = Figure(figsize=(3.2, 2.0), layout="constrained")
     panel = figure.subplots()

@@ -12,6 +12,7 @@ import numpy as np
 from transforms.program.compiled import compiled
 from transforms.runs.addresses import flatten, nest
 
+from ..programs.forecast import forecast
 from ..programs.generative import Generative
 from ..programs.given import Choices, merge, seed
 
@@ -59,6 +60,11 @@ def predicting(program: Generative) -> Any:
         return nest((a, v) for a, v in found.items() if a not in known)
 
     return predict
+
+
+def forecasting(program: Generative) -> Any:
+    """A function from a key, data and choices to the steps of the program after those."""
+    return lambda key, data, row: forecast(program, merge(row, data), key)
 
 
 def resample(key: jax.Array, log_weights: np.ndarray, n: int) -> np.ndarray:

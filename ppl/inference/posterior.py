@@ -20,7 +20,7 @@ from ..programs.generative import Generative, Select
 from ..programs.given import Choices, as_count, as_key
 from ..programs.lawful import Lawful
 from ..programs.shown import Shown
-from .draws import drawing, in_turn, predicting, resample, together
+from .draws import drawing, forecasting, in_turn, predicting, resample, together
 from .optional import optional
 from .psis import BAD, Smoothed, smoothed
 from .summary import Summary, named, summarize
@@ -144,8 +144,31 @@ class Posterior(Shown):
             raise type(error)(
                 f"{error} The values are draws of the posterior ({_jax.user_line()}): a choice for "
                 "each group or row of the data says nothing of new ones. The program keeps it as "
-                "it is, and draws new ones beside it, at another address."
+                "it is, and draws new ones beside it, at another address; steps of a scan that "
+                "come after those of the data are drawn by posterior.forecast."
             ) from None
+
+    def forecast(
+        self, key: jax.Array, program: Generative, n: int, corrected: bool = False
+    ) -> dict[str, Any]:
+        """The steps of a ``scan`` after those of the data, with an axis of ``n`` in front.
+
+        They are drawn from the program itself, after draws of the posterior and the data; no guide
+        of them is needed. See :func:`ppl.forecast`.
+
+        Args:
+            key: random key.
+            program: the model called with more steps.
+            n: number of draws.
+            corrected: as in :meth:`sample`.
+
+        Raises:
+            AddressError, ShapeError, UnsupportedError: as :func:`ppl.forecast`.
+        """
+        draw, ahead = jax.random.split(as_key(key))
+        fixed = self.sample(draw, n, corrected)
+        run = together(forecasting(program), dict(self.data), fixed)
+        return in_turn(run, ahead, as_count(n, "n"), fixed)
 
     # --- whether to trust it ---
 

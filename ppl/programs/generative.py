@@ -15,11 +15,12 @@ from transforms.errors import Address, AddressError, UnsupportedError, nearest, 
 from transforms.program.compiled import at_once
 from transforms.program.site import Call, Densities, call_p
 from transforms.runs.addresses import flatten, nest
-from transforms.runs.execute import LOG_DENSITY, Execution
+from transforms.runs.execute import LOG_DENSITY, Execution, Some
 from transforms.runs.parts import Group, Part, by_address
 
 from .given import Choices, is_array, seed
 from .lawful import Lawful
+from .partly import Partly
 from .shown import Shown
 from .sites import ProgramSite, Written, sites
 
@@ -193,17 +194,27 @@ class Generative(abc.ABC):
     ) -> tuple[Trace, jax.Array]:
         """Fix the addresses in ``constraints`` and draw the rest from the program.
 
+        Of a choice under ``scan`` or ``vmap`` some elements may be fixed, ``ppl.partly``; the rest
+        is drawn given what stands before it (see also :func:`ppl.forecast`).
+
         Returns:
             The trace, and the log weight f32[]: the log density of what was fixed (and of
             factors), which is that of the trace relative to how it was drawn.
 
         Raises:
             AddressError: an address is unknown. ShapeError: a value has the wrong shape.
+            UnsupportedError: elements of one draw are fixed, or of a program known by its density.
         """
         if key is not None:
             return seed(lambda: self.generate(constraints))(key)
-        fixed = set(flatten(constraints))
-        run = self.execute(constraints, select=lambda a: _covers(fixed, a))
+        flat = flatten(constraints)
+        select = lambda a: _covers(set(flat), a)
+        parts = {a: Some(v.values, v.observed) for a, v in flat.items() if isinstance(v, Partly)}
+        if parts:
+            whole = nest((a, v) for a, v in flat.items() if a not in parts)
+            run = self._lawful_program().execute(whole, select=select, some=parts)
+        else:
+            run = self.execute(constraints, select=select)
         return _trace(run), _mark(run.log_weight)
 
     @property
@@ -249,6 +260,16 @@ class Generative(abc.ABC):
         """The ``@ppl.gen`` program that this is, with the laws of its choices; None where it is
         known by its density alone."""
         return None if self._inner is None else self._inner.as_program()
+
+    def _lawful_program(self) -> Any:
+        program = self.as_program()
+        if program is None:
+            raise UnsupportedError(
+                f"{self.name} is known by its density alone ({_jax.user_line()}), so that no "
+                "elements of its choices can be drawn given others (ppl.partly). Give values of "
+                "whole choices, or the @ppl.gen program of which it is made."
+            )
+        return program
 
     def lawful(self) -> Lawful | None:
         """The program that draws the choices, or what they are images of, with its laws."""

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from transforms import _jax
 from transforms.errors import Address, ShapeError, UnsupportedError, show
 from transforms.runs.addresses import flatten
+from transforms.runs.execute import Some
 
 
 @final
@@ -26,7 +27,7 @@ class Partly:
     )
 
     def __init__(self, values: Any, observed: Any):
-        self.values, self.observed = values, observed
+        self.values, self.observed = values, observed  # observed: of the first axes
 
     def tree_flatten(self) -> tuple[tuple[Any, Any], None]:
         return (self.values, self.observed), None
@@ -50,7 +51,7 @@ class Partly:
                 f"{jnp.shape(rest)}, and that observed in part {jnp.shape(self.values)}. Draw all "
                 "elements, with the density of those that are missing: d.mask(~observed)."
             )
-        return jnp.where(self.observed, self.values, rest)
+        return Some(self.values, self.observed).beside(rest)
 
 
 def partly(values: Any, observed: Any) -> Partly:
@@ -60,9 +61,13 @@ def partly(values: Any, observed: Any) -> Partly:
     elements take the place of those that are missing (:func:`ppl.merge`). The guide gives those
     alone a density: ``dist.Normal(m, s).mask(~observed)``.
 
+    In ``g.generate`` the missing elements, steps of a ``scan`` or elements of a ``vmap``, are drawn
+    from the program, given what stands before them.
+
     Args:
         values: f32[*shape], anything finite in the support where an element is missing.
-        observed: bool[*shape], or of axes in front of it: which elements are observed.
+        observed: bool[*shape], or of axes in front of it: which elements are observed. In
+            ``g.generate``, axes of ``vmap``\\s and ``scan``\\s.
 
     Raises:
         ShapeError: ``observed`` has other axes.
@@ -81,8 +86,7 @@ def partly(values: Any, observed: Any) -> Partly:
             f"observed has shape {mask.shape} in ppl.partly at {_jax.user_line()}, and the values "
             f"{shape}: it says which elements are observed, by the first of their axes."
         )
-    mask = mask.reshape(*mask.shape, *[1] * (len(shape) - mask.ndim))
-    return Partly(jnp.asarray(values), jnp.broadcast_to(mask, shape))
+    return Partly(jnp.asarray(values), mask)
 
 
 def refuse_unmasked(data: Mapping[str, Any], name: str, masked: frozenset[Address]) -> None:

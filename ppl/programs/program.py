@@ -18,6 +18,7 @@ from transforms.program.site import Body, Call, Densities, Factor, Site, call_p
 from transforms.runs.addresses import Entry, entries, flatten, likeness, nest
 from transforms.runs.execute import (
     Execution,
+    Some,
     execute,
     hidden_masks,
     masked_choices,
@@ -96,9 +97,10 @@ class Program(Generative):
         exact: bool = False,
         select: Select = lambda address: False,
         laws: Collection[Address] = (),
+        some: Mapping[Address, Some] | None = None,
     ) -> Execution:
         closed, consts, retval = self._traced
-        how: dict[str, Any] = {"exact": exact, "select": select, "laws": laws}
+        how: dict[str, Any] = {"exact": exact, "select": select, "laws": laws, "some": some}
         run = execute(closed, consts, given, name=self.name, **how)
         run.retval = jax.tree.unflatten(jax.tree.structure(retval), run.retval)
         return run

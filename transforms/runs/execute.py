@@ -3,7 +3,8 @@
 :func:`execute` runs a program with the choices in ``given`` fixed and the others drawn. It
 returns the choices, the return value, the log density of all choices, and the part of it that
 belongs to the addresses in ``select`` (and to factors): simulate is ``given = {}``, log_density
-is ``given`` = everything, and the log weight of *generate* is the part of what was given. The
+is ``given`` = everything, and the log weight of *generate* is the part of what was given. Of a
+choice in a loop or a ``vmap`` some elements may be given and the others drawn (``Some``). The
 draws are left as random choices of the surrounding program, so an objective that simulates is
 itself a program whose choices an estimator can treat.
 """
@@ -73,6 +74,21 @@ class Execution:
         return self.log_density if self.log_absent is None else self.log_density + self.log_absent
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Some:
+    """Values of a choice that are given for some elements: where ``known``, bool of the axes around
+    the choice, or the first of them."""
+
+    values: Any
+    known: jax.Array
+
+    def beside(self, drawn: jax.Array) -> jax.Array:
+        """The values, and where they are not known those that are drawn."""
+        known = self.known.reshape(self.known.shape + (1,) * (drawn.ndim - self.known.ndim))
+        return jnp.where(known, self.values, drawn)
+
+
 # --- the transformation ------------------------------------------------------------------------
 
 
@@ -132,10 +148,13 @@ def execute(
     exact: bool = False,
     select: Callable[[Address], bool] = lambda address: False,
     laws: Collection[Address] = (),
+    some: Mapping[Address, Some] | None = None,
 ) -> Execution:
     """Run a program with the choices in ``given`` fixed; see the module docstring."""
     program, weights = entries(closed), weights_of(closed)
-    fixed = match(program, given, name, exact=exact)
+    values = nest({**flatten(given), **{a: s.values for a, s in (some or {}).items()}}.items())
+    fixed = match(program, values, name, exact=exact)
+    fixed |= _known_in_part(program, fixed, some or {})
     rule, acc = scoring(program, weights, fixed, select, laws)
     retval, sums, record = interpret(closed, args, rule, given=fixed, acc=acc)
     named = _by_address(program, weights, record, laws)
@@ -173,13 +192,13 @@ def scoring(
             site = dataclasses.replace(choice, drawn=True)
             return sample_p.bind(*operands, site=site), acc, {}
         entry = by_path[path]
-        address = entry.address
+        address, known = entry.address, None
         if isinstance(choice, Site):
             site = dataclasses.replace(choice, address=address, drawn=True)
             if path in one_way:
                 value, score = _taken_through(site, operands)
             else:
-                value = given[path] if path in given else sample_p.bind(*operands, site=site)[0]
+                value, known = _drawn_or_given(site, operands, given.get(path))
                 score = functools.partial(
                     log_density_of, site, operands, value, other=entry.branches
                 )
@@ -190,13 +209,50 @@ def scoring(
             value, outs, lp = _call(choice, operands, given.get(path))
         weighs = path in weights  # an evidence
         whole = _whole(lp)
-        add = _add(selected, whole) if weighs or select(address) else selected
+        mine = whole if known is None else _whole(jnp.where(known, lp, 0.0))
+        add = _add(selected, mine) if weighs or select(address) else selected
         made = (value, choice.taken(operands)) if entry.conditional else value
         law = broadcast_operands(choice, operands) if address in laws else ()
         record = {path: (made, whole if weighs else lp, law)}
         return outs, (_add(total, whole), add, *missing), record
 
     return rule, (np.zeros((), jnp.result_type(float)),) * (3 if masked else 2)
+
+
+def _known_in_part(
+    program: Sequence[Entry], fixed: Mapping[Path, Any], some: Mapping[Address, Some]
+) -> dict[Path, Some]:
+    """The values of choices that are known for some elements, as the interpreter has them.
+
+    Raises:
+        UnsupportedError: they are elements of one draw.
+    """
+    found: dict[Path, Some] = {}
+    for e in program:
+        if e.address not in some:
+            continue
+        known = some[e.address].known
+        if known.ndim > e.n_axes or not isinstance(e.choice.random, Site):
+            raise UnsupportedError(
+                f"{show(e.address)} at {e.source} is given in part ({_jax.user_line()}), and what "
+                f"is told apart are elements of one draw: around the choice are {e.n_axes} axes of "
+                f"jax.vmap and jax.lax.scan, and observed has {known.ndim}. Make a draw of each "
+                "element, jax.vmap(lambda m: ppl.sample(...))(means), or a step of a scan."
+            )
+        axes = jnp.shape(some[e.address].values)[: e.n_axes]
+        whole = jnp.broadcast_to(known.reshape(known.shape + (1,) * (e.n_axes - known.ndim)), axes)
+        found |= {path: Some(fixed[path], known) for path, known in e.split(whole).items()}
+    return found
+
+
+def _drawn_or_given(
+    site: Site, operands: Sequence[Any], given: Any
+) -> tuple[jax.Array, jax.Array | None]:
+    """The value of a choice, and which elements are given, if these are not all or none."""
+    if given is not None and not isinstance(given, Some):
+        return given, None
+    drawn = sample_p.bind(*operands, site=site)[0]
+    return (drawn, None) if given is None else (given.beside(drawn), given.known)
 
 
 def values_in(record: Record) -> Record:
