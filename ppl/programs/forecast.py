@@ -10,12 +10,15 @@ import jax.numpy as jnp
 
 from transforms import _jax
 from transforms.errors import Address, AddressError, ShapeError, UnsupportedError, show
+from transforms.program.choices import choices as choices_of
 from transforms.runs.addresses import Entry, flatten, likeness, nest
+from transforms.runs.execute import weights_of
 
 from .generative import Generative
 from .given import Choices, seed
 from .partly import Partly
 from .program import check_generative
+from .sites import Written
 
 Cut = tuple[int, int]
 """The axis of a loop, and how many of its steps are known."""
@@ -56,7 +59,8 @@ def forecast(g: Generative, choices: Choices, key: jax.Array | None = None) -> d
     check_generative(g, "ppl.forecast")
     if key is not None:
         return seed(lambda: forecast(g, choices))(key)
-    program = g.written().entries
+    written = g.written()
+    program = written.entries
     values, cuts = flatten(choices), {}
     for e in program:
         for address, like in likeness([e]).items():
@@ -67,6 +71,7 @@ def forecast(g: Generative, choices: Choices, key: jax.Array | None = None) -> d
                 cuts[address] = (axis, jnp.shape(values[address])[axis])
                 values[address] = _begun(values[address], like.shape, axis)
     _check(g, program, cuts)
+    _refuse_weights(g, written, cuts)
     drawn = flatten(g.generate(nest(values.items()))[0].choices)
     return nest(
         (a, jax.lax.slice_in_dim(drawn[a], steps, None, axis=axis))
@@ -110,6 +115,20 @@ def _check(g: Generative, program: Sequence[Entry], cuts: Mapping[Address, Cut])
                     "Observe it in the scan, step by step; or leave it out of the program that "
                     "forecasts."
                 )
+
+
+def _refuse_weights(g: Generative, written: Written, cuts: Mapping[Address, Cut]) -> None:
+    """Steps to come are drawn from the program as if nothing weighed them."""
+    loops = {e.choice.loops[0] for e in written.entries if e.address in cuts}
+    weights = weights_of(written.closed)
+    for c in choices_of(written.closed):
+        if c.path in weights and any(loop in c.loops or c.path > loop for loop in loops):
+            raise UnsupportedError(
+                f"{g.name} has the weight {show(c.address)} ({c.source}) at steps to come or after "
+                f"them (ppl.factor, ppl.observe), which ppl.forecast at {_jax.user_line()} does "
+                "not draw them by. Type data as a choice in the scan, ppl.sample, with values for "
+                "the first steps; or leave the weight out of the program that forecasts."
+            )
 
 
 def _begun(value: Any, shape: tuple[int, ...], axis: int) -> Partly:

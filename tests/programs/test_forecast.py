@@ -57,6 +57,19 @@ def ended(t):
 
 
 @ppl.gen
+def weighed(t, step_by_step):
+    def step(x, _):
+        x = ppl.sample("x", dist.Normal(x, 1.0))
+        if step_by_step:
+            ppl.factor("w", -(x**2))
+        return x, None
+
+    x = jax.lax.scan(step, 0.0, length=t)[0]
+    if not step_by_step:
+        ppl.observe("w", dist.Normal(x, 1.0), 0.3)
+
+
+@ppl.gen
 def one_draw():
     ppl.sample("x", dist.Normal(jnp.zeros(3), 1.0))
 
@@ -155,6 +168,9 @@ def test_what_cannot_be_forecast_is_refused():
             ppl.forecast(walk(5), pair | {"y": jnp.zeros(steps)}, KEY)
     with pytest.raises(ppl.UnsupportedError, match=r"'end' \(.*stands after the scan of 'x'"):
         ppl.forecast(ended(5), {"x": three, "end": 1.0}, KEY)
+    for step_by_step in (True, False):
+        with pytest.raises(ppl.UnsupportedError, match=r"the weight 'w' \(.*at steps to come"):
+            ppl.forecast(weighed(5, step_by_step), {"x": three}, KEY)
     with pytest.raises(ppl.UnsupportedError, match="elements of one draw"):
         one_draw().generate({"x": part}, KEY)
     with pytest.raises(ppl.UnsupportedError, match="known by its density alone"):
