@@ -35,6 +35,7 @@ from .classes import Class, Digit, Plan, Variable, Who, check_size, plan_of
 from .contraction import (
     BEST,
     LOG,
+    PRODUCTS,
     Algebra,
     Look,
     Pick,
@@ -45,6 +46,7 @@ from .contraction import (
     untouched,
 )
 from .orders import Stuck, best_order
+from .products import unless_lost
 from .recursion import Recursion
 from .tables import END, Table, digits, evaluate, steps_apart, tables
 
@@ -57,7 +59,7 @@ def log_sum(f: Callable[..., jax.Array], variables: Sequence[Variable]) -> jax.A
     Raises:
         UnsupportedError: too many joint values are needed.
     """
-    return _eliminate(*_plan(f, variables, ENUMERATION), LOG)[0]
+    return _eliminate(*_plan(f, variables, ENUMERATION), PRODUCTS)[0]
 
 
 def draw(
@@ -91,7 +93,7 @@ def marginals(
 
     def total(weights: list[jax.Array]) -> jax.Array:
         at = functools.partial(f, weights)
-        return _eliminate(*_plan(at, variables, who), LOG)[0]
+        return _eliminate(*_plan(at, variables, who), PRODUCTS)[0]
 
     zeros = [jnp.zeros((*v.shape, v.n)) for v in variables]
     value, found = jax.value_and_grad(total)(zeros)
@@ -339,9 +341,20 @@ def _along_chain(
     plan: Plan, mine: Sequence[Table], n: _Node, algebra: Algebra
 ) -> tuple[list[Table], Backward]:
     assert n.chain is not None
-    chain = Recursion(plan, mine, n.variables, n.chain, algebra)
+    along = functools.partial(Recursion, plan, group=n.variables, chain=n.chain)
+    chain = along(mine, algebra=algebra)
+    new = chain.result
+    if chain.fine:
+
+        def again(xs: list[jax.Array]) -> list[jax.Array]:
+            same = [dataclasses.replace(t, value=x) for t, x in zip(mine, xs, strict=True)]
+            return [t.value for t in along(same, algebra=LOG).result]
+
+        found = [t.value for t in new]
+        found = unless_lost(chain.fine, found, again, [t.value for t in mine])
+        new = [dataclasses.replace(t, value=x) for t, x in zip(new, found, strict=True)]
 
     def backward(drawn: Drawn, pick: Pick) -> Drawn:
         return chain.draw(functools.partial(_look, plan, drawn), pick)
 
-    return chain.result, backward
+    return new, backward

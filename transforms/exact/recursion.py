@@ -47,8 +47,8 @@ class Forward(abc.ABC):
         alpha: list[Table] = []
         for at in range(self.start):
             self.before.append(alpha)
-            self.early.append(self.emitted(alpha, self.first[at]))
-            alpha = self.advance(alpha, self.first[at], at)
+            alpha, kept = self.step(alpha, self.first[at], at)
+            self.early.append(kept)
         self.alphas: list[jax.Array] = []
         self.final = self._run(alpha) if self.size > self.start else alpha
 
@@ -56,9 +56,11 @@ class Forward(abc.ABC):
     def advance(self, alpha: Sequence[Table], new: Sequence[Table], at: int) -> list[Table]:
         """The tables after a step, which is far from the first if ``at`` is large."""
 
-    def emitted(self, alpha: Sequence[Table], new: Sequence[Table]) -> list[jax.Array]:
-        """What is kept of a step: ``early`` of the first ones, ``late`` of the others."""
-        return []
+    @abc.abstractmethod
+    def step(
+        self, alpha: Sequence[Table], new: Sequence[Table], at: int
+    ) -> tuple[list[Table], list[jax.Array]]:
+        """These tables, and what is kept: ``early`` of the first steps, ``late`` of the others."""
 
     def _pinned(self, tables: Sequence[Table], at: int) -> list[Table]:
         without = lambda t: {c: at for c, at in t.pins.items() if c != self.chain}
@@ -85,7 +87,7 @@ class Forward(abc.ABC):
             axis, rest = self._axis(total), tuple(c for c in classes if c != self.chain)
             if same and self.plan.length(self.chain) > 1:
                 value = jnp.squeeze(total.value, axis)
-                fixed.append(dataclasses.replace(total, classes=rest, value=value))
+                fixed.append(dataclasses.replace(total, classes=rest, value=value, same=True))
             else:
                 value = jnp.moveaxis(total.value, axis, 0)
                 varying.append(dataclasses.replace(total, classes=rest, value=value))
@@ -103,8 +105,8 @@ class Forward(abc.ABC):
 
         def step(carry: list[jax.Array], xs: list[jax.Array]) -> tuple[list[jax.Array], Any]:
             alpha, new = self.unpack(carry), self.rows(xs)
-            after = self._pack(self.advance(alpha, new, self.size))
-            return after, (carry, self.emitted(alpha, new))
+            after, kept = self.step(alpha, new, self.size)
+            return self._pack(after), (carry, kept)
 
         xs = [t.value for t in self.varying]
         n = self.size - self.start
@@ -151,7 +153,7 @@ class Forward(abc.ABC):
 
 class Recursion(Forward):
     """The sum over all values of a chain of ``group``, variables with the same classes; ``result``
-    are the tables that are left."""
+    are the tables that are left, ``fine`` whether nothing was lost where that is in question."""
 
     def __init__(
         self,
@@ -171,9 +173,16 @@ class Recursion(Forward):
         ending = [(i, lag) for i, n in orders.items() for lag in range(min(n, self.size))]
         last = [*self.final, *self._pinned(tables, END)]
         self.result, self._ending = contract(plan, last, ending, algebra, "last")
+        self.fine = [x for kept in (*self.early, self.late, _fine(self._ending)) for x in kept]
 
     def advance(self, alpha: Sequence[Table], new: Sequence[Table], at: int) -> list[Table]:
         return self._summed(alpha, new, at)[0]
+
+    def step(
+        self, alpha: Sequence[Table], new: Sequence[Table], at: int
+    ) -> tuple[list[Table], list[jax.Array]]:
+        after, how = self._summed(alpha, new, at)
+        return after, _fine(how)
 
     def _summed(
         self, alpha: Sequence[Table], new: Sequence[Table], at: int, name: str = ""
@@ -225,6 +234,10 @@ class Recursion(Forward):
         """What is known one step before, and what was drawn of this step."""
         before = {(i, lag - 1): x for (i, lag), x in states.items() if lag}
         return before, {(i, 0): x for (i, lag), x in states.items() if not lag}
+
+
+def _fine(how: Sequence[Summed]) -> list[jax.Array]:
+    return [s.fine for s in how if s.fine is not None]
 
 
 def _largest(tables: Sequence[Table]) -> list[Table]:

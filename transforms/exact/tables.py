@@ -34,13 +34,15 @@ END = -1
 class Table:
     """An array with an axis for each digit, and then for each class (of size 1 where it is the same
     in all steps of a chain). ``pins`` are the steps of chains that it stands at; ``owner`` is the
-    variable whose probability it is, if it is one."""
+    variable whose probability it is, if it is one; ``same`` says that a step of a chain has it of
+    all steps."""
 
     digits: tuple[Digit, ...]
     classes: tuple[Class, ...]
     value: Any = None
     pins: Mapping[Class, int] = dataclasses.field(default_factory=dict)
     owner: int | None = None
+    same: bool = False
 
     def laid_out(self, digits: Sequence[Digit], classes: Sequence[Class]) -> jax.Array:
         """The value with these axes, of size 1 where it has none."""
