@@ -47,7 +47,7 @@ from .contraction import (
 )
 from .orders import Stuck, best_order
 from .products import unless_lost
-from .recursion import Recursion
+from .recursion import Recursion, Sparing
 from .tables import END, Table, digits, evaluate, steps_apart, tables
 
 ENUMERATION: Who = "enumeration()", "use ppl.importance(n, proposal)"
@@ -340,15 +340,15 @@ def _look(plan: Plan, drawn: Drawn, table: Table) -> Look:
 def _along_chain(
     plan: Plan, mine: Sequence[Table], n: _Node, algebra: Algebra
 ) -> tuple[list[Table], Backward]:
-    assert n.chain is not None
-    along = functools.partial(Recursion, plan, group=n.variables, chain=n.chain)
-    chain = along(mine, algebra=algebra)
+    group, along = n.variables, n.chain
+    assert along is not None
+    chain = Recursion(plan, mine, group, along, algebra)
     new = chain.result
     if chain.fine:
 
         def again(xs: list[jax.Array]) -> list[jax.Array]:
             same = [dataclasses.replace(t, value=x) for t, x in zip(mine, xs, strict=True)]
-            return [t.value for t in along(same, algebra=LOG).result]
+            return [t.value for t in Sparing(plan, same, group, along, LOG).result]
 
         found = [t.value for t in new]
         found = unless_lost(chain.fine, found, again, [t.value for t in mine])

@@ -27,7 +27,10 @@ States = dict[Digit, jax.Array]
 
 class Forward(abc.ABC):
     """The steps of a chain of ``group``, variables of which ``orders`` says how many of their last
-    values later steps read; ``tables`` are those that have them."""
+    values later steps read; ``tables`` are those that have them. If ``sparing``, a derivative
+    computes each step again, and nothing is kept of it."""
+
+    sparing = False
 
     def __init__(
         self,
@@ -110,7 +113,8 @@ class Forward(abc.ABC):
 
         xs = [t.value for t in self.varying]
         n = self.size - self.start
-        final, (self.alphas, self.late) = lax.scan(step, self._pack(alpha), xs, length=n)
+        one = jax.checkpoint(step) if self.sparing else step
+        final, (self.alphas, self.late) = lax.scan(one, self._pack(alpha), xs, length=n)
         return self.unpack(final)
 
     def _form(self, alpha: Sequence[Table]) -> list[Table]:
@@ -236,6 +240,10 @@ class Recursion(Forward):
         return before, {(i, 0): x for (i, lag), x in states.items() if not lag}
 
 
+class Sparing(Recursion):
+    sparing = True
+
+
 def _fine(how: Sequence[Summed]) -> list[jax.Array]:
     return [s.fine for s in how if s.fine is not None]
 
@@ -249,4 +257,4 @@ def _largest(tables: Sequence[Table]) -> list[Table]:
     return kept
 
 
-__all__ = ["Recursion"]
+__all__ = ["Recursion", "Sparing"]
