@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 
 from .. import _jax
+from ..analyses.alike import NO, UniformInLoops
 from ..analyses.contained import resolve
 from ..analyses.dependence import NONE, Along, Dependence, Dependences
 from ..analyses.terms import split
@@ -131,7 +132,9 @@ def _plan(
     outs = [NONE if isinstance(v, _jax.Literal) else env[v] for v in program.jaxpr.outvars]
     plan = plan_of(variables, outs, lambda plan: _clashes(plan, outs), who=who)
     values = evaluate(program, consts, plan, outs)
-    return plan, [t for d, v in zip(outs, values, strict=True) for t in tables(plan, d, v)]
+    same = UniformInLoops().run(program, [*[NO] * len(consts), *plan.in_step])
+    found = zip(outs, values, same, strict=True)
+    return plan, [t for d, v, axes in found for t in tables(plan, d, v, axes)]
 
 
 def _clashes(plan: Plan, terms: Sequence[Dependence]) -> set[tuple[int, int]]:

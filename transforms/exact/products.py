@@ -22,15 +22,16 @@ from .. import _jax
 from ..analyses.primitives import register
 from ..program import marks
 
-LEAST = 2**9
-"""The fewest exponentials that a step must be spared."""
+LEAST, TIMES = 2**9, 8
+"""The fewest exponentials that a step must be spared, and how many there must be for each that is
+left: few of them are faster one by one than a product and what watches it."""
 
 
 def pays(shapes: Sequence[Sequence[int]], once: Sequence[bool]) -> bool:
     """Whether to multiply arrays of these shapes, some of them ``once`` for all steps."""
     every = math.prod(jnp.broadcast_shapes(*shapes))
     each = sum(math.prod(s) for s, o in zip(shapes, once, strict=True) if not o)
-    return len(shapes) > 1 and every - each >= LEAST
+    return len(shapes) > 1 and every - each >= LEAST and every >= TIMES * each
 
 
 def log_sum(xs: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -50,8 +51,10 @@ def _shifted(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _multiplied(xs: Sequence[jax.Array]) -> jax.Array:
     """The sum over the first axis of the product."""
-    axes = [[a for a, n in enumerate(x.shape) if n > 1 or not a] for x in xs]
+    of = lambda x: [a for a, n in enumerate(x.shape) if n > 1 or not a]
     shape = jnp.broadcast_shapes(*(x.shape for x in xs))[1:]
+    xs = sorted(xs, key=lambda x: of(x)[1:])  # so that their axes are in order in a product
+    axes = list(map(of, xs))
     kept = sorted({a for on in axes for a in on if a})
     operands = [y for x, on in zip(xs, axes, strict=True) for y in (x.reshape(_of(x, on)), on)]
     # by default some devices would round what they multiply to fewer digits
