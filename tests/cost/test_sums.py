@@ -1,7 +1,7 @@
 """What sums over discrete choices cost beside hand-written code, at sizes where the order matters.
 
-FLOPs and bytes of value and gradient in all arrays, in 32 bits: of chains as compiled, of a grid before XLA
-optimizes, since it takes longer to compile.
+FLOPs and bytes of value and gradient in all arrays, in 32 bits: of chains as compiled, of a grid
+before XLA optimizes, since it takes longer to compile.
 """
 
 from __future__ import annotations

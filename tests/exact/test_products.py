@@ -94,25 +94,36 @@ TABLES: dict[str, tuple[list[float], list[float], bool]] = {
     "at one of them, which is not there": ([0, GONE], [GONE, 0], True),
     "at one of them, beside what is small": ([0, GONE], [-200, GONE], True),
     "nowhere": ([GONE, GONE], [0, 0], True),
-    "not a number": ([0, jnp.nan], [0, 0], False),
+    "not a number": ([0, jnp.nan], [0, 0], True),
 }
+
+
+def of_steps(*each: products.Watch) -> products.Watch:
+    return jax.tree.map(lambda *xs: jnp.stack(xs), *each)
+
+
+def test_what_is_small_in_one_step_does_not_doubt_what_is_0_in_another() -> None:
+    yes, no = jnp.array([True]), jnp.array([False])
+    zero, small = products.Watch(yes, [no]), products.Watch(no, [yes])
+    assert of_steps(zero, small).is_fine()
+    assert not of_steps(zero, products.Watch(yes, [yes])).is_fine()
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_a_sum_that_is_lost_is_known(name: str) -> None:
     a, b, is_fine = TABLES[name]
     x, y = (jnp.array(xs, jnp.float32)[:, None, None] for xs in (a, b))
-    value, fine = products.log_sum([x, y])
-    assert fine == is_fine
+    value, watch = products.log_sum([x, y], [False, True])
+    assert of_steps(watch).is_fine() == is_fine
     if is_fine:
         np.testing.assert_allclose(value[0, 0], logsumexp(x + y), rtol=1e-6)
 
 
 def checked(a: jax.Array, b: jax.Array) -> jax.Array:
     """The log of the sum of exp(a + b) over the first axis."""
-    found, fine = products.log_sum([a, b])
+    found, watch = products.log_sum([a, b], [False, False])
     again = lambda xs: [logsumexp(xs[0] + xs[1], 0)]
-    return products.unless_lost([fine], [found], again, [a, b])[0]
+    return products.unless_lost([of_steps(watch)], [found], again, [a, b])[0]
 
 
 def test_one_that_is_lost_among_many_is_done_again_with_all() -> None:

@@ -134,8 +134,8 @@ class Summed:
     digit: Digit
     table: Table
     name: str
-    fine: jax.Array | None = None
-    """Whether nothing was lost, if that is in question; then there is no table to draw from."""
+    watch: products.Watch | None = None
+    """Whether something was lost, if that is in question; then there is no table to draw from."""
 
     def draw(self, plan: Plan, classes: Sequence[Class], look: Look, pick: Pick) -> jax.Array:
         """An index for each element of the classes."""
@@ -163,15 +163,16 @@ def sum_digit(
     if not tables:
         tables = [untouched(plan, digit, sorted(plan.of(digit[0]) - plan.chains), algebra)]
         out = dataclasses.replace(out, classes=tables[0].classes)
-    kept, fine = dataclasses.replace(out, digits=order), None
+    kept, watch = dataclasses.replace(out, digits=order), None
     xs = [t.laid_out(order, out.classes) for t in tables]
-    if algebra.joint and products.pays([x.shape for x in xs], [t.same for t in tables]):
-        value, fine = products.log_sum(xs)
+    once = [t.same for t in tables]
+    if algebra.joint and products.pays([x.shape for x in xs], once):
+        value, watch = products.log_sum(xs, once)
     else:
         kept = dataclasses.replace(kept, value=_product(xs, algebra))
         value = algebra.plus(kept.value, 0)
     new = reduced(plan, dataclasses.replace(out, value=value), algebra)
-    return new, Summed(digit, kept, name, fine)
+    return new, Summed(digit, kept, name, watch)
 
 
 def untouched(plan: Plan, digit: Digit, classes: Sequence[Class], algebra: Algebra) -> Table:

@@ -347,14 +347,14 @@ def _along_chain(
     assert along is not None
     chain = Recursion(plan, mine, group, along, algebra)
     new = chain.result
-    if chain.fine:
+    if chain.watches:
 
         def again(xs: list[jax.Array]) -> list[jax.Array]:
             same = [dataclasses.replace(t, value=x) for t, x in zip(mine, xs, strict=True)]
             return [t.value for t in Sparing(plan, same, group, along, LOG).result]
 
         found = [t.value for t in new]
-        found = unless_lost(chain.fine, found, again, [t.value for t in mine])
+        found = unless_lost(chain.watches, found, again, [t.value for t in mine])
         new = [dataclasses.replace(t, value=x) for t, x in zip(new, found, strict=True)]
 
     def backward(drawn: Drawn, pick: Pick) -> Drawn:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,13 +34,38 @@ def pays(shapes: Sequence[Sequence[int]], once: Sequence[bool]) -> bool:
     return len(shapes) > 1 and every - each >= LEAST and every >= TIMES * each
 
 
-def log_sum(xs: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """The log of the sum, over the first axis, of exp of the sum of arrays that are broadcast, and
-    whether no sum is lost."""
+class Watch(NamedTuple):
+    """What shows whether a sum is lost: where one is small, and where small factors are.
+
+    A factor that is small may make a product that is 0, or one with few digits. So much is lost in
+    a sum only if that is small too; without such factors, 0 is 0.
+    """
+
+    sums: jax.Array
+    factors: list[jax.Array]
+
+    def is_fine(self) -> jax.Array:
+        """Of a watch of several steps, which are the first axes."""
+        some = lambda x: jnp.any(x.reshape(x.shape[0], -1), axis=1)
+        lost = functools.reduce(jnp.logical_or, map(some, self.factors))
+        return ~jnp.any(some(self.sums) & lost)
+
+
+def log_sum(xs: Sequence[jax.Array], once: Sequence[bool]) -> tuple[jax.Array, Watch]:
+    """The log of the sum, over the first axis, of exp of the sum of arrays that are broadcast; some
+    of these are the same in all steps."""
     with marks.mark(marks.EXACT):
         shifted = list(map(_shifted, xs))
         total = _multiplied([e for e, _ in shifted])
-        return _log(total, shifted, _is_fine(total, xs, shifted))
+        empty = total == 0
+        log = jnp.where(empty, -jnp.inf, jnp.log(jnp.where(empty, 1.0, total)))
+        value = functools.reduce(jnp.add, [top for _, top in shifted], log)
+        numbers = jnp.finfo(total.dtype)
+        small = float(numbers.tiny) ** (1 / len(xs))
+        lost = [(e < small) & (x > -jnp.inf) for x, (e, _) in zip(xs, shifted, strict=True)]
+        # numbers of a step are looked at with those of all others, after the loop
+        lost = [jnp.any(x) if o else x for x, o in zip(lost, once, strict=True)]
+        return value, Watch(~(total > numbers.tiny / numbers.eps**2), lost)
 
 
 def _shifted(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -65,41 +90,23 @@ def _of(x: jax.Array, axes: Sequence[int]) -> list[int]:
     return [x.shape[a] for a in axes]
 
 
-def _is_fine(total: jax.Array, xs: Sequence[jax.Array], shifted: Sequence[Any]) -> jax.Array:
-    """Whether all sums are right.
-
-    A factor that is small may make a product that is 0, or one with few digits. So much is lost in
-    a sum only if that is small too; without such factors, 0 is 0.
-    """
-    numbers = jnp.finfo(total.dtype)
-    small = float(numbers.tiny) ** (1 / len(xs))
-    lost = [jnp.any((e < small) & (x > -jnp.inf)) for x, (e, _) in zip(xs, shifted, strict=True)]
-    safe = total > numbers.tiny / numbers.eps**2
-    return jnp.all(lax.is_finite(total) & (safe | ~functools.reduce(jnp.logical_or, lost)))
-
-
-def _log(total: jax.Array, shifted: Sequence[Any], fine: Any) -> tuple[jax.Array, jax.Array]:
-    empty = total == 0
-    log = jnp.where(empty, -jnp.inf, jnp.log(jnp.where(empty, 1.0, total)))
-    return functools.reduce(jnp.add, [top for _, top in shifted], log), fine
-
-
 # --- where something is lost ----------------------------------------------------------------------
 
 
 def unless_lost(
-    fine: Sequence[jax.Array],
+    watches: Sequence[Watch],
     found: Sequence[jax.Array],
     again: Callable[[list[jax.Array]], list[jax.Array]],
     xs: Sequence[jax.Array],
 ) -> list[jax.Array]:
-    """What was ``found`` if all was fine, else ``again(xs)``, of which nothing is kept for a
+    """What was ``found`` if nothing was lost, else ``again(xs)``, of which nothing is kept for a
     derivative but ``xs``."""
     with marks.mark(marks.EXACT):
-        (all_fine,) = everywhere_p.bind(functools.reduce(jnp.logical_and, map(jnp.all, fine)))
+        fine = functools.reduce(jnp.logical_and, [w.is_fine() for w in watches])
+        (everywhere,) = everywhere_p.bind(fine)
         keep = lambda found, xs: found
         redo = lambda found, xs: jax.checkpoint(again)(xs)
-        return lax.cond(all_fine, keep, redo, list(found), list(xs))
+        return lax.cond(everywhere, keep, redo, list(found), list(xs))
 
 
 def _batch(size: int, args: Any, dims: Any) -> Any:
@@ -112,4 +119,4 @@ everywhere_p = _jax.define_function(
 )
 register("everywhere", chooses=True)
 
-__all__ = ["everywhere_p", "log_sum", "pays", "unless_lost"]
+__all__ = ["Watch", "everywhere_p", "log_sum", "pays", "unless_lost"]

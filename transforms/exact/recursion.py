@@ -20,6 +20,7 @@ from jax import lax
 
 from .classes import Class, Digit, Plan
 from .contraction import Algebra, Look, Pick, Summed, contract, multiplied
+from .products import Watch
 from .tables import END, Table
 
 States = dict[Digit, jax.Array]
@@ -45,8 +46,8 @@ class Forward(abc.ABC):
         self.first = [self._pinned(tables, at) for at in range(self.start)]
         self.fixed, self.varying = self._steps([t for t in tables if chain in t.classes])
         self.before: list[list[Table]] = []
-        self.early: list[list[jax.Array]] = []
-        self.late: list[jax.Array] = []
+        self.early: list[list[Any]] = []
+        self.late: list[Any] = []
         alpha: list[Table] = []
         for at in range(self.start):
             self.before.append(alpha)
@@ -62,7 +63,7 @@ class Forward(abc.ABC):
     @abc.abstractmethod
     def step(
         self, alpha: Sequence[Table], new: Sequence[Table], at: int
-    ) -> tuple[list[Table], list[jax.Array]]:
+    ) -> tuple[list[Table], list[Any]]:
         """These tables, and what is kept: ``early`` of the first steps, ``late`` of the others."""
 
     def _pinned(self, tables: Sequence[Table], at: int) -> list[Table]:
@@ -157,7 +158,7 @@ class Forward(abc.ABC):
 
 class Recursion(Forward):
     """The sum over all values of a chain of ``group``, variables with the same classes; ``result``
-    are the tables that are left, ``fine`` whether nothing was lost where that is in question."""
+    are the tables that are left, ``watches`` show whether something was lost."""
 
     def __init__(
         self,
@@ -177,16 +178,17 @@ class Recursion(Forward):
         ending = [(i, lag) for i, n in orders.items() for lag in range(min(n, self.size))]
         last = [*self.final, *self._pinned(tables, END)]
         self.result, self._ending = contract(plan, last, ending, algebra, "last")
-        self.fine = [x for kept in (*self.early, self.late, _fine(self._ending)) for x in kept]
+        once = [w for kept in (*self.early, _watched(self._ending)) for w in kept]
+        self.watches = [*jax.tree.map(lambda x: x[None], once), *self.late]
 
     def advance(self, alpha: Sequence[Table], new: Sequence[Table], at: int) -> list[Table]:
         return self._summed(alpha, new, at)[0]
 
     def step(
         self, alpha: Sequence[Table], new: Sequence[Table], at: int
-    ) -> tuple[list[Table], list[jax.Array]]:
+    ) -> tuple[list[Table], list[Any]]:
         after, how = self._summed(alpha, new, at)
-        return after, _fine(how)
+        return after, _watched(how)
 
     def _summed(
         self, alpha: Sequence[Table], new: Sequence[Table], at: int, name: str = ""
@@ -244,8 +246,8 @@ class Sparing(Recursion):
     sparing = True
 
 
-def _fine(how: Sequence[Summed]) -> list[jax.Array]:
-    return [s.fine for s in how if s.fine is not None]
+def _watched(how: Sequence[Summed]) -> list[Watch]:
+    return [s.watch for s in how if s.watch is not None]
 
 
 def _largest(tables: Sequence[Table]) -> list[Table]:
