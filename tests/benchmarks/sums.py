@@ -82,6 +82,32 @@ def hmm(k: int = 50, length: int = 500, scaled: bool = False) -> Pair:
     return by_hand, _summed_out(program, {"x": x}), (_rows(k, k), _rows(k))
 
 
+def plate(n: int = 100, k: int = 20, length: int = 50) -> Pair:
+    """Sequences of one law; by hand a ``vmap`` of the recursion on logarithms."""
+    x = _rows(n, length)
+
+    def by_hand(key: jax.Array, a: jax.Array, m: jax.Array) -> jax.Array:
+        law = log_softmax(a)
+
+        def one(x: jax.Array) -> jax.Array:
+            seen = _seen(x[:, None], m)
+            step = lambda alpha, e: (logsumexp(alpha[:, None] + law, 0) + e, None)
+            return logsumexp(lax.scan(step, law[0] + seen[0], seen[1:])[0])
+
+        return jnp.sum(jax.vmap(one)(x))
+
+    @ppl.gen
+    def program(a: jax.Array, m: jax.Array) -> None:
+        def step(z: Any, _: Any) -> Any:
+            z = _pick("z", a[z])
+            ppl.sample("x", dist.Normal(m[z], 1.0))
+            return z, None
+
+        jax.vmap(lambda _: lax.scan(step, 0, length=length)[0])(jnp.arange(n))
+
+    return by_hand, _summed_out(program, {"x": x}), (_rows(k, k), _rows(k))
+
+
 def second_order(k: int = 8, length: int = 50) -> Pair:
     x = _rows(length)
 
@@ -188,6 +214,7 @@ def tree(n: int = 31, k: int = 4, line: bool = False) -> Pair:
 PAIRS: dict[str, Callable[[], Pair]] = {
     "HMM, K = 50, T = 500": hmm,
     "HMM, K = 50, T = 500, by hand scaled": lambda: hmm(scaled=True),
+    "plate of 100 HMMs, K = 20, T = 50": plate,
     "second-order HMM, K = 8, T = 50": second_order,
     "factorial HMM, 2 x 8 states, T = 50": factorial,
     "grid 2 x 8": lambda: grid(2),

@@ -70,7 +70,7 @@ class Part:
 
 def tables(plan: Plan, d: Dependence, parts: Sequence[Part], same: Axes = NO) -> list[Table]:
     """A term as tables: other axes than those of classes are summed up. Along the axes ``same`` all
-    its numbers are: of plates, one is kept."""
+    its numbers are: of the plates of a chain, whose steps read it again and again, one is kept."""
     axis_of: dict[Class, int] = {}
     for i, along in d.items():
         for a, c in zip(along, plan.classes[i], strict=True):
@@ -89,7 +89,7 @@ def tables(plan: Plan, d: Dependence, parts: Sequence[Part], same: Axes = NO) ->
         others = set(range(p.value.ndim - n)).difference(at.values())
         value = jnp.sum(p.value, axis=tuple(n + a for a in others)) if others else p.value
         for k, (c, _) in enumerate(kept):
-            if c not in plan.chains and axis_of[c] in same:
+            if chain is not None and c != chain and axis_of[c] in same:
                 value = lax.slice_in_dim(value, 0, 1, axis=n + k)
         pins = ends if p.at is None else {**ends, chain: p.at}
         t = Table(p.digits, tuple(c for c, _ in kept), value, pins)
