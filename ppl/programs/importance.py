@@ -20,6 +20,7 @@ from transforms.runs.execute import Execution
 
 from .generative import Generative
 from .given import Choices, as_count
+from .particles import as_chunk, particles
 from .program import Program, check_branches
 from .target import Algorithm, Target, refuse_hidden
 
@@ -31,9 +32,10 @@ class Importance(Algorithm):
 
     n: int
     proposal: Generative | Callable[[Any], Generative] | None = None
+    chunk: int | None = None
 
     def sample(self, target: Target) -> tuple[Execution, jax.Array]:
-        runs, weights = self._fresh(target, self.n)
+        runs, weights = particles(lambda: self._fresh(target), self.n, self.chunk)
         log_z = logsumexp(weights) - math.log(self.n)
         if self.n == 1:
             return jax.tree.map(lambda a: a[0], runs), log_z
@@ -41,30 +43,33 @@ class Importance(Algorithm):
         return jax.tree.map(lambda a: a[index], runs), log_z
 
     def estimate(self, target: Target, retained: Execution | None = None) -> jax.Array:
-        fresh = self.n if retained is None else self.n - 1
-        weights = [self._fresh(target, fresh)[1]] if fresh else []
-        if retained is not None:
+        weight = lambda: self._fresh(target)[1]
+        if retained is None:
+            weights = [particles(weight, self.n, self.chunk)]
+        else:  # it is one of the last chunk
+            last = self.chunk or self.n
+            whole = self.n - last
+            weights = [particles(weight, whole, self.chunk)] if whole else []
+            weights += [particles(weight, last - 1)] if last > 1 else []
             weights.append(self._weight(target, retained)[None])
         return logsumexp(jnp.concatenate(weights)) - math.log(self.n)
 
-    def _fresh(self, target: Target, n: int) -> tuple[Execution, jax.Array]:
-        def one() -> tuple[Execution, jax.Array]:
-            if self.proposal is None:
-                if not isinstance(target.program, Program):
-                    raise UnsupportedError(
-                        f"{target.program.name} cannot propose for itself at {_jax.user_line()}, "
-                        "since it is no @ppl.gen program. Give a proposal: "
-                        "ppl.importance(n, proposal)."
-                    )
-                run = target.draw()
-                return run, run.log_weight
-            proposal = self._proposal(target)
-            q = proposal.execute({})
-            check_proposal(proposal, q.choices, target)
-            run = target.score(q.choices)
-            return run, _log_ratio(target, run, q)
-
-        return jax.vmap(one, axis_size=n)()
+    def _fresh(self, target: Target) -> tuple[Execution, jax.Array]:
+        """A particle, and its weight."""
+        if self.proposal is None:
+            if not isinstance(target.program, Program):
+                raise UnsupportedError(
+                    f"{target.program.name} cannot propose for itself at {_jax.user_line()}, "
+                    "since it is no @ppl.gen program. Give a proposal: "
+                    "ppl.importance(n, proposal)."
+                )
+            run = target.draw()
+            return run, run.log_weight
+        proposal = self._proposal(target)
+        q = proposal.execute({})
+        check_proposal(proposal, q.choices, target)
+        run = target.score(q.choices)
+        return run, _log_ratio(target, run, q)
 
     def _weight(self, target: Target, retained: Execution) -> jax.Array:
         if self.proposal is None:
@@ -125,7 +130,9 @@ def _log_ratio(target: Target, run: Execution, q: Execution) -> jax.Array:
 
 
 def importance(
-    n: int, proposal: Generative | Callable[[Any], Generative] | None = None
+    n: int,
+    proposal: Generative | Callable[[Any], Generative] | None = None,
+    chunk: int | None = None,
 ) -> Importance:
     """Importance sampling with ``n`` particles.
 
@@ -133,9 +140,13 @@ def importance(
         n: number of particles.
         proposal: a Generative over the free choices, or a function from the fixed choices to
             one; None proposes from the program itself. Its support must be that of the target.
+        chunk: a divisor of ``n``: so many particles are in memory at a time, and each is computed
+            a second time for a derivative; None takes all at once. Where one of them is drawn, the
+            choices of all are kept.
 
     Example:
         >>> posterior = ppl.normalize(model(), data, by=ppl.importance(10, guide(phi)))
         >>> x = posterior.simulate(key)["x"]
     """
-    return Importance(as_count(n, "the number n of particles"), proposal)
+    n = as_count(n, "the number n of particles")
+    return Importance(n, proposal, None if chunk is None else as_chunk(chunk, n))

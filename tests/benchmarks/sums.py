@@ -46,13 +46,28 @@ def _summed_out(program: Callable[..., Any], data: dict[str, Any]) -> Callable[.
 # --- chains -------------------------------------------------------------------------------------
 
 
-def hmm(k: int = 50, length: int = 500) -> Pair:
+def hmm(k: int = 50, length: int = 500, scaled: bool = False) -> Pair:
+    """By hand on logarithms, or *scaled*: on probabilities, each step divided by its sum, which
+    takes no exponential of a pair of states, and loses one that is rare until it is needed."""
     x = _rows(length)
 
-    def by_hand(key: jax.Array, a: jax.Array, m: jax.Array) -> jax.Array:
+    def on_logarithms(key: jax.Array, a: jax.Array, m: jax.Array) -> jax.Array:
         law, seen = log_softmax(a), _seen(x[:, None], m)
         step = lambda alpha, e: (logsumexp(alpha[:, None] + law, 0) + e, None)
         return logsumexp(lax.scan(step, law[0] + seen[0], seen[1:])[0])
+
+    def on_probabilities(key: jax.Array, a: jax.Array, m: jax.Array) -> jax.Array:
+        law, seen = jax.nn.softmax(a), _seen(x[:, None], m)
+        top = lax.stop_gradient(seen.max(1))
+        seen = jnp.exp(seen - top[:, None])
+
+        def step(alpha: jax.Array, e: jax.Array) -> Any:
+            alpha = alpha @ law * e
+            return alpha / alpha.sum(), jnp.log(alpha.sum())
+
+        first = law[0] * seen[0]
+        _, steps = lax.scan(step, first / first.sum(), seen[1:])
+        return steps.sum() + jnp.log(first.sum()) + top.sum()
 
     @ppl.gen
     def program(a: jax.Array, m: jax.Array) -> None:
@@ -62,6 +77,33 @@ def hmm(k: int = 50, length: int = 500) -> Pair:
             return z, None
 
         lax.scan(step, 0, length=length)
+
+    by_hand = on_probabilities if scaled else on_logarithms
+    return by_hand, _summed_out(program, {"x": x}), (_rows(k, k), _rows(k))
+
+
+def plate(n: int = 100, k: int = 20, length: int = 50) -> Pair:
+    """Sequences of one law; by hand a ``vmap`` of the recursion on logarithms."""
+    x = _rows(n, length)
+
+    def by_hand(key: jax.Array, a: jax.Array, m: jax.Array) -> jax.Array:
+        law = log_softmax(a)
+
+        def one(x: jax.Array) -> jax.Array:
+            seen = _seen(x[:, None], m)
+            step = lambda alpha, e: (logsumexp(alpha[:, None] + law, 0) + e, None)
+            return logsumexp(lax.scan(step, law[0] + seen[0], seen[1:])[0])
+
+        return jnp.sum(jax.vmap(one)(x))
+
+    @ppl.gen
+    def program(a: jax.Array, m: jax.Array) -> None:
+        def step(z: Any, _: Any) -> Any:
+            z = _pick("z", a[z])
+            ppl.sample("x", dist.Normal(m[z], 1.0))
+            return z, None
+
+        jax.vmap(lambda _: lax.scan(step, 0, length=length)[0])(jnp.arange(n))
 
     return by_hand, _summed_out(program, {"x": x}), (_rows(k, k), _rows(k))
 
@@ -171,6 +213,8 @@ def tree(n: int = 31, k: int = 4, line: bool = False) -> Pair:
 
 PAIRS: dict[str, Callable[[], Pair]] = {
     "HMM, K = 50, T = 500": hmm,
+    "HMM, K = 50, T = 500, by hand scaled": lambda: hmm(scaled=True),
+    "plate of 100 HMMs, K = 20, T = 50": plate,
     "second-order HMM, K = 8, T = 50": second_order,
     "factorial HMM, 2 x 8 states, T = 50": factorial,
     "grid 2 x 8": lambda: grid(2),

@@ -1,7 +1,7 @@
 """What sums over discrete choices cost beside hand-written code, at sizes where the order matters.
 
-FLOPs of value and gradient in all arrays, in 32 bits: of chains as compiled, of a grid before XLA
-optimizes, since it takes longer to compile.
+FLOPs and bytes of value and gradient in all arrays, in 32 bits: of chains as compiled, of a grid
+before XLA optimizes, since it takes longer to compile.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from ppl import dist
 )
 def test_chains_cost_what_they_cost_by_hand(name: str) -> None:
     by_hand, ours = sums.costs(sums.PAIRS[name]())
-    assert ours["flops"] <= 1.1 * by_hand["flops"]
+    for what, most in (("flops", 0.8), ("bytes accessed", 1.05)):
+        assert ours[what] <= most * by_hand[what], what
 
 
 def test_a_grid_costs_what_it_costs_by_hand() -> None:

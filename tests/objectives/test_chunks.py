@@ -1,5 +1,7 @@
 """Particles a few at a time: the same expectation, and the memory of one chunk."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,7 +59,61 @@ def test_it_takes_the_memory_of_one_chunk(as_for_a_user):
     assert memory(32) < memory(None) / 6
 
 
+def evidence(p, data, given, by):
+    return ppl.marginal(p, list(data), by).log_density(data)
+
+
+def posterior(p, data, given, by):
+    """At given choices, which are one of the particles."""
+    return ppl.normalize(p, data, by).log_density(given)
+
+
+def exactly(m, given):
+    """E[log 1/4 sum of p/q] over four draws of the guide, or three and one that is 1."""
+    z = jnp.arange(2.0)
+    log_p = z * m - jax.nn.softplus(m) + dist.Normal(2.0 * z, 1.0).log_prob(0.7)
+    log_q = 2 * z * m - jax.nn.softplus(2 * m)
+    total = 0.0
+    for zs in itertools.product(range(2), repeat=4 - given):
+        w = jnp.stack([log_p[i] - log_q[i] for i in (*zs, *[1] * given)])
+        total += jnp.exp(sum(log_q[i] for i in zs)) * (jax.nn.logsumexp(w) - jnp.log(4))
+    return log_p[1] - total if given else total
+
+
+@pytest.mark.parametrize("density", [evidence, posterior])
+@pytest.mark.parametrize("chunk", [2, None])
+def test_importance_is_exact_in_expectation(density, chunk, x64):
+    def estimate(m):
+        by = ppl.importance(4, guess(m), chunk)
+        return density(coin(m), {"x": 0.7}, {"z": 1}, by)
+
+    found = ppl.expectation(estimate).value_and_grad(KEY, 0.3)
+    exact = jax.value_and_grad(exactly)(0.3, density is posterior)
+    np.testing.assert_allclose(found, exact, rtol=1e-10)
+
+
+def test_importance_takes_the_memory_of_one_chunk(as_for_a_user):
+    w, x = jnp.eye(32), jnp.ones(32)
+
+    def memory(chunk):
+        by = lambda w: ppl.importance(512, encoder(w, x), chunk)
+        f = lambda w: posterior(network(w, x), {"x": x}, {"z": 0.1 * x}, by(w))
+        return ppl.expectation(f).explain(w).memory
+
+    assert memory(32) < memory(None) / 6
+
+
+def test_one_of_particles_in_chunks_is_drawn(x64):
+    """The exact posterior proposes, so every weight is p(x), whatever is drawn."""
+    p, data = coin(0.3), {"x": 0.7}
+    exact = ppl.normalize(p, data, ppl.enumeration())
+    drawn = ppl.normalize(p, data, ppl.importance(4, exact, 2)).simulate(KEY)
+    np.testing.assert_allclose(drawn.log_density, exact.log_density(drawn.choices), rtol=1e-10)
+
+
 def test_chunks_that_do_not_fit_are_refused():
     f = ppl.expectation(lambda m: ppl.iwelbo(coin(m), guess(m), {"x": 0.7}, 4, chunk=3))
     with pytest.raises(ValueError, match="Give a divisor of 4"):
         f.value(KEY, 0.3)
+    with pytest.raises(ValueError, match="Give a divisor of 4"):
+        ppl.importance(4, guess(0.3), chunk=3)

@@ -15,7 +15,7 @@ from jax import lax
 
 from .. import _jax
 from ..program.choices import Path
-from ..program.control import Control, Whole
+from ..program.control import Control, Loop, Whole
 from ..program.site import Site
 from .forward import Analysis, Place
 from .primitives import axes_of, elementwise, of
@@ -45,6 +45,22 @@ class Uniform(Analysis[Axes]):
 
     def equation(self, eqn: _jax.JaxprEqn, ins: list[Axes], at: Place) -> Sequence[Axes]:
         return [_of_result(eqn, ins)] * len(eqn.outvars) if eqn.outvars else []
+
+
+class UniformInLoops(Uniform):
+    """The analysis that goes into loops too."""
+
+    def enters(self, inside: Control) -> bool:
+        return isinstance(inside, Loop) or super().enters(inside)
+
+    def row(self, x: Axes, at: Place) -> Axes:
+        return frozenset(a - 1 for a in x if a)
+
+    def last(self, loop: Loop, first: list[Axes], late: list[Axes], at: Place) -> list[Axes]:
+        return [self.join(pair) for pair in zip(first, late, strict=True)]
+
+    def stacked(self, y: Axes, at: Place) -> Axes:
+        return frozenset(a + 1 for a in y)
 
 
 def _of_result(eqn: _jax.JaxprEqn, ins: list[Axes]) -> Axes:
@@ -220,4 +236,4 @@ def _gathered_at_once(
     return jax.vmap(each, (a, None), to)(array, lax.index_in_dim(places, 0, b, keepdims=False))
 
 
-__all__ = ["Axes", "Uniform", "compress"]
+__all__ = ["NO", "Axes", "Uniform", "UniformInLoops", "compress"]

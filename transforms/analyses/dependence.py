@@ -25,7 +25,7 @@ from ..program.choices import Path
 from ..program.control import Loop
 from ..program.site import Expect, Site, per_element
 from .forward import Analysis, Place
-from .primitives import axes_of
+from .primitives import axes_of, of
 
 EVER = 8
 """Lags from here on are not told apart: all steps before."""
@@ -100,7 +100,7 @@ class Dependences(Analysis[Dependence]):
     ) -> Sequence[Dependence]:
         if isinstance(expect := eqn.params.get("expect"), Expect):
             return [_expectation(expect, ins)] * len(eqn.outvars)
-        if not eqn.outvars or not any(ins):  # the former: a callback
+        if not eqn.outvars or not any(ins) or of(eqn).chooses:  # the first: a callback
             return [NONE] * len(eqn.outvars)
         moved = [_moved(d, to) for d, to in zip(ins, axes_of(eqn), strict=True)]
         return [join(moved)] * len(eqn.outvars)

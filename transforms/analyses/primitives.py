@@ -77,6 +77,9 @@ class Primitive:
     signs: bool = False
     """Its vectors have signs, which are the solver's choice."""
 
+    chooses: bool = False
+    """Its result says how something is computed, and not what."""
+
     random: bool = False
     heavy: bool = False
     """It costs more than the numbers that it returns."""

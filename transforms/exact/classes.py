@@ -47,6 +47,11 @@ class Plan:
     depth: int = 0
     """How many steps of each chain are tables of their own."""
 
+    @property
+    def in_step(self) -> list[frozenset[int]]:
+        """The axes of each variable along which its elements take their values in step."""
+        return [frozenset(e for e, c in enumerate(cs) if c is not None) for cs in self.classes]
+
     def of(self, i: int) -> frozenset[Class]:
         return frozenset(c for c in self.classes[i] if c is not None)
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..program import marks
+from . import products
 from .classes import Class, Digit, Plan, check_size
 from .orders import best_order
 from .tables import Table
@@ -69,9 +70,12 @@ class Algebra:
     product: Callable[[jax.Array, tuple[int, ...], int], jax.Array]
     """Over axes, and a number of elements that are alike."""
     one: float
+    joint: bool = False
+    """Whether sums of products may be products of matrices (``products.py``)."""
 
 
 LOG = Algebra(jnp.add, log_sum_exp, lambda x, axes, n: n * jnp.sum(x, axis=axes), 0.0)
+PRODUCTS = dataclasses.replace(LOG, joint=True)
 BEST = dataclasses.replace(LOG, plus=jnp.max)
 LAW = Algebra(
     jnp.multiply,
@@ -85,8 +89,13 @@ LAW = Algebra(
 def multiplied(
     tables: Sequence[Table], digits: Sequence[Digit], classes: Sequence[Class], algebra: Algebra
 ) -> jax.Array:
-    """The product of tables, the smallest first, each time where it grows least."""
-    left = [t.laid_out(digits, classes) for t in tables]
+    """The product of tables, with these axes."""
+    return _product([t.laid_out(digits, classes) for t in tables], algebra)
+
+
+def _product(xs: Sequence[jax.Array], algebra: Algebra) -> jax.Array:
+    """The smallest first, each time where it grows least."""
+    left = list(xs)
     total = left.pop(min(range(len(left)), key=lambda k: left[k].size))
     while left:
         grown = lambda k: math.prod(map(max, zip(total.shape, left[k].shape, strict=True)))
@@ -125,6 +134,8 @@ class Summed:
     digit: Digit
     table: Table
     name: str
+    watch: products.Watch | None = None
+    """Whether something was lost, if that is in question; then there is no table to draw from."""
 
     def draw(self, plan: Plan, classes: Sequence[Class], look: Look, pick: Pick) -> jax.Array:
         """An index for each element of the classes."""
@@ -152,11 +163,16 @@ def sum_digit(
     if not tables:
         tables = [untouched(plan, digit, sorted(plan.of(digit[0]) - plan.chains), algebra)]
         out = dataclasses.replace(out, classes=tables[0].classes)
-    every = multiplied(tables, order, out.classes, algebra)
-    value = algebra.plus(every, 0)
-    kept = dataclasses.replace(out, digits=order, value=every)
+    kept, watch = dataclasses.replace(out, digits=order), None
+    xs = [t.laid_out(order, out.classes) for t in tables]
+    once = [t.same for t in tables]
+    if algebra.joint and products.pays([x.shape for x in xs], once):
+        value, watch = products.log_sum(xs, once)
+    else:
+        kept = dataclasses.replace(kept, value=_product(xs, algebra))
+        value = algebra.plus(kept.value, 0)
     new = reduced(plan, dataclasses.replace(out, value=value), algebra)
-    return new, Summed(digit, kept, name)
+    return new, Summed(digit, kept, name, watch)
 
 
 def untouched(plan: Plan, digit: Digit, classes: Sequence[Class], algebra: Algebra) -> Table:
@@ -191,6 +207,7 @@ __all__ = [
     "BEST",
     "LAW",
     "LOG",
+    "PRODUCTS",
     "Algebra",
     "Look",
     "Pick",

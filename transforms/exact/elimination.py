@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 
 from .. import _jax
+from ..analyses.alike import NO, UniformInLoops
 from ..analyses.contained import resolve
 from ..analyses.dependence import NONE, Along, Dependence, Dependences
 from ..analyses.terms import split
@@ -35,6 +36,7 @@ from .classes import Class, Digit, Plan, Variable, Who, check_size, plan_of
 from .contraction import (
     BEST,
     LOG,
+    PRODUCTS,
     Algebra,
     Look,
     Pick,
@@ -45,7 +47,8 @@ from .contraction import (
     untouched,
 )
 from .orders import Stuck, best_order
-from .recursion import Recursion
+from .products import unless_lost
+from .recursion import Recursion, Sparing
 from .tables import END, Table, digits, evaluate, steps_apart, tables
 
 ENUMERATION: Who = "enumeration()", "use ppl.importance(n, proposal)"
@@ -57,7 +60,7 @@ def log_sum(f: Callable[..., jax.Array], variables: Sequence[Variable]) -> jax.A
     Raises:
         UnsupportedError: too many joint values are needed.
     """
-    return _eliminate(*_plan(f, variables, ENUMERATION), LOG)[0]
+    return _eliminate(*_plan(f, variables, ENUMERATION), PRODUCTS)[0]
 
 
 def draw(
@@ -91,7 +94,7 @@ def marginals(
 
     def total(weights: list[jax.Array]) -> jax.Array:
         at = functools.partial(f, weights)
-        return _eliminate(*_plan(at, variables, who), LOG)[0]
+        return _eliminate(*_plan(at, variables, who), PRODUCTS)[0]
 
     zeros = [jnp.zeros((*v.shape, v.n)) for v in variables]
     value, found = jax.value_and_grad(total)(zeros)
@@ -129,7 +132,9 @@ def _plan(
     outs = [NONE if isinstance(v, _jax.Literal) else env[v] for v in program.jaxpr.outvars]
     plan = plan_of(variables, outs, lambda plan: _clashes(plan, outs), who=who)
     values = evaluate(program, consts, plan, outs)
-    return plan, [t for d, v in zip(outs, values, strict=True) for t in tables(plan, d, v)]
+    same = UniformInLoops().run(program, [*[NO] * len(consts), *plan.in_step])
+    found = zip(outs, values, same, strict=True)
+    return plan, [t for d, v, axes in found for t in tables(plan, d, v, axes)]
 
 
 def _clashes(plan: Plan, terms: Sequence[Dependence]) -> set[tuple[int, int]]:
@@ -338,10 +343,21 @@ def _look(plan: Plan, drawn: Drawn, table: Table) -> Look:
 def _along_chain(
     plan: Plan, mine: Sequence[Table], n: _Node, algebra: Algebra
 ) -> tuple[list[Table], Backward]:
-    assert n.chain is not None
-    chain = Recursion(plan, mine, n.variables, n.chain, algebra)
+    group, along = n.variables, n.chain
+    assert along is not None
+    chain = Recursion(plan, mine, group, along, algebra)
+    new = chain.result
+    if chain.watches:
+
+        def again(xs: list[jax.Array]) -> list[jax.Array]:
+            same = [dataclasses.replace(t, value=x) for t, x in zip(mine, xs, strict=True)]
+            return [t.value for t in Sparing(plan, same, group, along, LOG).result]
+
+        found = [t.value for t in new]
+        found = unless_lost(chain.watches, found, again, [t.value for t in mine])
+        new = [dataclasses.replace(t, value=x) for t, x in zip(new, found, strict=True)]
 
     def backward(drawn: Drawn, pick: Pick) -> Drawn:
         return chain.draw(functools.partial(_look, plan, drawn), pick)
 
-    return chain.result, backward
+    return new, backward

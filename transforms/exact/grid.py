@@ -17,6 +17,7 @@ import numpy as np
 from jax import lax
 
 from .. import _jax
+from ..program.control import control
 from .computed_once import computed_once
 from .read_at_once import read_at_once
 from .spared import spared
@@ -27,7 +28,12 @@ AT_ONCE = 2**7
 STEPS = 2**7
 """Most steps of a loop over such parts, and over loops."""
 LARGE = 2**9
-"""Larger grids are computed in parts."""
+"""Larger grids are computed in parts, if they are not light."""
+MOST = 2**16
+"""Most points of a light grid; what is computed on the way has no more numbers, or than the results
+have."""
+READS = frozenset({"gather", "dynamic_slice"})
+"""The derivative adds to one number after the other."""
 
 
 def over_axes(f: Callable[..., Any], sizes: Sequence[int], spec: Any) -> Any:
@@ -36,22 +42,45 @@ def over_axes(f: Callable[..., Any], sizes: Sequence[int], spec: Any) -> Any:
     ``spec`` says on which axes the parts of the result depend, a frozenset of their numbers for
     each: those they have in front, in order, and no others.
     """
-    for i, chunk in reversed(list(enumerate(_chunks(sizes, spec)))):
-        f = _over_axis(f, i, sizes, spec, chunk)
     if not sizes:
         return f()
     indices = [np.arange(n, dtype=jnp.result_type(int)) for n in sizes]
-    closed, consts, shapes = _jax.trace(f, *indices)
-    read = read_at_once(closed, [*consts, *indices])
-    program = _jax.live(spared(computed_once(read)))
+    large = _large(sizes, spec)
+    few = max((math.prod(sizes[i] for i in g) for g in large), default=0) <= MOST
+    for chunks in [*([sizes] if few else []), *([_chunks(sizes, large)] if large else [])]:
+        each = f
+        for i, chunk in reversed(list(enumerate(chunks))):
+            each = _over_axis(each, i, sizes, spec, chunk)
+        closed, consts, shapes = _jax.trace(each, *indices)
+        read = read_at_once(closed, [*consts, *indices])
+        program = _jax.live(spared(computed_once(read)))
+        if not large or _is_light(program):
+            break
     outs = evaluate(program, *consts, *indices)
     return jax.tree.unflatten(jax.tree.structure(shapes), outs)
 
 
-def _chunks(sizes: Sequence[int], spec: Any) -> list[int]:
-    """How many indices of each axis are taken side by side."""
+def _large(sizes: Sequence[int], spec: Any) -> list[frozenset[int]]:
+    """The grids that have many points."""
     grids = set(jax.tree.leaves(spec, is_leaf=_is_grid))
-    large = [g for g in grids if math.prod(sizes[i] for i in g) > LARGE]
+    return [g for g in grids if math.prod(sizes[i] for i in g) > LARGE]
+
+
+def _is_light(program: _jax.ClosedJaxpr) -> bool:
+    """Whether many points may be computed at once: no sum over them is one by one, and nothing is
+    much larger than what is asked for."""
+    jaxpr = program.jaxpr
+    most = max(MOST, *(v.aval.size for v in jaxpr.outvars))  # type: ignore[attr-defined]
+    sizes = [(e, v.aval.size) for e in jaxpr.eqns for v in e.outvars]  # type: ignore[attr-defined]
+    return all(
+        n <= most and e.primitive.name not in READS and control(e) is None
+        for e, n in sizes
+        if n > LARGE
+    )
+
+
+def _chunks(sizes: Sequence[int], large: Sequence[frozenset[int]]) -> list[int]:
+    """How many indices of each axis are taken side by side."""
     chunks = list(sizes)
     for i in reversed(range(len(sizes))):
         inner = (math.prod(chunks[j] for j in g if j > i) for g in large if i in g)

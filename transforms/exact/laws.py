@@ -51,7 +51,12 @@ class Laws(Forward):
         found, _ = contract(self.plan, left, sorted(gone), LAW)
         return [t for t in found if t.digits]
 
-    def emitted(self, alpha: Sequence[Table], new: Sequence[Table]) -> list[jax.Array]:
+    def step(
+        self, alpha: Sequence[Table], new: Sequence[Table], at: int
+    ) -> tuple[list[Table], list[jax.Array]]:
+        return self.advance(alpha, new, at), self._asked(alpha, new)
+
+    def _asked(self, alpha: Sequence[Table], new: Sequence[Table]) -> list[jax.Array]:
         """The laws that are asked for.
 
         Before the first step stands the first value: nothing depends on it there.

@@ -20,6 +20,7 @@ from jax import lax
 
 from .classes import Class, Digit, Plan
 from .contraction import Algebra, Look, Pick, Summed, contract, multiplied
+from .products import Watch
 from .tables import END, Table
 
 States = dict[Digit, jax.Array]
@@ -27,7 +28,10 @@ States = dict[Digit, jax.Array]
 
 class Forward(abc.ABC):
     """The steps of a chain of ``group``, variables of which ``orders`` says how many of their last
-    values later steps read; ``tables`` are those that have them."""
+    values later steps read; ``tables`` are those that have them. If ``sparing``, a derivative
+    computes each step again, and nothing is kept of it."""
+
+    sparing = False
 
     def __init__(
         self,
@@ -42,13 +46,13 @@ class Forward(abc.ABC):
         self.first = [self._pinned(tables, at) for at in range(self.start)]
         self.fixed, self.varying = self._steps([t for t in tables if chain in t.classes])
         self.before: list[list[Table]] = []
-        self.early: list[list[jax.Array]] = []
-        self.late: list[jax.Array] = []
+        self.early: list[list[Any]] = []
+        self.late: list[Any] = []
         alpha: list[Table] = []
         for at in range(self.start):
             self.before.append(alpha)
-            self.early.append(self.emitted(alpha, self.first[at]))
-            alpha = self.advance(alpha, self.first[at], at)
+            alpha, kept = self.step(alpha, self.first[at], at)
+            self.early.append(kept)
         self.alphas: list[jax.Array] = []
         self.final = self._run(alpha) if self.size > self.start else alpha
 
@@ -56,9 +60,11 @@ class Forward(abc.ABC):
     def advance(self, alpha: Sequence[Table], new: Sequence[Table], at: int) -> list[Table]:
         """The tables after a step, which is far from the first if ``at`` is large."""
 
-    def emitted(self, alpha: Sequence[Table], new: Sequence[Table]) -> list[jax.Array]:
-        """What is kept of a step: ``early`` of the first ones, ``late`` of the others."""
-        return []
+    @abc.abstractmethod
+    def step(
+        self, alpha: Sequence[Table], new: Sequence[Table], at: int
+    ) -> tuple[list[Table], list[Any]]:
+        """These tables, and what is kept: ``early`` of the first steps, ``late`` of the others."""
 
     def _pinned(self, tables: Sequence[Table], at: int) -> list[Table]:
         without = lambda t: {c: at for c, at in t.pins.items() if c != self.chain}
@@ -85,7 +91,7 @@ class Forward(abc.ABC):
             axis, rest = self._axis(total), tuple(c for c in classes if c != self.chain)
             if same and self.plan.length(self.chain) > 1:
                 value = jnp.squeeze(total.value, axis)
-                fixed.append(dataclasses.replace(total, classes=rest, value=value))
+                fixed.append(dataclasses.replace(total, classes=rest, value=value, same=True))
             else:
                 value = jnp.moveaxis(total.value, axis, 0)
                 varying.append(dataclasses.replace(total, classes=rest, value=value))
@@ -103,12 +109,13 @@ class Forward(abc.ABC):
 
         def step(carry: list[jax.Array], xs: list[jax.Array]) -> tuple[list[jax.Array], Any]:
             alpha, new = self.unpack(carry), self.rows(xs)
-            after = self._pack(self.advance(alpha, new, self.size))
-            return after, (carry, self.emitted(alpha, new))
+            after, kept = self.step(alpha, new, self.size)
+            return self._pack(after), (carry, kept)
 
         xs = [t.value for t in self.varying]
         n = self.size - self.start
-        final, (self.alphas, self.late) = lax.scan(step, self._pack(alpha), xs, length=n)
+        one = jax.checkpoint(step) if self.sparing else step
+        final, (self.alphas, self.late) = lax.scan(one, self._pack(alpha), xs, length=n)
         return self.unpack(final)
 
     def _form(self, alpha: Sequence[Table]) -> list[Table]:
@@ -151,7 +158,7 @@ class Forward(abc.ABC):
 
 class Recursion(Forward):
     """The sum over all values of a chain of ``group``, variables with the same classes; ``result``
-    are the tables that are left."""
+    are the tables that are left, ``watches`` show whether something was lost."""
 
     def __init__(
         self,
@@ -171,9 +178,17 @@ class Recursion(Forward):
         ending = [(i, lag) for i, n in orders.items() for lag in range(min(n, self.size))]
         last = [*self.final, *self._pinned(tables, END)]
         self.result, self._ending = contract(plan, last, ending, algebra, "last")
+        once = [w for kept in (*self.early, _watched(self._ending)) for w in kept]
+        self.watches = [*jax.tree.map(lambda x: x[None], once), *self.late]
 
     def advance(self, alpha: Sequence[Table], new: Sequence[Table], at: int) -> list[Table]:
         return self._summed(alpha, new, at)[0]
+
+    def step(
+        self, alpha: Sequence[Table], new: Sequence[Table], at: int
+    ) -> tuple[list[Table], list[Any]]:
+        after, how = self._summed(alpha, new, at)
+        return after, _watched(how)
 
     def _summed(
         self, alpha: Sequence[Table], new: Sequence[Table], at: int, name: str = ""
@@ -227,6 +242,14 @@ class Recursion(Forward):
         return before, {(i, 0): x for (i, lag), x in states.items() if not lag}
 
 
+class Sparing(Recursion):
+    sparing = True
+
+
+def _watched(how: Sequence[Summed]) -> list[Watch]:
+    return [s.watch for s in how if s.watch is not None]
+
+
 def _largest(tables: Sequence[Table]) -> list[Table]:
     """Those whose digits are not among those of others."""
     kept: list[Table] = []
@@ -236,4 +259,4 @@ def _largest(tables: Sequence[Table]) -> list[Table]:
     return kept
 
 
-__all__ = ["Recursion"]
+__all__ = ["Recursion", "Sparing"]

@@ -25,6 +25,7 @@ from jax import lax
 from .. import _jax
 from ..analyses.alike import NO, Axes, Uniform
 from ..analyses.dependence import NONE, Dependence, Dependences
+from ..analyses.primitives import elementwise, of
 from ..errors import UnsupportedError
 from ..program.choices import is_random
 from ..program.control import Loop, control
@@ -92,11 +93,12 @@ class Worlds:
         """The outputs, at digits, those one step before, and so on."""
         worlds = [self._once | dict(zip(self._digits, ds, strict=True)) for ds in digits]
         for eqn in self._equations:
-            ins = [[_whole(_read(w, v)) for v in eqn.invars] for w in worlds]
+            ins = [[_read(w, v) for v in eqn.invars] for w in worlds]
             quiet = silent_equation(eqn)
             if not any(map(self._is_chained, eqn.outvars)):
-                made = [_jax.evaluate_equation(eqn, ins[0])] * len(worlds)
+                made = [_evaluated(eqn, ins[0])] * len(worlds)
             elif isinstance(loop := control(eqn), Loop):
+                ins = [list(map(_whole, own)) for own in ins]
                 # more steps back than there are worlds is what nothing asks for
                 made = [
                     self._scan(quiet if n else eqn, ins[n:] + ins[-1:] * n) for n in range(len(ins))
@@ -104,9 +106,7 @@ class Worlds:
                 last, _ = loop.results(made[0])  # that of the chain in all worlds
                 made = [[*last, *loop.results(values)[1]] for values in made]
             else:
-                made = [
-                    _jax.evaluate_equation(quiet if n else eqn, own) for n, own in enumerate(ins)
-                ]
+                made = [_evaluated(quiet if n else eqn, own) for n, own in enumerate(ins)]
             for world, values in zip(worlds, made, strict=True):
                 world.update(zip(eqn.outvars, values, strict=True))
         return [_read(worlds[0], v) for v in self._jaxpr.outvars]
@@ -319,6 +319,32 @@ def _inputs(jaxpr: _jax.Jaxpr, outs: Sequence[Any]) -> set[Any]:
         if needed.intersection(eqn.outvars):
             needed.update(v for v in eqn.invars if isinstance(v, _jax.Var))
     return needed.intersection(jaxpr.invars)
+
+
+def _evaluated(eqn: _jax.JaxprEqn, ins: list[Any]) -> list[Any]:
+    """The results of an equation; of the first steps and the others by themselves, if what it makes
+    of a step is made of that step alone."""
+    like = next((x for x in ins if isinstance(x, Stacked)), None)
+    if like is None or of(eqn).axes is not elementwise:
+        return _jax.evaluate_equation(eqn, list(map(_whole, ins)))
+    n, later = len(like.first), [_later(x, len(like.first)) for x in ins]
+    steps = max(x.shape[0] for x in later if x.ndim)
+    later = [jnp.broadcast_to(x, (steps, *x.shape[1:])) if x.ndim else x for x in later]
+    each = [[_at(x, t) for x in ins] for t in range(n)]
+    first = tuple(_jax.evaluate_equation(eqn, xs)[0] for xs in each)
+    return [Stacked(first, _jax.evaluate_equation(eqn, later)[0], like.length)]
+
+
+def _at(x: Any, t: int) -> Any:
+    if isinstance(x, Stacked):
+        return x.first[t]
+    return x[t % x.shape[0]] if x.ndim else x
+
+
+def _later(x: Any, n: int) -> Any:
+    if isinstance(x, Stacked):
+        return x.later
+    return x[n:] if x.ndim and x.shape[0] > 1 else x
 
 
 def _whole(x: Any) -> Any:

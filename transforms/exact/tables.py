@@ -18,9 +18,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from .. import _jax
-from ..analyses.alike import NO, compress
+from ..analyses.alike import NO, Axes, compress
 from ..analyses.dependence import LAST, Dependence
 from .classes import Class, Digit, Plan
 from .grid import over_axes
@@ -34,13 +35,15 @@ END = -1
 class Table:
     """An array with an axis for each digit, and then for each class (of size 1 where it is the same
     in all steps of a chain). ``pins`` are the steps of chains that it stands at; ``owner`` is the
-    variable whose probability it is, if it is one."""
+    variable whose probability it is, if it is one; ``same`` says that a step of a chain has it of
+    all steps."""
 
     digits: tuple[Digit, ...]
     classes: tuple[Class, ...]
     value: Any = None
     pins: Mapping[Class, int] = dataclasses.field(default_factory=dict)
     owner: int | None = None
+    same: bool = False
 
     def laid_out(self, digits: Sequence[Digit], classes: Sequence[Class]) -> jax.Array:
         """The value with these axes, of size 1 where it has none."""
@@ -65,8 +68,9 @@ class Part:
     """How many steps it stands for, if it is one of several."""
 
 
-def tables(plan: Plan, d: Dependence, parts: Sequence[Part]) -> list[Table]:
-    """A term as tables: other axes than those of classes are summed up."""
+def tables(plan: Plan, d: Dependence, parts: Sequence[Part], same: Axes = NO) -> list[Table]:
+    """A term as tables: other axes than those of classes are summed up. Along the axes ``same`` all
+    its numbers are: of the plates of a chain, whose steps read it again and again, one is kept."""
     axis_of: dict[Class, int] = {}
     for i, along in d.items():
         for a, c in zip(along, plan.classes[i], strict=True):
@@ -84,6 +88,9 @@ def tables(plan: Plan, d: Dependence, parts: Sequence[Part]) -> list[Table]:
         kept = sorted(at.items(), key=lambda item: item[1])
         others = set(range(p.value.ndim - n)).difference(at.values())
         value = jnp.sum(p.value, axis=tuple(n + a for a in others)) if others else p.value
+        for k, (c, _) in enumerate(kept):
+            if chain is not None and c != chain and axis_of[c] in same:
+                value = lax.slice_in_dim(value, 0, 1, axis=n + k)
         pins = ends if p.at is None else {**ends, chain: p.at}
         t = Table(p.digits, tuple(c for c, _ in kept), value, pins)
         if chain is not None and p.at is None and len(parts) == 1:
@@ -121,7 +128,7 @@ def steps_apart(plan: Plan, t: Table, chain: Class) -> list[Table]:
         digits = tuple(d for k, d in enumerate(t.digits) if k not in early)
         pins = {**t.pins, chain: at}
         out.append(Table(digits, fewer, t.value[index], pins, t.owner))
-    later = jax.lax.slice_in_dim(t.value, plan.starts(chain), None, axis=axis)
+    later = lax.slice_in_dim(t.value, plan.starts(chain), None, axis=axis)
     return [*out, dataclasses.replace(t, value=later)] if later.size else out
 
 
@@ -135,9 +142,8 @@ def evaluate(
     an axis of the grid.
     """
     m = len(plan.variables)
-    in_step = [frozenset(e for e, c in enumerate(cs) if c is not None) for cs in plan.classes]
-    same = [*[NO] * len(consts), *in_step]
-    program = compress(program, same) if any(in_step) else program
+    same = [*[NO] * len(consts), *plan.in_step]
+    program = compress(program, same) if any(plan.in_step) else program
     meeting = [plan.signature(d)[0] for d in outs]
     every: list[Digit] = sorted(frozenset[Digit]().union(*meeting))
     none = jnp.zeros((), jnp.result_type(int))
