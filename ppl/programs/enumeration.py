@@ -42,7 +42,8 @@ class Enumeration(Algorithm):
 
         def pick(i: int, name: str, logits: jax.Array) -> jax.Array:
             address = ("index", *addresses[i], *([name] if name else []))
-            return _sample(address, dist.Categorical(logits=logits), drawn=True)
+            law = dist.Categorical(logits=logits, validate_args=False)  # which wants elements
+            return _sample(address, law, drawn=True)
 
         digits, log_z = draw(log_integrand(run, free), variables_of(free), pick)
         return run(*digits), log_z

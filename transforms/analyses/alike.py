@@ -44,7 +44,10 @@ class Uniform(Analysis[Axes]):
         return self._site(at.path)
 
     def equation(self, eqn: _jax.JaxprEqn, ins: list[Axes], at: Place) -> Sequence[Axes]:
-        return [_of_result(eqn, ins)] * len(eqn.outvars) if eqn.outvars else []
+        if not eqn.outvars:
+            return []
+        shape = eqn.outvars[0].aval.shape  # type: ignore[attr-defined]
+        return [frozenset(a for a in _of_result(eqn, ins) if shape[a])] * len(eqn.outvars)
 
 
 class UniformInLoops(Uniform):

@@ -49,7 +49,9 @@ def _log_sum_exp(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array, jax.Arr
     top = lax.stop_gradient(lax.select(lax.is_finite(top), top, lax.full_like(top, 0.0)))
     e = lax.exp(x - lax.expand_dims(top, (axis,)))
     total = lax.reduce_sum(e, (axis,))
-    return lax.log(total) + top, e, total
+    none = total == 0
+    out = lax.log(lax.select(none, lax.full_like(total, 1.0), total)) + top
+    return lax.select(none, lax.full_like(total, -jnp.inf), out), e, total
 
 
 @_summed.defjvp

@@ -23,6 +23,7 @@ from jax import lax
 from .. import _jax
 from ..analyses.alike import NO, Axes, compress
 from ..analyses.dependence import LAST, Dependence
+from ..program.choices import is_random
 from .classes import Class, Digit, Plan
 from .grid import over_axes
 from .side_by_side import Stacked, Worlds
@@ -142,6 +143,7 @@ def evaluate(
     an axis of the grid.
     """
     m = len(plan.variables)
+    program, consts = _drawn(program, consts)
     same = [*[NO] * len(consts), *plan.in_step]
     program = compress(program, same) if any(plan.in_step) else program
     meeting = [plan.signature(d)[0] for d in outs]
@@ -170,6 +172,31 @@ def evaluate(
     found = _over_grid(plan, run, every, read)
     left = iter(zip(map(_in_order, read), found, strict=True))
     return [_parts(x, left) for x in shapes]
+
+
+def _drawn(
+    program: _jax.ClosedJaxpr, consts: Sequence[Any]
+) -> tuple[_jax.ClosedJaxpr, Sequence[Any]]:
+    """The program with the draws that depend on no variable, which would be others at each value
+    of it, as inputs too."""
+    jaxpr, known = program.jaxpr, [*program.consts, *consts]
+    givens = [*jaxpr.constvars, *jaxpr.invars]
+    reached, drawn = set(givens[len(known) :]), list[_jax.JaxprEqn]()
+    for eqn in jaxpr.eqns:
+        if not reached.isdisjoint(v for v in eqn.invars if isinstance(v, _jax.Var)):
+            reached.update(eqn.outvars)
+        elif is_random(eqn):
+            drawn.append(eqn)
+    if not drawn:
+        return program, consts
+    made = [v for eqn in drawn for v in eqn.outvars]
+    before = [eqn for eqn in jaxpr.eqns if reached.isdisjoint(eqn.outvars)]
+    first = _jax.live(_jax.open_jaxpr(jaxpr, givens[: len(known)], made, before))
+    ids = set(map(id, drawn))
+    after = [eqn for eqn in jaxpr.eqns if id(eqn) not in ids]
+    inputs = [*givens[: len(known)], *made, *givens[len(known) :]]
+    rest = _jax.open_jaxpr(jaxpr, inputs, jaxpr.outvars, after)
+    return rest, [*known, *_jax.evaluate(first, *known)]
 
 
 def _in_order(on: Iterable[Digit]) -> tuple[Digit, ...]:

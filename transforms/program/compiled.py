@@ -60,8 +60,14 @@ def computed(f: Callable[..., Any], *args: Any) -> Any:
 
 def at_once(f: Callable[..., Any], *args: Any) -> Any:
     """``f(*args)``, by compiled code where no transformation of JAX (``jit``, ``vmap``, ``grad``,
-    ...) runs it: JAX would compile each of its operations there, which takes seconds."""
-    return f(*args) if _jax.is_transformed() else computed(f, *args)
+    ...) runs it: JAX would compile each of its operations there, which takes seconds. The same
+    code does for other numbers in its place, as in a loop over parameters."""
+    if _jax.is_transformed() or _jax.is_bare():
+        return f(*args)
+    closed, consts, out = _jax.trace(f, *args)
+    closed, numbers = with_numbers(closed)
+    found = _code(_Program(closed))(*numbers, *consts, *jax.tree.leaves(args))
+    return jax.tree.unflatten(jax.tree.structure(out), found)
 
 
 def shape_of(x: Any) -> tuple[Any, ...]:
