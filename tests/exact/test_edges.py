@@ -21,7 +21,7 @@ def with_plate(n):
     a = ppl.sample("a", dist.Bernoulli(0.3))
 
     def one(_):
-        z = ppl.sample("z", dist.Bernoulli(0.2 + 0.5 * a))
+        z = ppl.sample("z", dist.BernoulliProbs(0.2 + 0.5 * a))
         ppl.sample("x", dist.Normal(z, 1.0))
 
     jax.vmap(one)(jnp.zeros(n))
@@ -47,7 +47,7 @@ def test_second_derivatives_past_values_of_probability_zero():
     @ppl.gen
     def chain(means):
         def step(z, _):
-            z = ppl.sample("z", dist.Categorical(rows[z]))
+            z = ppl.sample("z", dist.CategoricalProbs(rows[z]))
             ppl.sample("y", dist.Normal(means[z], 1.0))
             return z, None
 
