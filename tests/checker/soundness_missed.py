@@ -169,6 +169,7 @@ CUTS = {
     "complex root": lambda x: jnp.imag(jnp.sqrt(lax.complex(x - 0.5, x[::-1]))) @ W,
     "complex power": lambda x: jnp.real(lax.complex(x, x[::-1]) ** 0.5 * 1j) @ W,
     "angle": lambda x: jnp.angle(lax.complex(x, x[::-1])) @ W,
+    "angle of real numbers": lambda x: jnp.angle(x + 0j) @ W,
 }
 
 ORDERS = {
@@ -204,6 +205,8 @@ SMOOTH = {
     "ratio of exponentials": lambda x: (x / jnp.exp(x)) @ W,
     "mean of positive weights": lambda x: (lambda w: w @ W / w.sum())(jax.nn.softplus(x)),
     "x over x": lambda x: (x**2 / x) @ W,
+    "root of real numbers": lambda x: jnp.abs(jnp.sqrt(x + 3j)) @ W,
+    "x by the cosine of its angle": lambda x: (jnp.abs(x) * jnp.cos(jnp.angle(x + 0j))) @ W,
     "sine over x": lambda x: (jnp.sin(x) / x) @ W,
     "exp of a pole of one sign": lambda x: jnp.exp(-1.0 / x**2) @ W,
     "x over the norm of three": lambda x: (x / jnp.linalg.norm(x)) @ W,

@@ -81,6 +81,24 @@ def test_a_model_with_another_number_in_it_is_another_one():
     assert one["m"] != two["m"]
 
 
+def test_a_density_at_other_parameters_compiles_nothing():
+    """Outside of jit, where a parameter is a number in the program."""
+
+    @ppl.gen
+    def model(mean):
+        x = ppl.sample("x", dist.Normal(mean, 2.0))
+        ppl.sample("y", dist.Normal(x * mean, 1.0))
+
+    def density(mean):
+        return float(model(mean).log_density({"x": 1.0, "y": 0.5}))
+
+    density(0.3)
+    with no_compilation():
+        found = density(0.7)
+    right = dist.Normal(0.7, 2.0).log_prob(1.0) + dist.Normal(0.7, 1.0).log_prob(0.5)
+    assert found == pytest.approx(float(right), rel=1e-6)
+
+
 def test_infer_on_other_data_compiles_nothing():
     """x ~ N(0, 1), y ~ N(x, 1): the posterior is N(y / 2, 1 / 2)."""
 

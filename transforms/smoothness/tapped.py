@@ -42,18 +42,23 @@ def outcome(op: Op, operands: Sequence[Any], outs: Sequence[Any]) -> jax.Array:
     if op.name == "rem":
         return jnp.ravel(jnp.trunc(operands[0] / operands[1]))
     if op.name == "atan2":
-        return jnp.ravel((operands[0] < 0) & (operands[1] < 0)).astype(float)
+        return _beyond_cut(operands[1], operands[0])
     if op.name == "sort":
         return jnp.ravel(jnp.argsort(operands[0], axis=op.eqn.params["dimension"])).astype(float)
     if op.name == "is_finite":
         return jnp.ravel(jnp.where(jnp.isfinite(operands[0]), 0.0, 1.0))
     if verdicts.is_cut(op):
         z = jnp.asarray(operands[0])
-        return jnp.ravel((jnp.real(z) < 0) & (jnp.imag(z) < 0)).astype(float)
+        return _beyond_cut(jnp.real(z), jnp.imag(z))
     if primitives.of(op.eqn).signs:
         return jnp.concatenate([jnp.ravel(jnp.sign(jnp.real(a))) for a in outs])
     whole = [a for a in outs if not jnp.issubdtype(a.dtype, jnp.inexact)]  # of top_k: the indices
     return jnp.concatenate([jnp.ravel(a).astype(float) for a in whole or outs])
+
+
+def _beyond_cut(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Whether a point is below the negative x axis, above it, or on it: y may be 0 throughout."""
+    return jnp.ravel(jnp.where(x < 0, jnp.where(y < 0, 1.0, jnp.where(y == 0, 2.0, 0.0)), 0.0))
 
 
 def _number(outcomes: jax.Array) -> jax.Array:
