@@ -770,6 +770,11 @@ def data_of_none():
     model().log_density({**MODEL, "x": None})  # line 1
 
 
+@case(ppl.ShapeError, "'x'", "is complex", "{file}:1:", "jnp.real(x)")
+def complex_data():
+    model().log_density({**MODEL, "x": 1.0 + 2.0j})  # line 1
+
+
 @case(ppl.ShapeError, "'y'", "(5,)", "(5, 5)", "{file}:1:", "{file}:2:")
 def column_against_a_row():
     @ppl.gen

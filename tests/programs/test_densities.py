@@ -215,3 +215,11 @@ def test_gradient_through_the_index_of_a_posterior(estimator):
     value, grad = map(np.asarray, run(jax.random.split(KEY, 4 if estimator is None else 10_000)))
     equal_means(value, float(exact(0.4)))
     equal_means(grad, float(jax.grad(exact)(0.4)))
+
+
+def test_true_is_one_where_a_choice_has_numbers():
+    @ppl.gen
+    def model():
+        ppl.sample("k", dist.Categorical(jnp.array([0.2, 0.8])))
+
+    assert float(model().log_density({"k": True})) == pytest.approx(np.log(0.8), rel=1e-6)

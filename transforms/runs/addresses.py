@@ -409,7 +409,13 @@ def match_shapes(
         )
     for a, v in given.items():
         check_shape(a, v, like[a], sources.get(a, name))
-    return nest((a, jnp.asarray(v)) for a, v in given.items())
+    return nest((a, _number(v, like[a])) for a, v in given.items())
+
+
+def _number(value: Any, expected: Any) -> jax.Array:
+    """True is 1, where a choice has numbers."""
+    x = jnp.asarray(value)
+    return x.astype(expected.dtype) if x.dtype == bool else x
 
 
 def match(
@@ -449,6 +455,11 @@ def check_shape(address: Address, value: Any, expected: Any, source: str) -> Non
             f"the value given for {show(address)} at {_jax.user_line()} is {describe(value)}, and "
             f"the choice at {source} has shape {expected.shape}. {instead}"
         ) from None
+    if jnp.iscomplexobj(value) and not jnp.issubdtype(expected.dtype, jnp.complexfloating):
+        raise ShapeError(
+            f"the value given for {show(address)} at {_jax.user_line()} is complex, and the choice "
+            f"at {source} is {expected.dtype}. Give its real part, jnp.real(x), if that is meant."
+        )
     if shape != expected.shape:
         raise ShapeError(
             f"the value given for {show(address)} at {_jax.user_line()} has shape {shape}, and the "
