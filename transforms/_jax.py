@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.core
-import jax.numpy as jnp
 import numpy as np
 from jax.extend import source_info_util
 from jax.extend.core import (
@@ -154,11 +153,6 @@ def traced(f: Callable[..., Any], *args: Any) -> ClosedJaxpr:
 def is_bare() -> bool:
     """Whether ``jax.disable_jit`` is in force."""
     return bool(jax.config.jax_disable_jit)  # type: ignore[attr-defined]
-
-
-def is_transformed() -> bool:
-    """Whether a transformation of JAX runs what is computed now."""
-    return isinstance(jnp.zeros(()), Tracer)
 
 
 def close(closed: ClosedJaxpr) -> tuple[ClosedJaxpr, list[Any]]:

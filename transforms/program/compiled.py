@@ -62,7 +62,7 @@ def at_once(f: Callable[..., Any], *args: Any) -> Any:
     """``f(*args)``, by compiled code where no transformation of JAX (``jit``, ``vmap``, ``grad``,
     ...) runs it: JAX would compile each of its operations there, which takes seconds. The same
     code does for other numbers in its place, as in a loop over parameters."""
-    if _jax.is_transformed() or _jax.is_bare():
+    if isinstance(jnp.zeros(()), _jax.Tracer) or _jax.is_bare():
         return f(*args)
     closed, consts, out = _jax.trace(f, *args)
     closed, numbers = with_numbers(closed)
