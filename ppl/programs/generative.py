@@ -179,13 +179,13 @@ class Generative(abc.ABC):
 
     def _at(self, choices: Choices, read: Callable[[Execution], Any]) -> Any:
         """What ``read`` finds in a run at ``choices``, marked as densities."""
-
-        addresses, values = flatten(choices).keys(), [*flatten(choices).values()]
+        flat = flatten(choices)
 
         def run(values: list[Any]) -> Any:
-            at = nest(zip(addresses, values, strict=True))
+            at = nest(zip(flat, values, strict=True))
             return jax.tree.map(_mark, read(self.execute(at, exact=True)))
 
+        values = [*flat.values()]
         known = all(map(is_array, jax.tree.leaves(values)))
         return at_once(run, values) if known else run(values)  # which refuses them
 
@@ -208,7 +208,8 @@ class Generative(abc.ABC):
         if key is not None:
             return seed(lambda: self.generate(constraints))(key)
         flat = flatten(constraints)
-        select = lambda a: _covers(set(flat), a)
+        fixed = set(flat)
+        select = lambda a: _covers(fixed, a)
         parts = {a: Some(v.values, v.observed) for a, v in flat.items() if isinstance(v, Partly)}
         if parts:
             whole = nest((a, v) for a, v in flat.items() if a not in parts)

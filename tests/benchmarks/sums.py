@@ -69,17 +69,21 @@ def hmm(k: int = 50, length: int = 500, scaled: bool = False) -> Pair:
         _, steps = lax.scan(step, first / first.sum(), seen[1:])
         return steps.sum() + jnp.log(first.sum()) + top.sum()
 
-    @ppl.gen
-    def program(a: jax.Array, m: jax.Array) -> None:
-        def step(z: Any, _: Any) -> Any:
-            z = _pick("z", a[z])
-            ppl.sample("x", dist.Normal(m[z], 1.0))
-            return z, None
-
-        lax.scan(step, 0, length=length)
+    program = ppl.gen(lambda a, m: _chain(a, m, length))
 
     by_hand = on_probabilities if scaled else on_logarithms
     return by_hand, _summed_out(program, {"x": x}), (_rows(k, k), _rows(k))
+
+
+def _chain(a: jax.Array, m: jax.Array, length: int) -> jax.Array:
+    """States with logits ``a``, seen at ``m``; the last of them."""
+
+    def step(z: Any, _: Any) -> Any:
+        z = _pick("z", a[z])
+        ppl.sample("x", dist.Normal(m[z], 1.0))
+        return z, None
+
+    return lax.scan(step, 0, length=length)[0]
 
 
 def plate(n: int = 100, k: int = 20, length: int = 50) -> Pair:
@@ -96,14 +100,7 @@ def plate(n: int = 100, k: int = 20, length: int = 50) -> Pair:
 
         return jnp.sum(jax.vmap(one)(x))
 
-    @ppl.gen
-    def program(a: jax.Array, m: jax.Array) -> None:
-        def step(z: Any, _: Any) -> Any:
-            z = _pick("z", a[z])
-            ppl.sample("x", dist.Normal(m[z], 1.0))
-            return z, None
-
-        jax.vmap(lambda _: lax.scan(step, 0, length=length)[0])(jnp.arange(n))
+    program = ppl.gen(lambda a, m: jax.vmap(lambda: _chain(a, m, length), axis_size=n)())
 
     return by_hand, _summed_out(program, {"x": x}), (_rows(k, k), _rows(k))
 

@@ -884,8 +884,11 @@ def in_a_loop(m):
 
 
 def in_a_branch(m):
+    def divided(x):
+        return x / m  # here
+
     x = ppl.sample("x", dist.Normal(m, 1.0))
-    return jax.lax.cond(x < 100.0, lambda x: x / m, lambda x: x, x)  # here
+    return jax.lax.cond(x < 100.0, divided, lambda x: x, x)
 
 
 @pytest.mark.parametrize("f", [of_a_root, behind_a_guard, in_a_loop, in_a_branch])
