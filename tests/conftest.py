@@ -23,7 +23,8 @@ os.environ.setdefault("NPROC", "1")
 wait for ever where two of them run in a pool of two threads."""
 
 jax.config.update("jax_disable_most_optimizations", True)  # what modules of tests compute at import
-gc.set_threshold(100_000, 20, 100)  # tracing makes many small objects, most of which stay
+jax.config.update("jax_enable_compilation_cache", False)  # nor a key of each program for it
+gc.set_threshold(500_000, 20, 100)  # tracing makes many small objects, most of which stay
 
 
 def fields_in_order(gather):
