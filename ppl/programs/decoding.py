@@ -20,6 +20,7 @@ from transforms.errors import Address, SupportError
 from transforms.exact.classes import Who
 from transforms.exact.elimination import best
 from transforms.exact.elimination import marginals as probabilities
+from transforms.program.compiled import at_once
 from transforms.runs.addresses import flatten, match_shapes, nest
 from transforms.runs.execute import Execution
 
@@ -60,9 +61,12 @@ def most_likely(g: Generative, data: Choices) -> dict[str, Any]:
     who: Who = "ppl.most_likely", _INSTEAD
     target, free = _target(g, data, who)
     run = run_at(target, free)
-    digits, value = best(lambda *ds: run(*ds).log_integrand, variables_of(free), who)
-    _check_possible(g, value)
-    return target.free(run(*digits).choices)
+
+    def found() -> tuple[dict[str, Any], jax.Array]:
+        digits, value = best(lambda *ds: run(*ds).log_integrand, variables_of(free), who)
+        return target.free(run(*digits).choices), value
+
+    return _possible(g, *at_once(found))
 
 
 def marginals(g: Generative, data: Choices) -> dict[str, Any]:
@@ -99,9 +103,8 @@ def marginals(g: Generative, data: Choices) -> dict[str, Any]:
             total = total + jnp.sum(jnp.where(_present(out, address, d, w), w, 0.0))
         return total
 
-    found, value = probabilities(log_of, variables_of(free), who)
-    _check_possible(g, value)
-    return nest(zip(free, found, strict=True))
+    found, value = at_once(lambda: probabilities(log_of, variables_of(free), who))
+    return _possible(g, nest(zip(free, found, strict=True)), value)
 
 
 def _present(out: Execution, address: Address, digits: jax.Array, weights: jax.Array) -> jax.Array:
@@ -122,13 +125,15 @@ def _target(g: Generative, data: Choices, who: Who) -> tuple[Target, Mapping[Add
     return target, free
 
 
-def _check_possible(g: Generative, value: Any) -> None:
+def _possible(g: Generative, found: dict[str, Any], value: Any) -> dict[str, Any]:
+    """What was found, if the data has a probability."""
     if not isinstance(value, _jax.Tracer) and value == -jnp.inf:
         raise SupportError(
             f"the data given to {g.name} at {_jax.user_line()} has probability 0 for every value "
             "of its other choices. Look for a value outside of its support, or a probability that "
             "is 0."
         )
+    return found
 
 
 __all__ = ["marginals", "most_likely"]

@@ -15,6 +15,7 @@ from transforms import _jax
 from transforms.errors import AddressError, describe, show
 from transforms.gradient.seed import seeded
 from transforms.program.averaged import averaged
+from transforms.program.compiled import at_once
 from transforms.runs.addresses import flatten, nest
 
 from .advice import user_code
@@ -86,7 +87,7 @@ def seed(f: Callable[..., Any]) -> Callable[..., Any]:
                 return f(*args, **kwargs)
 
         closed, consts, out = _jax.trace(run)
-        outs = seeded(averaged(closed), consts, as_key(key))
+        outs = at_once(lambda key: seeded(averaged(closed), consts, key), as_key(key))
         return jax.tree.unflatten(jax.tree.structure(out), outs)
 
     return of_key

@@ -99,6 +99,38 @@ def test_a_density_at_other_parameters_compiles_nothing():
     assert found == pytest.approx(float(right), rel=1e-6)
 
 
+SEEN = {"x": np.linspace(-1.0, 2.0, 13)}
+OUTSIDE_OF_JIT = {
+    "a trace": lambda p: coins(p).simulate(KEY)["x"],
+    "a weight": lambda p: coins(p).generate(SEEN, KEY)[1],
+    "a posterior": lambda p: ppl.normalize(coins(p), SEEN).simulate(KEY)["z"],
+    "the most probable values": lambda p: ppl.most_likely(coins(p), SEEN)["z"],
+    "probabilities": lambda p: ppl.marginals(coins(p), SEEN)["z"],
+}
+
+
+@ppl.gen
+def coins(p):
+    """Thirteen: of that shape nothing is compiled yet."""
+
+    def one():
+        z = ppl.sample("z", dist.Bernoulli(p))
+        ppl.sample("x", dist.Normal(jnp.sin(2.0 * z), 1.0 + p))
+
+    jax.vmap(one, axis_size=13)()
+
+
+@pytest.mark.parametrize("name", OUTSIDE_OF_JIT)
+def test_what_is_asked_outside_of_jit_is_one_program(name):
+    ask, before = OUTSIDE_OF_JIT[name], len(COMPILED)
+    ask(0.3)
+    names = [more["fun_name"] for more in COMPILED[before:]]
+    assert names.count("jit(evaluate)") == 1 and len(names) <= 6, names
+    with no_compilation():
+        found = ask(0.6)
+    np.testing.assert_allclose(found, jax.jit(ask)(0.6), rtol=1e-6)
+
+
 def test_infer_on_other_data_compiles_nothing():
     """x ~ N(0, 1), y ~ N(x, 1): the posterior is N(y / 2, 1 / 2)."""
 
