@@ -81,22 +81,21 @@ def with_numbers(closed: _jax.ClosedJaxpr) -> tuple[_jax.ClosedJaxpr, list[np.nd
 
     0 and 1 stay, since XLA drops what they do.
     """
-    inputs: dict[Any, _jax.Var] = {}
-    numbers: list[np.ndarray] = []
-
-    def read(v: Any) -> Any:
-        if not isinstance(v, _jax.Literal) or not _is_real(v.aval) or float(v.val) in (0.0, 1.0):
-            return v
-        known = v.aval, repr(v.val)
-        if known not in inputs:
-            inputs[known] = jax.make_jaxpr(lambda x: x)(v.aval).jaxpr.invars[0]  # a new variable
-            numbers.append(np.asarray(v.val, np.result_type(v.val)))
-        return inputs[known]
-
     jaxpr = closed.jaxpr
+    known = lambda v: (v.aval, repr(v.val))
+    written = {known(v): v for e in jaxpr.eqns for v in e.invars if _is_number(v)}
+    avals = [v.aval for v in written.values()]
+    new = jax.make_jaxpr(lambda *xs: xs)(*avals).jaxpr.invars  # variables of these types
+    inputs = dict(zip(written, new, strict=True))
+    read = lambda v: inputs[known(v)] if _is_number(v) else v
     eqns = [e.replace(invars=[*map(read, e.invars)]) for e in jaxpr.eqns]
-    new = _jax.open_jaxpr(jaxpr, [*inputs.values(), *jaxpr.invars], jaxpr.outvars, eqns)
-    return _jax.ClosedJaxpr(new.jaxpr, closed.consts), numbers
+    opened = _jax.open_jaxpr(jaxpr, [*new, *jaxpr.invars], jaxpr.outvars, eqns)
+    numbers = [np.asarray(v.val, np.result_type(v.val)) for v in written.values()]
+    return _jax.ClosedJaxpr(opened.jaxpr, closed.consts), numbers
+
+
+def _is_number(v: Any) -> bool:
+    return isinstance(v, _jax.Literal) and _is_real(v.aval) and float(v.val) not in (0.0, 1.0)
 
 
 def _is_real(aval: Any) -> bool:
