@@ -103,7 +103,7 @@ def hmm_guided(t: int, s: int = 16) -> Problem:
 
 
 def _array(x: np.ndarray) -> jax.Array:
-    return jnp.asarray(x, float)
+    return jax.device_put(x)
 
 
 # --- ours: what a user types ----------------------------------------------------------------------
