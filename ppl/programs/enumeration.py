@@ -103,7 +103,7 @@ def _support(e: Entry) -> tuple[str | None, jax.Array]:
 def _values(choice: Choice) -> jax.Array:
     """All values of an element of a choice."""
     with jax.ensure_compile_time_eval():
-        zeros = [jnp.zeros(a.shape, a.dtype) for a in choice.own_avals]
+        zeros = [np.zeros(a.shape, a.dtype) for a in choice.own_avals]
         d = apart(choice.site.rebuild(zeros))
         return Enum().support(d).astype(choice.site.dtype)
 

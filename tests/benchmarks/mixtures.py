@@ -103,7 +103,7 @@ def hmm_guided(t: int, s: int = 16) -> Problem:
 
 
 def _array(x: np.ndarray) -> jax.Array:
-    return jnp.asarray(x, float)
+    return jax.device_put(x)
 
 
 # --- ours: what a user types ----------------------------------------------------------------------
@@ -401,7 +401,7 @@ def value_and_slopes(form: Form, problem: Problem) -> Any:
 
 def doubled(problem: Problem) -> Problem:
     """The same numbers in 64 bits; for use under ``jax.enable_x64``."""
-    wide = lambda tree: jax.tree.map(lambda a: jnp.asarray(np.asarray(a), float), tree)
+    wide = lambda tree: jax.tree.map(lambda a: _array(np.asarray(a, float)), tree)
     params, data, choices = wide((problem.params, problem.data, problem.choices))
     return Problem(problem.forms, params, data, choices)
 

@@ -313,4 +313,5 @@ def spread(estimate: Estimate, problem: Problem, pairs: int, chunk: int) -> Spre
 def exact_gradient(problem: Problem) -> np.ndarray | None:
     if problem.exact is None:
         return None
-    return np.asarray(ravel_pytree(jax.grad(problem.exact)(problem.params, problem.data))[0])
+    slope = jax.jit(jax.grad(problem.exact))(problem.params, problem.data)
+    return np.asarray(ravel_pytree(slope)[0])

@@ -186,24 +186,28 @@ def test_sums_are_those_by_hand(name):
 def test_sums_by_hand_are_over_all_assignments(name):
     """Of the models' log densities, one assignment after the other."""
     problem = SUMMED_OUT[name]()
-    c, data = problem.choices, problem.data
-    with jax.enable_x64(True):
-        log_p = []
-        for z in np.ndindex(*[len(problem.params["loc"])] * len(data)):
-            z = np.array(z)
+    data, states = problem.data, len(problem.params["loc"])
+    by_hand, weight = {
+        "GMM": (mixtures.gmm_by_hand, mixtures.gmm_weight),
+        "HMM": (mixtures.hmm_by_hand, mixtures.hmm_weight),
+    }[name]
+
+    @jax.jit
+    def both(c, params):
+        def log_p(z):
             if name == "GMM":
                 log_x = mixtures.normal(data, c["mu"][z], c["scale"][z, None]).sum()
-                log_p.append(jnp.log(c["w"][z]).sum() + log_x)
-            else:
-                rows = c["P"][np.array([0, *z[:-1]]), z]
-                log_x = mixtures.normal(data, c["mu"][z], mixtures.NOISE).sum()
-                log_p.append(jnp.log(rows).sum() + log_x)
-        by_hand, weight = {
-            "GMM": (mixtures.gmm_by_hand, mixtures.gmm_weight),
-            "HMM": (mixtures.hmm_by_hand, mixtures.hmm_weight),
-        }[name]
-        value = by_hand(c, problem.params, data) - weight(c, problem.params)
-    np.testing.assert_allclose(value, jax.nn.logsumexp(jnp.array(log_p)), rtol=1e-5)
+                return jnp.log(c["w"][z]).sum() + log_x
+            rows = c["P"][jnp.append(0, z[:-1]), z]
+            return jnp.log(rows).sum() + mixtures.normal(data, c["mu"][z], mixtures.NOISE).sum()
+
+        every = jnp.array(list(np.ndindex(*[states] * len(data))))
+        value = by_hand(c, params, data) - weight(c, params)
+        return value, jax.nn.logsumexp(jax.vmap(log_p)(every))
+
+    with jax.enable_x64(True):
+        value, exact = both(problem.choices, problem.params)
+    np.testing.assert_allclose(value, exact, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", SUMMED_OUT)
@@ -240,7 +244,7 @@ def test_estimates_are_unbiased(name):
     estimates = dict(problem.estimates)
     if name in numpyro_variance_peers.ESTIMATES:
         estimates["NumPyro"] = numpyro_variance_peers.ESTIMATES[name]
-    exact = jax.value_and_grad(problem.exact)(problem.params, problem.data)
+    exact = jax.jit(jax.value_and_grad(problem.exact))(problem.params, problem.data)
     for f in estimates.values():
         slope = measure.gradient(f)
         numbers = lambda key, slope=slope: slope(key, problem.params, problem.data)

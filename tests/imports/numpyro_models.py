@@ -40,11 +40,11 @@ def model(*args: Any) -> Callable[..., Any]:
 
 
 def normal(*shape: int) -> Any:
-    return jnp.asarray(RNG.normal(size=shape).astype(np.float32))
+    return jax.device_put(RNG.normal(size=shape).astype(np.float32))
 
 
 def integers(high: int, *shape: int) -> Any:
-    return jnp.asarray(RNG.randint(0, high, size=shape).astype(np.int32))
+    return jax.device_put(RNG.randint(0, high, size=shape).astype(np.int32))
 
 
 # --- hierarchies ---
@@ -421,7 +421,8 @@ PARAMS = {"decoder$params": [(jnp.arange(18.0).reshape(3, 6) / 9 - 1, jnp.zeros(
 def kept() -> dict[str, tuple[dict[str, Any], float]]:
     """The choices of every model, from its prior, and ``numpyro.infer.util.log_density``."""
     found = json.loads(KEPT.read_text())
-    return {n: ({a: jnp.asarray(v) for a, v in c.items()}, e) for n, (c, e) in found.items()}
+    put = lambda v: jax.device_put(np.asarray(v) if isinstance(v, list) else v)
+    return {n: ({a: put(v) for a, v in c.items()}, e) for n, (c, e) in found.items()}
 
 
 def _made(name: str) -> tuple[dict[str, Any], float]:

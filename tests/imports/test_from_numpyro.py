@@ -8,7 +8,6 @@ import numpyro_models
 import pytest
 import ztest
 from jax.example_libraries import stax
-from jax.scipy.special import logsumexp
 from numpyro import handlers
 from numpyro.contrib.control_flow import cond, scan
 from numpyro.distributions import constraints
@@ -16,6 +15,8 @@ from numpyro.infer import autoguide
 from numpyro.infer import util as infer
 from numpyro.infer.reparam import LocScaleReparam
 from numpyro.primitives import mutable
+from scipy import linalg
+from scipy.stats import norm
 
 import ppl
 from ppl import dist
@@ -45,7 +46,7 @@ def test_published_models(name):
 
 # --- subsamples ---
 
-Y = jnp.arange(20) / 10
+Y = jax.device_put(np.arange(20, dtype=np.float32) / 10)
 
 
 def elbo(model, guide, *args):
@@ -87,11 +88,10 @@ def test_guide_and_model_share_a_subsample():
 
 def test_the_indices_are_a_choice_of_density_0():
     g = ppl.from_numpyro(subsampled)(Y)
-    i = jnp.array([3, 1, 4, 0, 5])
-    exact = -0.5 * 0.5**2 - 0.5 * np.log(2 * np.pi)
-    exact += 4 * jnp.sum(-0.5 * (Y[i] - 0.5) ** 2 - 0.5 * jnp.log(2 * jnp.pi))
-    close(g.log_density({"z": 0.5, "N": i}), exact)
-    assert len(set(g.simulate(KEY)["N"].tolist())) == 5
+    i = np.array([3, 1, 4, 0, 5])
+    exact = norm.logpdf(0.5) + 4 * np.sum(norm.logpdf(np.asarray(Y)[i], 0.5))
+    close(jax.jit(g.log_density)({"z": 0.5, "N": i}), exact)
+    assert len(set(jax.jit(g.simulate)(KEY)["N"].tolist())) == 5
     with pytest.raises(ppl.KeyRequiredError, match="'N'"):
         g.log_density({"z": 0.5})
 
@@ -144,7 +144,7 @@ def test_observations_wider_than_their_distribution():
         numpyro.sample("y", dist.Normal(mu, 1.0), obs=jnp.arange(4.0))
         numpyro.factor("f", -mu)
 
-    exact = -0.5 * (0.3**2 + jnp.sum((jnp.arange(4.0) - 0.3) ** 2)) - 2.5 * np.log(2 * np.pi) - 0.3
+    exact = norm.logpdf(0.3) + norm.logpdf(np.arange(4.0), 0.3).sum() - 0.3
     close(ppl.from_numpyro(model)().log_density({"mu": 0.3}), exact)
 
 
@@ -161,7 +161,7 @@ def test_an_improper_prior_is_scored_and_not_drawn():
 
 # --- loops and branches ---
 
-X = jnp.array([0.3, -1.0, 2.0, 0.7])
+X = jax.device_put(np.array([0.3, -1.0, 2.0, 0.7], np.float32))
 
 
 def chain(reverse=False):
@@ -176,10 +176,8 @@ def chain(reverse=False):
 
 def test_a_loop_backwards():
     """Here NumPyro is wrong: it gives the first value to the last step."""
-    exact = sum(
-        dist.Normal(after, 1.0).log_prob(x) + 2 * dist.Normal(x, 2.0).log_prob(0.5)
-        for x, after in zip(X, [*X[1:], 0.0], strict=True)
-    )
+    x = np.asarray(X)
+    exact = np.sum(norm.logpdf(x, [*x[1:], 0.0]) + 2 * norm.logpdf(0.5, x, 2.0))
     close(ppl.from_numpyro(chain)(reverse=True).log_density({"x": X}), exact)
     for handler in (handlers.condition, handlers.substitute):
         close(ppl.from_numpyro(handler(chain, data={"x": X}))(reverse=True).log_density({}), exact)
@@ -213,7 +211,7 @@ def test_handlers_with_an_axis_of_steps():
 
 def test_handlers_around_loops_in_loops_and_missing_data():
     """What a mask hides may be no number."""
-    y = jnp.array([[0.1, jnp.nan], [jnp.nan, 0.4]])
+    y = np.array([[0.1, np.nan], [np.nan, 0.4]])
 
     def model():
         def inner(c, y):
@@ -221,14 +219,12 @@ def test_handlers_around_loops_in_loops_and_missing_data():
             numpyro.sample("y", dist.Normal(x, 1.0), obs=y)
             return x, None
 
-        with handlers.scale(scale=2.0), handlers.mask(mask=~jnp.isnan(y)):
+        with handlers.scale(scale=2.0), handlers.mask(mask=~np.isnan(y)):
             scan(lambda c, y: scan(inner, c, y), 0.0, y)
 
-    x = X.reshape(2, 2)
-    seen = ~jnp.isnan(y)
-    before = jnp.array([0.0, *X[:3]]).reshape(2, 2)
-    each = dist.Normal(before, 1.0).log_prob(x) + dist.Normal(x, 1.0).log_prob(jnp.nan_to_num(y))
-    exact = 2 * jnp.sum(each, where=seen)
+    x = np.asarray(X).reshape(2, 2)
+    before = np.array([0.0, *x.ravel()[:3]]).reshape(2, 2)
+    exact = 2 * np.nansum(norm.logpdf(x, before) + norm.logpdf(y, x))
     close(ppl.from_numpyro(model)().log_density({"x": x}), exact)
 
 
@@ -242,9 +238,9 @@ def test_names_with_a_prefix_and_loops_in_loops():
             scan(lambda c, _: (scan(inner, c, None, length=2)[0], None), 0.0, None, length=3)
 
     g = ppl.from_numpyro(model)()
-    z = jnp.arange(6.0).reshape(3, 2)
+    z = np.arange(6.0).reshape(3, 2)
     assert g.choices_like == {"a/z": jax.ShapeDtypeStruct((3, 2), jnp.float32)}
-    exact = jnp.sum(dist.Normal(jnp.array([0.0, 0, 1, 2, 3, 4]), 1.0).log_prob(jnp.arange(6.0)))
+    exact = np.sum(norm.logpdf(z.ravel(), [0, 0, 1, 2, 3, 4]))
     close(g.log_density({"a/z": z}), exact)
 
 
@@ -277,8 +273,8 @@ def test_a_branch(c):
                 3.0,
             )
 
-    x = dist.Normal(3.0, 1.0) if c > 0 else dist.Normal(-3.0, 2.0)
-    exact = dist.Normal(0.0, 1.0).log_prob(c) + 2 * x.log_prob(1.0)
+    x = norm(3.0, 1.0) if c > 0 else norm(-3.0, 2.0)
+    exact = norm.logpdf(c) + 2 * x.logpdf(1.0)
     close(ppl.from_numpyro(model)().log_density({"c": c, "x": 1.0}), exact)
 
 
@@ -324,22 +320,20 @@ def test_a_subsample_in_a_branch():
     g = ppl.from_numpyro(model)(True)
     trace = g.simulate(KEY)
     assert trace.retval == trace["N"].sum()
-    exact = 4 * dist.Normal(0.0, 1.0).log_prob(Y[trace["N"]]).sum()
+    exact = 4 * norm.logpdf(np.asarray(Y)[trace["N"]]).sum()
     close(g.log_density(trace.choices), exact)
 
 
 def test_an_intervention():
     trace = ppl.from_numpyro(handlers.do(ab, {"b": 1.0}))().simulate(KEY)
-    exact = dist.Normal(0.0, 1.0).log_prob(trace["a"])
-    exact += dist.Normal(trace["a"], 2.0).log_prob(trace["b"])
-    close(trace.log_density, exact + dist.Normal(1.0, 1.0).log_prob(0.5))
+    exact = norm.logpdf(trace["a"]) + norm.logpdf(trace["b"], trace["a"], 2.0)
+    close(trace.log_density, exact + norm.logpdf(0.5, 1.0))
 
 
 def test_a_choice_that_a_handler_blocks_is_noise():
     trace = ppl.from_numpyro(handlers.block(ab, hide=["b"]))().simulate(KEY)
     assert list(trace.choices) == ["a"]
-    exact = dist.Normal(0.0, 1.0).log_prob(trace["a"])
-    close(trace.log_density, exact + dist.Normal(trace.retval, 1.0).log_prob(0.5))
+    close(trace.log_density, norm.logpdf(trace["a"]) + norm.logpdf(0.5, trace.retval))
 
 
 def test_noise_has_no_address_and_weighs_nothing():
@@ -352,11 +346,11 @@ def test_noise_has_no_address_and_weighs_nothing():
     g = ppl.from_numpyro(model)()
     trace = g.simulate(KEY)
     assert list(trace.choices) == ["x"]
-    close(trace.log_density, dist.Normal(trace.retval, 1.0).log_prob(trace["x"]))
+    close(trace.log_density, norm.logpdf(trace["x"], trace.retval))
     with pytest.raises(ppl.KeyRequiredError, match=r"log_density\(choices, key\)"):
         g.log_density({"x": 0.5})
     # unbiased: the marginal is Normal(0, sqrt 3)
-    exact = jnp.exp(dist.Normal(0.0, 3**0.5).log_prob(0.5))
+    exact = np.asarray(norm.pdf(0.5, scale=3**0.5))
     ztest.check(lambda key: jnp.exp(g.log_density({"x": 0.5}, key)), exact, n=4000)
 
 
@@ -365,7 +359,7 @@ def test_noise_has_no_address_and_weighs_nothing():
 
 def test_a_hidden_markov_model_is_summed_out_exactly():
     transition = jnp.array([[0.7, 0.3], [0.2, 0.8]])
-    y = jnp.array([0.1, 1.2, 0.8])
+    y = np.array([0.1, 1.2, 0.8])
 
     def model(y):
         mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
@@ -380,12 +374,11 @@ def test_a_hidden_markov_model_is_summed_out_exactly():
         scan(step, 0, y)
 
     g = ppl.marginal(ppl.from_numpyro(model)(y), ["mu"], by=ppl.enumeration())
-    alpha = jnp.log(transition[0]) + dist.Normal(0.4 + jnp.arange(2), 1.0).log_prob(y[0])
-    for yt in y[1:]:
-        alpha = logsumexp(alpha[:, None] + jnp.log(transition), 0)
-        alpha += dist.Normal(0.4 + jnp.arange(2), 1.0).log_prob(yt)
+    law = np.array([1.0, 0.0])
+    for yt in y:
+        law = law @ np.asarray(transition) * norm.pdf(yt, 0.4 + np.arange(2))
     found = jax.jit(g.log_density)({"mu": 0.4})
-    close(found, dist.Normal(0.0, 1.0).log_prob(0.4) + logsumexp(alpha))
+    close(found, norm.logpdf(0.4) + np.log(law.sum()))
 
 
 # --- parameters ---
@@ -400,11 +393,12 @@ def with_parameters(x):
 
 def test_parameters_by_name():
     model = ppl.from_numpyro(with_parameters)
-    x, y = jnp.array([1.0, -1.0]), jnp.zeros(3)
+    x, y = np.array([1.0, -1.0]), np.zeros(3)
     params = model.init(KEY, x)
     assert set(params) == {"net$params", "scale", "shift"} and params["scale"] == 2.0
     w, b = params["net$params"]
-    exact = dist.Normal(x @ w + b + params["shift"], 3.0).log_prob(y).sum()
+    mean = x @ np.asarray(w) + np.asarray(b) + np.asarray(params["shift"])
+    exact = norm.logpdf(y, mean, 3.0).sum()
     given = params | {"scale": 3.0, "another": 1.0}
     close(model(x, params=given).log_density({"y": y}), exact)
     free = ppl.from_numpyro(with_parameters, unconstrained=True)
@@ -417,7 +411,7 @@ def test_parameters_by_name():
 
 # --- autoguides ---
 
-COVARIANCE = jnp.array([[1.0, 0.9], [0.9, 1.0]])
+COVARIANCE = jax.device_put(np.array([[1.0, 0.9], [0.9, 1.0]]))
 
 
 def target():
@@ -436,6 +430,12 @@ GUIDES = {
 }
 
 
+def order_of(guide):
+    """Where x and s are in the latent vector of an autoguide."""
+    at = jax.jit(lambda latent: guide._unpack_latent(latent))(np.arange(3))
+    return np.array([*np.asarray(at["x"]), at["s"]])
+
+
 @pytest.mark.parametrize("name", GUIDES)
 def test_the_density_of_an_autoguide(name):
     """At its own draw, and at the same values when they are given."""
@@ -447,26 +447,24 @@ def test_the_density_of_an_autoguide(name):
     g = guide(params=params)
     trace = jax.jit(g.simulate)(KEY)
     assert set(trace.choices) == {"x", "s"}
-    s, log_s = trace["s"], jnp.log(trace["s"])
+    x, s = np.asarray(trace["x"]), np.asarray(trace["s"])
+    log_s = np.log(s)
     if name == "AutoDelta":
         exact = 0.0
     elif name == "AutoNormal":
-        u, d = (
-            jnp.array([*trace["x"], log_s]),
-            dist.Normal(jnp.array([0.5, -0.5, np.log(2.0)]), 0.1),
-        )
-        exact = d.log_prob(u).sum() - log_s
+        exact = norm.logpdf([*x, log_s], [0.5, -0.5, np.log(2.0)], 0.1).sum() - log_s
     elif name == "AutoLaplaceApproximation":
         exact = -log_s
         with pytest.raises(ppl.UnsupportedError, match="a function of noise"):
             g.log_density(trace.choices)
     else:
-        order = theirs._unpack_latent(jnp.arange(3))
-        u = jnp.zeros(3).at[jnp.array([*order["x"], order["s"]])].set([*trace["x"], log_s])
-        exact = jnp.sum(theirs.get_posterior(params).log_prob(u)) - log_s
+        u = np.zeros(3)
+        u[order_of(theirs)] = [*x, log_s]
+        log_prob = jax.jit(lambda params, u: theirs.get_posterior(params).log_prob(u))
+        exact = np.sum(log_prob(params, u)) - log_s
     close(trace.log_density, exact, rtol=1e-4)
     if name != "AutoLaplaceApproximation":
-        close(jax.jit(g.log_density)({"x": trace["x"], "s": s}), exact, rtol=1e-4)
+        close(jax.jit(g.log_density)({"x": x, "s": s}), exact, rtol=1e-4)
 
 
 def test_the_elbo_of_a_full_rank_autoguide():
@@ -475,13 +473,9 @@ def test_the_elbo_of_a_full_rank_autoguide():
     guide, model = ppl.from_numpyro(fn), ppl.from_numpyro(target)
     params = guide.init(KEY)
     objective = ppl.expectation(lambda p: ppl.elbo(model(), guide(params=p), {}))
-    order = fn._unpack_latent(jnp.arange(3))
-    at = jnp.array([*order["x"], order["s"]])
-    precision = jnp.linalg.inv(
-        jnp.zeros((3, 3))
-        .at[jnp.ix_(at, at)]
-        .set(jnp.block([[COVARIANCE, jnp.zeros((2, 1))], [jnp.zeros((1, 2)), jnp.ones((1, 1))]]))
-    )
+    at, covariance = order_of(fn), np.zeros((3, 3))
+    covariance[np.ix_(at, at)] = linalg.block_diag(COVARIANCE, 1.0)
+    precision = np.linalg.inv(covariance)
 
     def exact(p):  # log s is normal, so this is the divergence of two normals, but for constants
         m, c = p["auto_loc"], p["auto_scale_tril"]
@@ -489,7 +483,7 @@ def test_the_elbo_of_a_full_rank_autoguide():
         return -0.5 * quadratic + jnp.sum(jnp.log(jnp.diagonal(c)))
 
     lower = jax.jit(jax.grad(exact))(params)
-    lower["auto_scale_tril"] = jnp.tril(lower["auto_scale_tril"])
+    lower["auto_scale_tril"] = np.tril(lower["auto_scale_tril"])
 
     def estimate(key):
         gradient = objective.grad(key, params)
@@ -503,8 +497,9 @@ def test_a_flow_without_an_inverse():
     fn = handlers.condition(target, {"s": 1.0})
     guide = ppl.from_numpyro(autoguide.AutoBNAFNormal(fn, **START, hidden_factors=[2]))
     g = guide(params=guide.init(KEY))
+    choices = jax.eval_shape(g.simulate, KEY).choices
     with pytest.raises(NotImplementedError, match="analytic inverse"):
-        g.log_density(jax.jit(g.simulate)(KEY).choices)
+        jax.eval_shape(g.log_density, choices)
 
 
 def test_a_list_of_guides_is_drawn_and_not_scored():
@@ -514,9 +509,9 @@ def test_a_list_of_guides_is_drawn_and_not_scored():
     guide = ppl.from_numpyro(fn)
     params = guide.init(KEY)
     g = guide(params=params)
-    trace = g.simulate(KEY)
-    d = dist.Normal(params["a_loc"], params["a_scale"]).to_event(1)
-    close(trace.log_density, d.log_prob(trace["x"]))
+    trace = jax.jit(g.simulate)(KEY)
+    exact = norm.logpdf(trace["x"], params["a_loc"], params["a_scale"]).sum()
+    close(trace.log_density, exact)
     with pytest.raises(ppl.UnsupportedError, match="a function of noise"):
         g.log_density(trace.choices)
 

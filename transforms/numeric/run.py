@@ -125,7 +125,7 @@ def _by_jax(eqn: _jax.JaxprEqn, ins: list[Any], lines: int) -> list[Any]:
         if not lines:
             return list(map(array, run(*ins)))
         front, flat = _side_by_side(ins)
-        return [array(x.reshape((*front, *x.shape[1:]))) for x in jax.vmap(run)(*flat)]
+        return [array(x).reshape((*front, *x.shape[1:])) for x in jax.vmap(run)(*flat)]
 
 
 def _side_by_side(ins: Sequence[Any]) -> tuple[tuple[int, ...], list[Any]]:
