@@ -82,7 +82,7 @@ def _rounded(claim: Any) -> Any:
     """With arrays for floats and keys, of which six digits count."""
     is_key = lambda x: hasattr(x, "dtype") and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
     as_array = lambda x: jax.random.key_data(x) if is_key(x) else x
-    return jax.tree.map(lambda x: np.asarray(x) if type(x) is float else as_array(x), claim)
+    return jax.tree.map(lambda x: np.asarray(x) if isinstance(x, float) else as_array(x), claim)
 
 
 def _hash(*words: str) -> str:
