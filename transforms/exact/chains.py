@@ -28,7 +28,7 @@ from ..estimation.estimator import Enumerated
 from ..program.choices import Choice, Path, choices
 from ..program.interpret import entering, interpret
 from ..program.site import Call, Expect, Factor, Site, call_p, expect_p, factor_p, sample_p
-from .classes import Class, Plan, Variable, plan_of
+from .classes import Class, Plan, Variable, check_size, plan_of
 from .laws import Laws
 from .tables import Part, evaluate, joined, tables
 
@@ -128,6 +128,8 @@ class _Chain:
             outs,
             who=("ppl.enum()", "use ppl.reinforce() or ppl.mvd() for some of them"),
         )
+        for d in outs:
+            check_size(plan, plan.signature(d)[0])
         groups = _groups(plan, outs)
         if groups is None:
             return None

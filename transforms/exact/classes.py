@@ -112,11 +112,7 @@ def plan_of(
     *,
     who: Who,
 ) -> Plan:
-    """The classes of the axes. ``clashes`` says which axes must be joint for what comes next.
-
-    Raises:
-        UnsupportedError: a term depends on too many joint values.
-    """
+    """The classes of the axes. ``clashes`` says which axes must be joint for what comes next."""
     joint = {
         (i, e)
         for d in terms
@@ -130,8 +126,6 @@ def plan_of(
         if not clash:
             break
         joint |= clash
-    for d in terms:
-        check_size(plan, plan.signature(d)[0])
     return plan
 
 

@@ -32,6 +32,7 @@ from ..analyses.alike import NO, UniformInLoops
 from ..analyses.contained import resolve
 from ..analyses.dependence import NONE, Along, Dependence, Dependences
 from ..analyses.terms import split
+from .by_element import ByElement, by_element
 from .classes import Class, Digit, Plan, Variable, Who, check_size, plan_of
 from .contraction import (
     BEST,
@@ -46,6 +47,7 @@ from .contraction import (
     sum_digit,
     untouched,
 )
+from .grid import LARGE
 from .orders import Stuck, best_order
 from .products import unless_lost
 from .recursion import Recursion, Sparing
@@ -60,7 +62,8 @@ def log_sum(f: Callable[..., jax.Array], variables: Sequence[Variable]) -> jax.A
     Raises:
         UnsupportedError: too many joint values are needed.
     """
-    return _eliminate(*_plan(f, variables, ENUMERATION), PRODUCTS)[0]
+    terms = _terms(f, variables, ENUMERATION)
+    return _eliminate(terms.plan, terms.tables, PRODUCTS)[0]
 
 
 def draw(
@@ -94,7 +97,8 @@ def marginals(
 
     def total(weights: list[jax.Array]) -> jax.Array:
         at = functools.partial(f, weights)
-        return _eliminate(*_plan(at, variables, who), PRODUCTS)[0]
+        terms = _terms(at, variables, who)
+        return _eliminate(terms.plan, terms.tables, PRODUCTS)[0]
 
     zeros = [jnp.zeros((*v.shape, v.n)) for v in variables]
     value, found = jax.value_and_grad(total)(zeros)
@@ -108,17 +112,37 @@ def _backwards(
     who: Who,
     algebra: Algebra = LOG,
 ) -> tuple[list[jax.Array], jax.Array]:
-    plan, found = _plan(f, variables, who)
-    value, backwards = _eliminate(plan, found, algebra)
+    terms = _terms(f, variables, who)
+    value, backwards = _eliminate(terms.plan, terms.tables, algebra)
     drawn: Drawn = {}
     for step in reversed(backwards):
-        drawn |= step(drawn, pick)
-    return [digits(plan, i, drawn[i]) for i in range(len(variables))], value
+        drawn |= step(drawn, terms.picked(pick))
+    found = [digits(terms.plan, i, drawn[i]) for i in range(len(drawn))]
+    return (terms.by.joined(found) if terms.by else found), value
 
 
-def _plan(
-    f: Callable[..., jax.Array], variables: Sequence[Variable], who: Who
-) -> tuple[Plan, list[Table]]:
+@dataclasses.dataclass(frozen=True)
+class _Terms:
+    """What is summed, as tables, by elements if that is cheaper."""
+
+    plan: Plan
+    tables: list[Table]
+    by: ByElement | None = None
+
+    def picked(self, pick: Pick) -> Pick:
+        """The draw of an element is one of its variable, with a name of its own."""
+        if self.by is None:
+            return pick
+        elements = self.by.elements
+
+        def each(k: int, name: str, logits: jax.Array) -> jax.Array:
+            i, e = elements[k]
+            return pick(i, name if e is None else f"{e} {name}".strip(), logits)
+
+        return each
+
+
+def _terms(f: Callable[..., jax.Array], variables: Sequence[Variable], who: Who) -> _Terms:
     avals = [jax.ShapeDtypeStruct(v.shape, jnp.result_type(int)) for v in variables]
     closed, consts, _ = _jax.trace(f, *avals)
     closed, _ = resolve(closed, consts, partly=True)
@@ -131,10 +155,34 @@ def _plan(
     env = Dependences(lambda _: False, ends=True).variables(program, [*[NONE] * len(consts), *own])
     outs = [NONE if isinstance(v, _jax.Literal) else env[v] for v in program.jaxpr.outvars]
     plan = plan_of(variables, outs, lambda plan: _clashes(plan, outs), who=who)
+    meeting = [plan.signature(d)[0] for d in outs]
+    most = max((math.prod(plan.values(i) for i, _ in on) for on in meeting), default=1)
+    if most > LARGE:
+        by = by_element(plan, program, consts, outs)
+        if by is not None and _largest(by.plan, by.dry) < most:
+            return _Terms(by.plan, by.tables(), by)
+    for on in meeting:
+        check_size(plan, on)
     values = evaluate(program, consts, plan, outs)
     same = UniformInLoops().run(program, [*[NO] * len(consts), *plan.in_step])
     found = zip(outs, values, same, strict=True)
-    return plan, [t for d, v, axes in found for t in tables(plan, d, v, axes)]
+    return _Terms(plan, [t for d, v, axes in found for t in tables(plan, d, v, axes)])
+
+
+def _largest(plan: Plan, dry: Sequence[Table]) -> float:
+    """How many joint values meet at most, when all is summed out; infinitely many if it cannot."""
+    left = [reduced(plan, t, LOG) for t in dry]
+    try:
+        order = _order(plan, left)
+    except _Clash:
+        return math.inf
+    most = 1
+    for n in order:
+        mine = [t for t in left if any(i in n.variables for i, _ in t.digits)]
+        most = max(most, math.prod(plan.values(i) for i, _ in merged(mine).digits))
+        new = _merge(plan, n, mine)
+        left = [t for t in left if t not in mine] + (new or [])
+    return most
 
 
 def _clashes(plan: Plan, terms: Sequence[Dependence]) -> set[tuple[int, int]]:

@@ -1,0 +1,230 @@
+"""Terms as tables over single elements of discrete variables.
+
+Where the elements of an array meet because it is read at places known beforehand
+(``static_reads.py``), each of them is a variable of its own: the table of ``z[1:] * z[:-1]`` over
+two neighbours is one for each pair of them. Axes of the array along which no elements meet, its
+plates, stay as they were.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from .. import _jax
+from ..analyses.dependence import Dependence
+from .classes import Class, Plan, Variable
+from .static_reads import Read, ReadApart, read_apart
+from .tables import Part, Table, evaluate, tables
+
+Element = tuple[int, int | None]
+"""A variable, and which element of it (None: all of them, apart or not)."""
+
+
+class ByElement:
+    """The terms of a plan by elements. ``plan`` has a variable for each, ``elements`` says which,
+    and ``dry`` are the tables without numbers."""
+
+    def __init__(
+        self,
+        old: Plan,
+        outs: Sequence[Dependence],
+        consts: Sequence[Any],
+        found: ReadApart,
+    ) -> None:
+        self._old, self._outs, self._consts, self._found = old, outs, consts, found
+        self.elements: list[Element] = []
+        for i, v in enumerate(old.variables):
+            joint = joint_axes(old, i)
+            n = int(np.prod([v.shape[a] for a in joint]))
+            self.elements += [(i, e) for e in range(n)] if joint else [(i, None)]
+        self._number = {e: k for k, e in enumerate(self.elements)}
+        self.plan = Plan(
+            [_variable(old, *e) for e in self.elements],
+            [[c for c in old.classes[i] if c is not None] for i, _ in self.elements],
+            set(),
+            old.who,
+        )
+        self._rows = [Rows(old, found, d, k) for k, d in enumerate(outs)]
+
+    @functools.cached_property
+    def dry(self) -> list[Table]:
+        out = []
+        for rows in self._rows:
+            for group in rows.groups.T:
+                names = {self._number[i, e] for i, e in rows.named(group) if e is None or e >= 0}
+                out.append(Table(tuple((n, 0) for n in sorted(names)), tuple(rows.classes)))
+        return out
+
+    def tables(self) -> list[Table]:
+        """The tables, found for all elements at once."""
+        parts = values_of(self._old, self._found, self._outs, self._consts)
+        return [t for rows, p in zip(self._rows, parts, strict=True) for t in self._of(rows, p)]
+
+    def _of(self, rows: Rows, part: Part) -> list[Table]:
+        x, n = rows.summed(part), len(part.digits)
+        return [
+            self._table(lax.index_in_dim(x, g, n, keepdims=False), rows.named(group), rows.classes)
+            for g, group in enumerate(rows.groups.T)
+        ]
+
+    def _table(self, x: jax.Array, names: Sequence[Element], classes: Sequence[Class]) -> Table:
+        """One element's; what does not depend on a digit is the same at all its values."""
+        digits: list[int] = []
+        for i, e in names:  # each is the first axis that is left, and goes behind the digits
+            n = len(digits)
+            if e is not None and e < 0:
+                x = lax.index_in_dim(x, 0, n, keepdims=False)
+            elif self._number[i, e] in digits:
+                x = jnp.diagonal(x, 0, at := digits.index(self._number[i, e]), n)
+                x = jnp.moveaxis(x, -1, at)
+            else:
+                digits.append(self._number[i, e])
+        return Table(tuple((k, 0) for k in digits), tuple(classes), x)
+
+    def joined(self, digits: Sequence[jax.Array]) -> list[jax.Array]:
+        """The digits of the old variables, from those of the elements."""
+        out = []
+        for i, v in enumerate(self._old.variables):
+            mine = [d for d, (j, _) in zip(digits, self.elements, strict=True) if j == i]
+            if axes := joint_axes(self._old, i):
+                x = jnp.stack(mine).reshape(*(v.shape[a] for a in axes), *mine[0].shape)
+                out.append(jnp.moveaxis(x, range(len(axes)), axes))
+            else:
+                out += mine
+        return out
+
+
+def by_element(
+    plan: Plan, program: _jax.ClosedJaxpr, consts: Sequence[Any], outs: Sequence[Dependence]
+) -> ByElement | None:
+    """The plan with a variable for each element of those that meet; None if it is not known which
+    elements each term reads.
+
+    ``outs`` is what the outputs of ``program`` depend on; the variables are its last inputs, after
+    ``consts``.
+    """
+    if plan.chains or not any(joint_axes(plan, i) for i in range(len(plan.variables))):
+        return None
+    values = [v.n for v in plan.variables]
+    found = read_apart(program, consts, [_numbers(plan, i) for i in range(len(values))], values)
+    if found is None:
+        return None
+    for d, reads in zip(outs, found.reads, strict=True):
+        plates = axes_of_classes(plan, d).values()
+        if any(not is_constant(r.at, a) for _, r in reads for a in plates):
+            return None
+    return ByElement(plan, outs, consts, found)
+
+
+def joint_axes(plan: Plan, i: int) -> list[int]:
+    """The axes of a variable along which its elements meet."""
+    return [a for a, c in enumerate(plan.classes[i]) if c is None]
+
+
+def _numbers(plan: Plan, i: int) -> np.ndarray | None:
+    """Which element each is."""
+    shape, joint = plan.variables[i].shape, joint_axes(plan, i)
+    sizes = [n if a in joint else 1 for a, n in enumerate(shape)]
+    return np.broadcast_to(np.arange(np.prod(sizes)).reshape(sizes), shape) if joint else None
+
+
+def _variable(plan: Plan, i: int, e: int | None) -> Variable:
+    v, joint = plan.variables[i], joint_axes(plan, i)
+    if e is None:
+        return v
+    at = np.unravel_index(e, [v.shape[a] for a in joint])
+    name = v.name.replace(" at ", f"[{', '.join(map(str, at))}] at ", 1)
+    return Variable(tuple(n for a, n in enumerate(v.shape) if a not in joint), v.n, name)
+
+
+def axes_of_classes(plan: Plan, d: Dependence) -> dict[Class, int]:
+    """Which axis of a term runs along with each class."""
+    return {
+        c: a.axis
+        for i, along in d.items()
+        for a, c in zip(along, plan.classes[i], strict=True)
+        if a is not None and c is not None
+    }
+
+
+def is_constant(at: np.ndarray, axis: int) -> bool:
+    return bool(np.all(at == np.take(at, [0], axis)))
+
+
+def values_of(
+    plan: Plan, found: ReadApart, outs: Sequence[Dependence], consts: Sequence[Any]
+) -> list[Part]:
+    """The terms at all values of the copies that they read, all elements in step."""
+    variables = [plan.variables[i] for i in found.copies]
+    in_step: list[list[Class | None]] = [[0] * len(v.shape) for v in variables]
+    every = Plan(variables, in_step, set(), plan.who)
+    on = [
+        {c: (None,) * len(variables[c].shape) for c in _digits(plan, found, d, k)}
+        for k, d in enumerate(outs)
+    ]
+    return [p for (p,) in evaluate(found.program, consts, every, on)]
+
+
+def _digits(plan: Plan, found: ReadApart, d: Dependence, k: int) -> list[int]:
+    """The copies that an output depends on."""
+    return sorted({c for c, _ in found.reads[k]} | {i for i in d if not joint_axes(plan, i)})
+
+
+class Rows:
+    """The numbers of a term by the elements that they read.
+
+    ``groups`` has a column for each of the different rows, with an element for each digit (-1:
+    none); ``classes`` are those that the term runs along.
+    """
+
+    def __init__(self, plan: Plan, found: ReadApart, d: Dependence, k: int) -> None:
+        axis_of = axes_of_classes(plan, d)
+        self.classes = sorted(axis_of, key=axis_of.__getitem__)
+        self._plates = [axis_of[c] for c in self.classes]
+        shape = found.program.out_avals[k].shape  # type: ignore[attr-defined]
+        self._variables = [(c, found.copies[c]) for c in _digits(plan, found, d, k)]
+        at = [_element(found.reads[k], c, shape) for c, _ in self._variables]
+        self.axes = [a for a in range(len(shape)) if not all(is_constant(x, a) for x in at)]
+        index = tuple(slice(None) if a in self.axes else 0 for a in range(len(shape)))
+        self.shape = tuple(shape[a] for a in self.axes)
+        self.at = np.stack([x[index].ravel() for x in at]) if at else np.zeros((0, 1), int)
+        self.groups, inverse = np.unique(self.at, axis=1, return_inverse=True)
+        self._inverse = inverse.ravel()
+        self._joint = {i for _, i in self._variables if joint_axes(plan, i)}
+
+    def named(self, group: np.ndarray) -> list[Element]:
+        return [
+            (i, int(e) if i in self._joint else None)
+            for (_, i), e in zip(self._variables, group, strict=True)
+        ]
+
+    def summed(self, part: Part) -> jax.Array:
+        """The term with axes for its digits, the groups, and the classes."""
+        n = len(part.digits)
+        kept = {*self.axes, *self._plates}
+        x = jnp.sum(part.value, tuple(a for a in range(n, part.value.ndim) if a - n not in kept))
+        left = sorted(kept)
+        order = [*range(n), *(n + left.index(a) for a in (*self.axes, *self._plates))]
+        x = x.transpose(order) if order != sorted(order) else x
+        x = x.reshape(*x.shape[:n], -1, *x.shape[n + len(self.axes) :])
+        if self.groups.shape[1] == x.shape[n]:
+            return jnp.take(x, np.argsort(self._inverse), axis=n)
+        zeros = jnp.zeros((*x.shape[:n], self.groups.shape[1], *x.shape[n + 1 :]), x.dtype)
+        return zeros.at[(*[slice(None)] * n, self._inverse)].add(x)
+
+
+def _element(reads: Sequence[tuple[int, Read]], copy: int, shape: Sequence[int]) -> np.ndarray:
+    """The element of a copy that each number reads; of what is not read apart, none."""
+    mine = [np.maximum(r.at, -1) for c, r in reads if c == copy]
+    return functools.reduce(np.maximum, mine, np.full(shape, -1))
+
+
+__all__ = ["ByElement", "Rows", "by_element", "is_constant", "joint_axes", "values_of"]
