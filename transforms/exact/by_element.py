@@ -111,17 +111,25 @@ def by_element(
     ``outs`` is what the outputs of ``program`` depend on; the variables are its last inputs, after
     ``consts``.
     """
-    if plan.chains or not any(joint_axes(plan, i) for i in range(len(plan.variables))):
+    found = reads_of(plan, program, consts, outs)
+    return None if found is None else ByElement(plan, outs, consts, found)
+
+
+def reads_of(
+    plan: Plan, program: _jax.ClosedJaxpr, consts: Sequence[Any], outs: Sequence[Dependence]
+) -> ReadApart | None:
+    """The program with the elements that meet read apart."""
+    numbers = [_numbers(plan, i) for i in range(len(plan.variables))]
+    if plan.chains or all(n is None for n in numbers):
         return None
-    values = [v.n for v in plan.variables]
-    found = read_apart(program, consts, [_numbers(plan, i) for i in range(len(values))], values)
+    found = read_apart(program, consts, numbers, [v.n for v in plan.variables])
     if found is None:
         return None
     for d, reads in zip(outs, found.reads, strict=True):
         plates = axes_of_classes(plan, d).values()
         if any(not is_constant(r.at, a) for _, r in reads for a in plates):
             return None
-    return ByElement(plan, outs, consts, found)
+    return found
 
 
 def joint_axes(plan: Plan, i: int) -> list[int]:
@@ -167,13 +175,13 @@ def values_of(
     in_step: list[list[Class | None]] = [[0] * len(v.shape) for v in variables]
     every = Plan(variables, in_step, set(), plan.who)
     on = [
-        {c: (None,) * len(variables[c].shape) for c in _digits(plan, found, d, k)}
+        {c: (None,) * len(variables[c].shape) for c in digits_of(plan, found, d, k)}
         for k, d in enumerate(outs)
     ]
     return [p for (p,) in evaluate(found.program, consts, every, on)]
 
 
-def _digits(plan: Plan, found: ReadApart, d: Dependence, k: int) -> list[int]:
+def digits_of(plan: Plan, found: ReadApart, d: Dependence, k: int) -> list[int]:
     """The copies that an output depends on."""
     return sorted({c for c, _ in found.reads[k]} | {i for i in d if not joint_axes(plan, i)})
 
@@ -190,8 +198,8 @@ class Rows:
         self.classes = sorted(axis_of, key=axis_of.__getitem__)
         self._plates = [axis_of[c] for c in self.classes]
         shape = found.program.out_avals[k].shape  # type: ignore[attr-defined]
-        self._variables = [(c, found.copies[c]) for c in _digits(plan, found, d, k)]
-        at = [_element(found.reads[k], c, shape) for c, _ in self._variables]
+        self._variables = [(c, found.copies[c]) for c in digits_of(plan, found, d, k)]
+        at = [element_of(found.reads[k], c, shape) for c, _ in self._variables]
         self.axes = [a for a in range(len(shape)) if not all(is_constant(x, a) for x in at)]
         index = tuple(slice(None) if a in self.axes else 0 for a in range(len(shape)))
         self.shape = tuple(shape[a] for a in self.axes)
@@ -221,7 +229,7 @@ class Rows:
         return zeros.at[(*[slice(None)] * n, self._inverse)].add(x)
 
 
-def _element(reads: Sequence[tuple[int, Read]], copy: int, shape: Sequence[int]) -> np.ndarray:
+def element_of(reads: Sequence[tuple[int, Read]], copy: int, shape: Sequence[int]) -> np.ndarray:
     """The element of a copy that each number reads; of what is not read apart, none."""
     mine = [np.maximum(r.at, -1) for c, r in reads if c == copy]
     return functools.reduce(np.maximum, mine, np.full(shape, -1))

@@ -73,7 +73,7 @@ def read_apart(
 ) -> ReadApart | None:
     """The program with its variables read apart; None if numbers depend on many elements.
 
-    The last inputs are the variables, after ``consts``. ``elements`` numbers those of each variable
+    The last inputs are the variables, after ``consts`` (None if not known). ``elements`` numbers those of each variable
     that are to be told apart, in its shape (None: none are); each has so many ``values``.
     """
     flat = _inlined(program)
@@ -99,7 +99,7 @@ def read_apart(
 
 def _is_known(x: Any) -> bool:
     """Whether places may be made of this: integers or truth values that are no tracers."""
-    return not isinstance(x, _jax.Tracer) and _is_whole(jnp.result_type(x))
+    return x is not None and not isinstance(x, _jax.Tracer) and _is_whole(jnp.result_type(x))
 
 
 def _is_whole(dtype: Any) -> bool:
