@@ -8,7 +8,6 @@ plates, stay as they were.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -22,7 +21,7 @@ from .. import _jax
 from ..analyses.dependence import Dependence
 from .classes import Class, Plan, Variable
 from .static_reads import Read, ReadApart, read_apart
-from .tables import Part, Table, evaluate, tables
+from .tables import Part, Table, evaluate
 
 Element = tuple[int, int | None]
 """A variable, and which element of it (None: all of them, apart or not)."""

@@ -159,13 +159,12 @@ class _Chain:
         ]
         return SummedOut(new, left, largest, bool(plan.chains))
 
+
 def _means_by_laws(
     plan: Plan, program: _jax.ClosedJaxpr, outs: Sequence[Dependence]
 ) -> Averaged | None:
     """Of outputs over chains."""
-    if not all(
-        a is not None and a.lag < EVER for d in outs for along in d.values() for a in along
-    ):
+    if not all(a is not None and a.lag < EVER for d in outs for along in d.values() for a in along):
         return None
     for d in outs:
         check_size(plan, plan.signature(d)[0])

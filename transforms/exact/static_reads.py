@@ -2,9 +2,9 @@
 beforehand.
 
 An array of variables may be read at places that do not depend on its values: ``z[parents]`` in a
-tree, ``z[1:] * z[:-1]`` between neighbours, ``jnp.roll(z, 1)``. Its elements then meet, but few at a
-time. A :class:`Read` says which element each number of a value depends on; what moves numbers moves
-the reads along. For ``t = z[1:] - z[:-1]`` of three elements these are 1, 2 and 0, 1.
+tree, ``z[1:] * z[:-1]`` between neighbours, ``jnp.roll(z, 1)``. Its elements then meet, but few at
+a time. A :class:`Read` says which element each number of a value depends on; what moves numbers
+moves the reads along. For ``t = z[1:] - z[:-1]`` of three elements these are 1, 2 and 0, 1.
 
 :func:`read_apart` makes of such a program one with a *copy* of its variables for each read:
 ``t = z'[1:] - z''[:-1]``. All elements of a copy may have one value at a time, so that the table of
@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -31,6 +31,7 @@ from ..analyses.primitives import To, axes_of, elementwise, of
 from ..estimation.chosen import MAX_JOINT
 from ..numeric.run import equation
 from ..numeric.tables import RULES
+from ..program.choices import is_random
 from ..program.control import Whole, control
 
 MOST = 2**22
@@ -73,8 +74,9 @@ def read_apart(
 ) -> ReadApart | None:
     """The program with its variables read apart; None if numbers depend on many elements.
 
-    The last inputs are the variables, after ``consts`` (None if not known). ``elements`` numbers those of each variable
-    that are to be told apart, in its shape (None: none are); each has so many ``values``.
+    The last inputs are the variables, after ``consts`` (None if not known). ``elements`` numbers
+    those of each variable that are to be told apart, in its shape (None: none are); each has so
+    many ``values``.
     """
     flat = _inlined(program)
     jaxpr = flat.jaxpr
@@ -103,7 +105,7 @@ def _is_known(x: Any) -> bool:
 
 
 def _is_whole(dtype: Any) -> bool:
-    return np.issubdtype(dtype, np.integer) or dtype == bool
+    return np.issubdtype(dtype, np.integer) or np.issubdtype(dtype, np.bool_)
 
 
 def _inlined(closed: _jax.ClosedJaxpr) -> _jax.ClosedJaxpr:
@@ -133,7 +135,7 @@ def _with_copies(reads: Reads, copies: list[int]) -> list[tuple[int, Read]]:
     """The reads, each with a copy: no number depends on two elements of one."""
     out: list[tuple[int, Read]] = []
     for r in reads:
-        clash = {c for c, o in out if o.variable == r.variable and np.any((o.at >= 0) & (r.at >= 0))}
+        clash = {c for c, o in out if np.any((o.at >= 0) & (r.at >= 0))}
         mine = [c for c, i in enumerate(copies) if i == r.variable and c not in clash]
         if not mine:
             copies.append(r.variable)
@@ -169,7 +171,8 @@ class _Found:
         if not any(map(self.of, eqn.invars)):
             self._compute(eqn)
             return
-        if any(v.aval.size > MOST for v in (*eqn.invars, *eqn.outvars)):  # type: ignore[attr-defined]
+        sizes = [v.aval.size for v in (*eqn.invars, *eqn.outvars)]  # type: ignore[attr-defined]
+        if not eqn.outvars or max(sizes) > MOST:
             raise _Many
         moved = self._moved(eqn)
         if moved is None:
@@ -182,9 +185,9 @@ class _Found:
         ins = [self.value(v) for v in eqn.invars]
         outs: list[Any] = [v.aval for v in eqn.outvars]
         small = all(_is_whole(a.dtype) and a.size <= MOST for a in outs)
-        if small and control(eqn) is None and all(x is not None for x in ins):
-            if not of(eqn).random and "site" not in eqn.params and not eqn.effects:
-                self.known.update(zip(eqn.outvars, equation(eqn, ins), strict=True))
+        known = small and all(x is not None for x in ins)
+        if known and control(eqn) is None and not (of(eqn).random or is_random(eqn) or eqn.effects):
+            self.known.update(zip(eqn.outvars, equation(eqn, ins), strict=True))
 
     def _moved(self, eqn: _jax.JaxprEqn) -> list[Any] | None:
         """Where the equation moves numbers to places that are known: those of the reads too."""
@@ -195,12 +198,14 @@ class _Found:
         places = [self.value(v) for k, v in enumerate(eqn.invars) if k not in data]
         if any(p is None for p in places):
             return None
-        none = [np.full(v.aval.shape, -1) for v in eqn.invars]  # type: ignore[attr-defined]
-        out: list[Any] = [[[[] for _ in range(1)] for _ in eqn.invars] for _ in eqn.outvars]
+        none = [
+            np.full(v.aval.shape, -1) if k in data else self.value(v)  # type: ignore[attr-defined]
+            for k, v in enumerate(eqn.invars)
+        ]
+        out: list[Any] = [[[[]] for _ in eqn.invars] for _ in eqn.outvars]
         for k, v in enumerate(eqn.invars):
             for r in self.of(v):
-                ins = [self.value(w) if j not in data else none[j] for j, w in enumerate(eqn.invars)]
-                ins[k] = r.at
+                ins = [*none[:k], r.at, *none[k + 1 :]]
                 found = RULES[name](eqn, ins, 0)
                 if found is None:
                     raise _Many
@@ -305,8 +310,8 @@ def _rewritten(
 
     def run(*args: Any) -> list[Any]:
         env: dict[Any, Any] = {}
-        for v, x in zip([*jaxpr.constvars, *jaxpr.invars[:n]], [*flat.consts, *args[:n]], strict=True):
-            env[v, ()] = x
+        given = zip([*jaxpr.constvars, *jaxpr.invars], [*flat.consts, *args[:n]], strict=False)
+        env.update({(v, ()): x for v, x in given})
         for c, (i, x) in enumerate(zip(copies, args[n:], strict=True)):
             v = variables[i]
             env[v, (c,) if found.of(v) else ()] = x
@@ -350,6 +355,8 @@ def _runs(
     runs = []
     for eqn in reversed(jaxpr.eqns):
         ways: dict[Any, list[tuple[Any, _Copies]]] = {}
+        if not eqn.outvars:  # a message
+            ways[tuple(((),) for _ in eqn.invars)] = []
         for v in eqn.outvars:
             for c in needed.get(v, {}):
                 ways.setdefault(_way(eqn, v, c, found), []).append((v, c))
