@@ -148,8 +148,9 @@ def test_a_large_tree_is_summed_from_its_leaves() -> None:
 
     @ppl.gen
     def g() -> None:
-        z = jax.vmap(lambda: ppl.sample("z", dist.Categorical(law)), axis_size=n)()
-        ppl.sample("x", dist.Normal(z[1:] - 0.5 * z[parents], 1.0))
+        z = jax.vmap(lambda: ppl.sample("z", dist.Categorical(probs=law)), axis_size=n)()
+        mean: Any = z[1:] - 0.5 * z[parents]
+        ppl.sample("x", dist.Normal(mean, 1.0))
 
     up = np.tile(law, (n, 1))
     for i in range(n - 1, 0, -1):
@@ -223,8 +224,8 @@ def test_a_mean_takes_as_much_as_it_has_numbers() -> None:
         mean = bits(MEANS["tree"], n)
         run = jax.jit(jax.value_and_grad(lambda p: mean.surrogate(jax.random.key(0), p)))
         assert mean.explain(0.6).sites[0].evaluations == "4 a number"
-        lowered = run.lower(0.6)
-        return len(run.trace(0.6).jaxpr.eqns), lowered.cost_analysis()["flops"]
+        flops: Any = run.lower(0.6).cost_analysis()
+        return len(run.trace(0.6).jaxpr.eqns), flops["flops"]
 
     (few, small), (many, large) = cost(20), cost(200)
     assert few == many
