@@ -148,7 +148,8 @@ def test_a_large_tree_is_summed_from_its_leaves() -> None:
 
     @ppl.gen
     def g() -> None:
-        z = jax.vmap(lambda: ppl.sample("z", dist.Categorical(probs=law)), axis_size=n)()
+        prior: Any = dist.Categorical(probs=law)
+        z = jax.vmap(lambda: ppl.sample("z", prior), axis_size=n)()
         mean: Any = z[1:] - 0.5 * z[parents]
         ppl.sample("x", dist.Normal(mean, 1.0))
 
