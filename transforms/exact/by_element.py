@@ -8,6 +8,7 @@ plates, stay as they were.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -20,16 +21,18 @@ from jax import lax
 from .. import _jax
 from ..analyses.dependence import Dependence
 from .classes import Class, Plan, Variable
+from .rounds import Stack
 from .static_reads import Read, ReadApart, read_apart
-from .tables import Part, Table, evaluate
+from .tables import Part, evaluate
 
 Element = tuple[int, int | None]
 """A variable, and which element of it (None: all of them, apart or not)."""
+Form = tuple[int, ...]
+"""For each digit the first one that is of the same element, -1 if it is of none."""
 
 
 class ByElement:
-    """The terms of a plan by elements. ``plan`` has a variable for each, ``elements`` says which,
-    and ``dry`` are the tables without numbers."""
+    """The terms of a plan by elements: ``plan`` has a variable for each of ``elements``."""
 
     def __init__(
         self,
@@ -54,39 +57,24 @@ class ByElement:
         self._rows = [Rows(old, found, d, k) for k, d in enumerate(outs)]
 
     @functools.cached_property
-    def dry(self) -> list[Table]:
-        out = []
-        for rows in self._rows:
-            for group in rows.groups.T:
-                names = {self._number[i, e] for i, e in rows.named(group) if e is None or e >= 0}
-                out.append(Table(tuple((n, 0) for n in sorted(names)), tuple(rows.classes)))
-        return out
-
-    def tables(self) -> list[Table]:
-        """The tables, found for all elements at once."""
-        parts = values_of(self._old, self._found, self._outs, self._consts)
-        return [t for rows, p in zip(self._rows, parts, strict=True) for t in self._of(rows, p)]
-
-    def _of(self, rows: Rows, part: Part) -> list[Table]:
-        x, n = rows.summed(part), len(part.digits)
+    def dry(self) -> list[Stack]:
+        """The stacks of tables without numbers."""
         return [
-            self._table(lax.index_in_dim(x, g, n, keepdims=False), rows.named(group), rows.classes)
-            for g, group in enumerate(rows.groups.T)
+            Stack(np.array([self._names(rows, form, g) for g in groups], int), classes)
+            for rows in self._rows
+            for form, groups in rows.forms.items()
+            for classes in [tuple(rows.classes)]
         ]
 
-    def _table(self, x: jax.Array, names: Sequence[Element], classes: Sequence[Class]) -> Table:
-        """One element's; what does not depend on a digit is the same at all its values."""
-        digits: list[int] = []
-        for i, e in names:  # each is the first axis that is left, and goes behind the digits
-            n = len(digits)
-            if e is not None and e < 0:
-                x = lax.index_in_dim(x, 0, n, keepdims=False)
-            elif self._number[i, e] in digits:
-                x = jnp.diagonal(x, 0, at := digits.index(self._number[i, e]), n)
-                x = jnp.moveaxis(x, -1, at)
-            else:
-                digits.append(self._number[i, e])
-        return Table(tuple((k, 0) for k in digits), tuple(classes), x)
+    def _names(self, rows: Rows, form: Form, g: int) -> list[int]:
+        named = rows.named(rows.groups[:, g])
+        return [self._number[named[a]] for a, at in enumerate(form) if at == a]
+
+    def stacks(self) -> list[Stack]:
+        """The tables, found for all elements at once."""
+        parts = values_of(self._old, self._found, self._outs, self._consts)
+        values = [x for rows, p in zip(self._rows, parts, strict=True) for x in rows.values(p)]
+        return [dataclasses.replace(s, value=x) for s, x in zip(self.dry, values, strict=True)]
 
     def joined(self, digits: Sequence[jax.Array]) -> list[jax.Array]:
         """The digits of the old variables, from those of the elements."""
@@ -212,6 +200,30 @@ class Rows:
             (i, int(e) if i in self._joint else None)
             for (_, i), e in zip(self._variables, group, strict=True)
         ]
+
+    @functools.cached_property
+    def forms(self) -> dict[Form, list[int]]:
+        """The groups by the first digit of the same element that each of their digits has."""
+        found: dict[Form, list[int]] = {}
+        for g, group in enumerate(self.groups.T):
+            named = self.named(group)
+            form = tuple(-1 if e is not None and e < 0 else named.index((i, e)) for i, e in named)
+            found.setdefault(form, []).append(g)
+        return found
+
+    def values(self, part: Part) -> list[jax.Array]:
+        """The tables of each form: axes for the tables, their digits and the classes."""
+        x = jnp.moveaxis(self.summed(part), len(part.digits), 0)
+        out = []
+        for form, groups in self.forms.items():
+            y = x if len(groups) == len(x) else jnp.take(x, np.array(groups), axis=0)
+            for a, at in reversed(list(enumerate(form))):
+                if at < 0:  # it depends on no such element: it is the same at all values
+                    y = lax.index_in_dim(y, 0, 1 + a, keepdims=False)
+                elif at < a:
+                    y = jnp.moveaxis(jnp.diagonal(y, 0, 1 + at, 1 + a), -1, 1 + at)
+            out.append(y)
+        return out
 
     def summed(self, part: Part) -> jax.Array:
         """The term with axes for its digits, the groups, and the classes."""

@@ -46,6 +46,8 @@ class Plan:
     who: Who
     depth: int = 0
     """How many steps of each chain are tables of their own."""
+    summed: frozenset[int] = frozenset()
+    """The variables that are summed out already."""
 
     @property
     def in_step(self) -> list[frozenset[int]]:
