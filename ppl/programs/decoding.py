@@ -20,6 +20,7 @@ from transforms.errors import Address, SupportError
 from transforms.exact.classes import Who
 from transforms.exact.elimination import best
 from transforms.exact.elimination import marginals as probabilities
+from transforms.program.compiled import at_once
 from transforms.runs.addresses import flatten, match_shapes, nest
 from transforms.runs.execute import Execution
 
@@ -60,9 +61,14 @@ def most_likely(g: Generative, data: Choices) -> dict[str, Any]:
     who: Who = "ppl.most_likely", _INSTEAD
     target, free = _target(g, data, who)
     run = run_at(target, free)
-    digits, value = best(lambda *ds: run(*ds).log_integrand, variables_of(free), who)
+
+    def found() -> tuple[Choices, jax.Array]:
+        digits, value = best(lambda *ds: run(*ds).log_integrand, variables_of(free), who)
+        return target.free(run(*digits).choices), value
+
+    choices, value = at_once(found)
     _check_possible(g, value)
-    return target.free(run(*digits).choices)
+    return choices
 
 
 def marginals(g: Generative, data: Choices) -> dict[str, Any]:
@@ -99,7 +105,7 @@ def marginals(g: Generative, data: Choices) -> dict[str, Any]:
             total = total + jnp.sum(jnp.where(_present(out, address, d, w), w, 0.0))
         return total
 
-    found, value = probabilities(log_of, variables_of(free), who)
+    found, value = at_once(lambda: probabilities(log_of, variables_of(free), who))
     _check_possible(g, value)
     return nest(zip(free, found, strict=True))
 
