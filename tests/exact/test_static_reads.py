@@ -167,6 +167,17 @@ def test_a_large_tree_is_summed_from_its_leaves() -> None:
     kept.passed(run, [x], [up], test)
 
 
+def test_a_chain_takes_log_n_rounds() -> None:
+    """So many equations more for one that is 16 times as long."""
+
+    def equations(n: int) -> int:
+        pairs = lambda z: jnp.sum(jnp.tanh(z[1:] - 0.5 * z[:-1]))
+        run = lambda: elimination.log_sum(pairs, [array("z", n)])
+        return len(jax.make_jaxpr(run)().jaxpr.eqns)
+
+    assert equations(512) < 2 * equations(32)
+
+
 def test_what_cannot_be_summed_is_refused_with_the_elements_that_meet() -> None:
     """Each element with each other, beside a few that are read at static places."""
 

@@ -19,9 +19,10 @@ import numpy as np
 from jax import lax
 
 from .. import _jax
+from ..analyses.alike import NO, Axes, UniformInLoops
 from ..analyses.dependence import Dependence
 from .classes import Class, Plan, Variable
-from .rounds import Stack
+from .rounds import Stack, in_order, rows_of
 from .static_reads import Read, ReadApart, read_apart
 from .tables import Part, evaluate
 
@@ -54,7 +55,11 @@ class ByElement:
             set(),
             old.who,
         )
-        self._rows = [Rows(old, found, d, k) for k, d in enumerate(outs)]
+        copies = [frozenset(range(len(old.variables[i].shape))) for i in found.copies]
+        same = UniformInLoops().run(found.program, [*[NO] * len(consts), *copies])
+        self._rows = [
+            Rows(old, found, d, k, s) for k, (d, s) in enumerate(zip(outs, same, strict=True))
+        ]
 
     @functools.cached_property
     def dry(self) -> list[Stack]:
@@ -177,10 +182,11 @@ class Rows:
     """The numbers of a term by the elements that they read.
 
     ``groups`` has a column for each of the different rows, with an element for each digit (-1:
-    none); ``classes`` are those that the term runs along.
+    none); ``classes`` are those that the term runs along. Along the axes ``same`` its numbers are
+    all the same: of rows that are, one is kept.
     """
 
-    def __init__(self, plan: Plan, found: ReadApart, d: Dependence, k: int) -> None:
+    def __init__(self, plan: Plan, found: ReadApart, d: Dependence, k: int, same: Axes) -> None:
         axis_of = axes_of_classes(plan, d)
         self.classes = sorted(axis_of, key=axis_of.__getitem__)
         self._plates = [axis_of[c] for c in self.classes]
@@ -191,9 +197,10 @@ class Rows:
         index = tuple(slice(None) if a in self.axes else 0 for a in range(len(shape)))
         self.shape = tuple(shape[a] for a in self.axes)
         self.at = np.stack([x[index].ravel() for x in at]) if at else np.zeros((0, 1), int)
-        self.groups, inverse = np.unique(self.at, axis=1, return_inverse=True)
-        self._inverse = inverse.ravel()
         self._joint = {i for _, i in self._variables if joint_axes(plan, i)}
+        self.groups, self._inverse = in_order(self.at)
+        alone = self.groups.shape[1] == self.at.shape[1] and len(self.forms) == 1
+        self._alike = alone and same.issuperset(self.axes)
 
     def named(self, group: np.ndarray) -> list[Element]:
         return [
@@ -216,7 +223,7 @@ class Rows:
         x = jnp.moveaxis(self.summed(part), len(part.digits), 0)
         out = []
         for form, groups in self.forms.items():
-            y = x if len(groups) == len(x) else jnp.take(x, np.array(groups), axis=0)
+            y = rows_of(x, np.array(groups))
             for a, at in reversed(list(enumerate(form))):
                 if at < 0:  # it depends on no such element: it is the same at all values
                     y = lax.index_in_dim(y, 0, 1 + a, keepdims=False)
@@ -229,13 +236,16 @@ class Rows:
         """The term with axes for its digits, the groups, and the classes."""
         n = len(part.digits)
         kept = {*self.axes, *self._plates}
-        x = jnp.sum(part.value, tuple(a for a in range(n, part.value.ndim) if a - n not in kept))
+        x = part.value
+        for a in self.axes if self._alike else ():
+            x = lax.slice_in_dim(x, 0, 1, axis=n + a)
+        x = jnp.sum(x, tuple(a for a in range(n, x.ndim) if a - n not in kept))
         left = sorted(kept)
         order = [*range(n), *(n + left.index(a) for a in (*self.axes, *self._plates))]
         x = x.transpose(order) if order != sorted(order) else x
         x = x.reshape(*x.shape[:n], -1, *x.shape[n + len(self.axes) :])
-        if self.groups.shape[1] == x.shape[n]:
-            return jnp.take(x, np.argsort(self._inverse), axis=n)
+        if self._alike or self.groups.shape[1] == x.shape[n]:
+            return x
         zeros = jnp.zeros((*x.shape[:n], self.groups.shape[1], *x.shape[n + 1 :]), x.dtype)
         return zeros.at[(*[slice(None)] * n, self._inverse)].add(x)
 

@@ -24,11 +24,15 @@ from .contraction import Algebra, Pick
 from .grid import LARGE
 from .tables import Table
 
+FEW = 4
+"""So many tables of the same variables are added up where they are read."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stack:
     """Tables of one form: ``digits`` has a row for each, with its variables. The value has an axis
-    for the tables, one for each of their digits, and one for each class."""
+    for the tables (of size 1 if they are all the same), one for each of their digits, and one for
+    each class."""
 
     digits: np.ndarray
     classes: tuple[Class, ...]
@@ -38,8 +42,25 @@ class Stack:
         digits = tuple((int(k), 0) for k in self.digits[row])
         value = self.value
         if value is not None:
-            value = lax.index_in_dim(value, row, 0, keepdims=False)
+            value = lax.index_in_dim(value, row if len(value) > 1 else 0, 0, keepdims=False)
         return Table(digits, self.classes, value)
+
+
+def rows_of(x: jax.Array, rows: np.ndarray) -> jax.Array:
+    """Some rows, a slice where they have one distance; the one row where all are the same."""
+    if len(x) == 1 or (len(rows) == len(x) and np.array_equal(rows, np.arange(len(x)))):
+        return x
+    step = int(rows[1] - rows[0]) if len(rows) > 1 else 1
+    if step > 0 and np.all(np.diff(rows) == step):
+        return lax.slice_in_dim(x, int(rows[0]), int(rows[-1]) + 1, step)
+    return jnp.take(x, rows, axis=0)
+
+
+def in_order(columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The different columns, in the order in which they come first, and which of them each is."""
+    found, first, inverse = np.unique(columns, axis=1, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    return found[:, order], np.argsort(order)[inverse.ravel()]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -101,14 +122,17 @@ class Rounds:
         return {v: sorted(tables) for v, tables in found.items()}
 
     def _choose(self, told: Callable[[int], bool]) -> dict[int, list[tuple[int, int, int]]]:
-        """Elements that share no table, with their tables: those of at most two neighbours, if
-        their tables are small, or else those whose table is smallest and meets fewest anew."""
+        """Elements that share no table, with their tables: those of one neighbour if these are
+        many, or of two, if their tables are small; or else those whose table is smallest, and of
+        which fewest neighbours have not met."""
         tables = self._tables()
         near = {v: list(self._near(v, ts)) for v, ts in tables.items()}
         free = [v for v, ts in tables.items() if told(v) and self._is_free(v, ts)]
         cost = {v: self._values([v, *near[v]]) for v in free}
         degree = {v: sum(map(told, near[v])) for v in free}
-        few = sorted((v for v in free if degree[v] <= 2 and cost[v] <= LARGE), key=degree.get)  # type: ignore[arg-type]
+        few = [v for v in free if degree[v] <= 2 and cost[v] <= LARGE]
+        ends = [v for v in few if degree[v] < 2]
+        few = ends if 4 * len(ends) > len(few) else [*ends, *(v for v in few if degree[v] == 2)]
         if not few and free:
             least = min(cost.values())
             fill = {v: self._fill(v, near) for v in free if cost[v] == least}
@@ -160,15 +184,17 @@ class Rounds:
         classes = frozenset[Class]().union(*(self._stacks[k].classes for k, _ in slots))
         inside = frozenset[Class]().union(*(self.plan.of(int(w)) for w in near[0]))
         kept = tuple(sorted(classes & inside))
-        digits, to = np.unique(near, axis=0, return_inverse=True)
+        digits, to = in_order(near.T)
+        if np.bincount(to).max() <= FEW:
+            digits, to = near.T, np.arange(len(near))
         found = [(k, r, ranks) for (k, ranks), r in zip(slots, rows, strict=True)]
         self.groups.append(
-            _Group(np.array(elements), near, found, tuple(sorted(classes)), kept, to.ravel())
+            _Group(np.array(elements), near, found, tuple(sorted(classes)), kept, to)
         )
         for k, r, _ in found:
             self._alive[k].difference_update(r.tolist())
-        self._stacks.append(Stack(digits, kept))
-        self._alive.append(set(range(len(digits))))
+        self._stacks.append(Stack(digits.T, kept))
+        self._alive.append(set(range(digits.shape[1])))
 
     def run(self, stacks: Sequence[Stack], algebra: Algebra) -> tuple[list[Table], list[Any]]:
         """The tables that are left, and the sums of each group, to draw from."""
@@ -187,14 +213,12 @@ class Rounds:
     def _part(self, g: _Group, s: Stack, rows: np.ndarray, ranks: tuple[int, ...]) -> jax.Array:
         """The tables of a slot: axes for the elements, their values, those of their neighbours, and
         the classes."""
-        whole = len(rows) == len(s.digits) and np.array_equal(rows, np.arange(len(rows)))
-        x = s.value if whole else jnp.take(s.value, rows, axis=0)
-        n = len(ranks)
+        x, n = rows_of(s.value, rows), len(ranks)
         x = x.transpose(0, *(1 + int(a) for a in np.argsort(ranks)), *range(1 + n, x.ndim))
         sizes = iter(x.shape[1 : 1 + n])
         digits = [next(sizes) if r in ranks else 1 for r in range(1 + g.neighbours.shape[1])]
         own = dict(zip(s.classes, x.shape[1 + n :], strict=True))
-        return x.reshape(len(rows), *digits, *(own.get(c, 1) for c in g.classes))
+        return x.reshape(len(x), *digits, *(own.get(c, 1) for c in g.classes))
 
     def _after(self, g: _Group, x: jax.Array, algebra: Algebra) -> Stack:
         n = 1 + g.neighbours.shape[1]
@@ -202,11 +226,12 @@ class Rounds:
         if gone:
             alike = math.prod(self.plan.length(c) for a, c in gone if x.shape[a] == 1)
             x = algebra.product(x, tuple(a for a, _ in gone), alike)
-        digits = np.unique(g.neighbours, axis=0)
-        if len(digits) == len(x):
-            x = jnp.take(x, np.argsort(g.to), axis=0)
-        else:
-            x = jnp.zeros((len(digits), *x.shape[1:]), x.dtype).at[g.to].add(x)
+        n = 1 + int(g.to.max())
+        if n < len(g.to):
+            x = jnp.broadcast_to(x, (len(g.to), *x.shape[1:]))
+            x = jnp.zeros((n, *x.shape[1:]), x.dtype).at[g.to].add(x)
+        digits = np.zeros((n, g.neighbours.shape[1]), int)
+        digits[g.to] = g.neighbours
         return Stack(digits, g.kept, x)
 
     # --- draws ------------------------------------------------------------------------------------
@@ -220,6 +245,7 @@ class Rounds:
                 at = at.reshape(len(at), *[1] * (x.ndim - at.ndim), *at.shape[1:])
                 x = jnp.take_along_axis(x, at, axis=2) if x.shape[2] > 1 else x
                 x = jnp.squeeze(x, axis=2)
+            x = jnp.broadcast_to(x, (len(g.elements), *x.shape[1:]))
             first = int(g.elements[0])
             sizes = dict(zip(g.classes, x.shape[2:], strict=True))
             own = sorted(self.plan.of(first))
@@ -235,4 +261,4 @@ class Rounds:
         return drawn[w].reshape([sizes.get(c, 1) for c in g.classes])
 
 
-__all__ = ["Rounds", "Stack"]
+__all__ = ["Rounds", "Stack", "in_order", "rows_of"]
