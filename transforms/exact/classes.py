@@ -143,8 +143,9 @@ def check_size(plan: Plan, digits: Iterable[Digit], order: Sequence[int] = ()) -
     raise UnsupportedError(
         f"{who} needs too many joint values ({_many(total)}; at most {MAX_JOINT:,}), since "
         f"these meet{found}: {', '.join(_sizes(plan, digits))}. Let each element touch only "
-        "itself (a plate, jax.vmap) or the few before it (a chain, jax.lax.scan whose "
-        f"carry is the last choices), or {instead}."
+        "itself (a plate, jax.vmap), a few at places that are constants (z[parents] of a plate), "
+        "or the few before it (a chain, jax.lax.scan whose carry is the last choices), or "
+        f"{instead}."
     )
 
 
