@@ -41,8 +41,19 @@ def _of_elements(b: Any, log_prob: jax.Array) -> jax.Array:
     return jnp.broadcast_to(b.reshape(*b.shape, *[1] * (log_prob.ndim - b.ndim)), log_prob.shape)
 
 
+@jax.custom_jvp
+def _derivative(weight: Any, x: jax.Array) -> jax.Array:
+    """0, even where a weight is infinite, with the derivative of ``weight * x`` in ``x``."""
+    return jnp.zeros_like(x)
+
+
+@_derivative.defjvp
+def _(primals: Any, tangents: Any) -> Any:
+    return _derivative(*primals), lax.stop_gradient(primals[0]) * tangents[1]
+
+
 def _subtract(b: Any, log_prob: jax.Array) -> jax.Array:
-    return -lax.stop_gradient(b) * (magic_box(log_prob) - 1.0)
+    return -_derivative(b, magic_box(log_prob))
 
 
 @final
@@ -80,12 +91,12 @@ class Learned(Baseline):
         b = _of_elements(self.value, log_prob)
         return {
             "term": _subtract(b, log_prob),
-            "linear": b - lax.stop_gradient(b),
+            "value": b,
             "square": (b**2 - lax.stop_gradient(b**2)) / 2,
         }
 
     def finish(self, totals: Any, payoff: jax.Array, context: Context) -> jax.Array:
-        fit = payoff * totals["linear"] - totals["square"]
+        fit = _derivative(payoff, totals["value"]) - totals["square"]
         return totals["term"] + self.weight * context.direction * fit
 
 
@@ -101,7 +112,7 @@ class LeaveOneOut(Baseline):
         return {"log_prob": log_prob}
 
     def finish(self, totals: Any, payoff: jax.Array, context: Context) -> jax.Array:
-        return -context.others(payoff) * (magic_box(totals["log_prob"]) - 1.0)
+        return _subtract(context.others(payoff), totals["log_prob"])
 
 
 @final
@@ -114,10 +125,10 @@ class Within(Baseline):
     independent = True
 
     def accumulate(self, log_prob: jax.Array) -> dict[str, jax.Array]:
-        return {"term": magic_box(log_prob) - 1.0}
+        return {"log_prob": log_prob}
 
     def finish(self, totals: Any, payoff: jax.Array, context: Context) -> jax.Array:
-        return -payoff * totals["term"]
+        return _subtract(payoff, totals["log_prob"])
 
 
 @final
@@ -135,7 +146,7 @@ class MovingAverage(Baseline):
 
     def finish(self, totals: Any, payoff: jax.Array, context: Context) -> jax.Array:
         average = context.averages.get(self.decay, 0.0)
-        return -average * (magic_box(totals["log_prob"]) - 1.0)
+        return _subtract(average, totals["log_prob"])
 
 
 def baseline(spec: Any) -> Baseline | None:

@@ -12,6 +12,7 @@ from typing import Any, final
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from tqdm.auto import tqdm
 
 from transforms import _jax
@@ -155,15 +156,27 @@ def _begin(
 
 
 def _identity(rounds: Rounds, given: Any) -> dict[str, str]:
-    """What must be the same for a game to be resumed."""
-    closed, consts, _ = _jax.trace(rounds, *given)
+    """What must be the same for a game to be resumed; the optimizers by themselves."""
+    still = optax.identity()
+    (params, states, carried), *rest = given
+    moved = {k: dataclasses.replace(p, optimizer=still) for k, p in rounds.players.items()}
+    alone = dataclasses.replace(rounds, players=moved)
+    at = params, {k: still.init(p) for k, p in params.items()}, carried
+    closed, consts, _ = _jax.trace(alone, at, *rest)
+
+    def optimize(params: Any, states: Any) -> Any:
+        update = lambda k, p: p.optimizer.update(params[k], states[k], params[k])
+        return {k: update(k, p) for k, p in rounds.players.items()}
+
+    updates, own, _ = _jax.trace(optimize, params, states)
     players = (f"{k} ({p.turns}, {p.every}, {p.minimize})" for k, p in rounds.players.items())
     libraries = ("jax", "numpyro", "optax")
     return {
         "the players, their turns, every and minimize": ", ".join(players),
-        "the parameters": shapes(given[0][0]),
-        "the optimizers' state": shapes(given[0][1]),
-        "the state": shapes(given[0][2]),
+        "the parameters": shapes(params),
+        "the optimizers' state": shapes(states),
+        "the state": shapes(carried),
+        "optimizer": program_digest(updates, own),
         "objective": program_digest(closed, consts),
         "key": str(np.asarray(jax.random.key_data(given[1])).tolist()),
         VERSIONS: " ".join(f"{n} {importlib.metadata.version(n)}" for n in libraries),

@@ -194,13 +194,13 @@ def explain(
 def _row(scope: str, s: Chosen, use: Use | None, findings: Sequence[Finding]) -> SiteRow:
     c, d = s.choice, abstract_distribution(s.choice)
     site: Any = c.random
-    if use is not None and use.chain:
-        evaluations = f"{use.values} a step"
+    if use is not None and use.at:
+        evaluations = f"{use.values} a {use.at}"
     elif isinstance(s.estimator, Enumerated):
         evaluations = "1" if use is None else str(use.values)
     else:
         evaluations = "1 + alternatives" if isinstance(s.estimator, Continued) else "1"
-    told = use is not None and not use.chain
+    told = use is not None and not use.at
     terms = f"{len(use.terms)} of {use.total}" if use is not None and told else "all"
     return SiteRow(
         scope + "/".join(c.address),

@@ -11,7 +11,7 @@ import difflib
 import inspect
 import re
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -126,7 +126,7 @@ def user_code(name: str, f: Callable[..., Any]) -> Iterator[None]:
     except PPLError:
         raise
     except Exception as error:
-        text = _arguments(f, error) or _advice(error)
+        text = _arguments(f, error) or _key(error) or _advice(error)
         if text is not None and not any(text in n for n in getattr(error, "__notes__", ())):
             error.add_note(f"{_jax.raised_at(error)}: {text}")
         raise
@@ -155,6 +155,35 @@ def _taken(f: Callable[..., Any], said: str) -> str | None:
         "position or by keyword; of an objective, after the key, and samples= and the like by "
         "keyword alone."
     )
+
+
+def _key(error: Exception) -> str | None:
+    """Which dict has no such key, where the user's own line reads one from a dict it has."""
+    if type(error) is not KeyError or not isinstance(key := error.args[0], str):
+        return None
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    if not _jax.is_users(frame.f_code.co_filename):
+        return None
+    dicts = {
+        n: d
+        for n, d in _dicts(frame.f_locals)
+        if d and key not in d and all(isinstance(k, str) for k in d)
+    }
+    known = [(k, n) for n, d in dicts.items() for k in d]
+    close = difflib.get_close_matches(key, [k for k, _ in known], n=1)
+    name = next((n for k, n in known if [k] == close), next(iter(dicts), None))
+    if name is None:
+        return None
+    meant = f" Did you mean {close[0]!r}?" if close else ""
+    return f"{name} has no {key!r}; its keys are {', '.join(map(repr, dicts[name]))}.{meant}"
+
+
+def _dicts(values: Mapping[str, Any], name: str = "{}") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The dicts among some values, and in them, with their names as they are written."""
+    for k, x in values.items():
+        if isinstance(x, dict):
+            yield name.format(k), x
+            yield from _dicts(x, name.format(k) + "[{!r}]")
 
 
 def _advice(error: Exception) -> str | None:

@@ -208,6 +208,29 @@ def tree(n: int = 31, k: int = 4, line: bool = False) -> Pair:
     return by_hand, _summed_out(program, {f"x{i}": x[i] for i in range(n)}), (_rows(k, k), _rows(k))
 
 
+def field(depth: int = 8, k: int = 4) -> Pair:
+    """A Markov random field on a tree, whose nodes are drawn in one ``vmap``; by hand level by
+    level, from the leaves."""
+    n = 2**depth - 1
+    x, parents = _rows(n), np.arange(n - 1) // 2
+
+    def by_hand(key: jax.Array, a: jax.Array, m: jax.Array) -> jax.Array:
+        seen = _seen(x[:, None], m) - jnp.log(k)
+        up = seen[n // 2 :]
+        for level in range(depth - 1, 0, -1):
+            to = logsumexp(a + up[:, None, :], 2)
+            up = seen[2 ** (level - 1) - 1 : 2**level - 1] + to[::2] + to[1::2]
+        return logsumexp(up[0])
+
+    @ppl.gen
+    def program(a: jax.Array, m: jax.Array) -> None:
+        z = jax.vmap(lambda: _pick("z", jnp.zeros(k)), axis_size=n)()
+        ppl.factor("edges", jnp.sum(a[z[parents], z[1:]]))
+        ppl.sample("x", dist.Normal(m[z], 1.0))
+
+    return by_hand, _summed_out(program, {"x": x}), (_rows(k, k), _rows(k))
+
+
 PAIRS: dict[str, Callable[[], Pair]] = {
     "HMM, K = 50, T = 500": hmm,
     "HMM, K = 50, T = 500, by hand scaled": lambda: hmm(scaled=True),
@@ -219,6 +242,7 @@ PAIRS: dict[str, Callable[[], Pair]] = {
     "grid 4 x 8": lambda: grid(4),
     "tree of 31 nodes": tree,
     "line of 100 nodes": lambda: tree(100, line=True),
+    "field on a tree of 255 nodes": field,
 }
 
 

@@ -37,6 +37,7 @@ ROWS: dict[str, tuple[Callable[[], sums.Pair], float]] = {
     "topics enumerated in the guide": (scaling.in_the_guide, 1.05),
     "mixture, assignments in the guide": (lambda: scaling.mixture(1_000), 1.05),
     "tree of 7 nodes": (lambda: sums.tree(7), 1.0),
+    "field on a tree of 63 nodes": (lambda: sums.field(6), 1.4),
 }
 
 

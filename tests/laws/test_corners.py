@@ -236,3 +236,25 @@ def test_programs_with_weights_in_objectives() -> None:
         dist.Normal(0.0, 2**0.5).log_prob(1.0),
         atol=0.03,  # 5 standard errors are .019
     )
+
+
+# --- values that are infinite ---------------------------------------------------------------------
+
+BASELINES = {
+    "loo": "loo",
+    "number": 0.5,
+    "moving": ppl.moving_average(),
+    "learned": ppl.learned(0.5),
+}
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_baseline_does_not_change_an_infinite_value(name: str) -> None:
+    """One of 64 samples is infinite with a probability of 1 - 2^-256."""
+
+    @ppl.expectation
+    def f(m: Any) -> Any:
+        draw = lambda: ppl.sample("z", dist.Bernoulli(logits=m), ppl.reinforce(BASELINES[name]))
+        return jnp.sum(jnp.log(1.0 * (1 - jax.vmap(draw, axis_size=4)())))
+
+    assert f.value(KEY, 0.0, samples=64) == -jnp.inf

@@ -565,6 +565,12 @@ def list_indexed_by_a_draw():
     simulate(lambda: [1.0, 2.0][ppl.sample("k", dist.Bernoulli(0.5))])  # line 1
 
 
+@case(KeyError, "{file}:1:", "p['net'] has no 'bias'", "keys are 'biases', 'w'", "mean 'biases'?")
+def parameter_of_another_name():
+    params = {"net": {"biases": 0.0, "w": 1.0}}
+    value(lambda p: p["net"]["w"] + p["net"]["bias"], params)  # line 1
+
+
 @case(TypeError, "{file}:1:", "a dict", "jnp.array(xs)[k]")
 def dict_indexed_by_a_draw():
     simulate(lambda: {0: 1.0, 1: 2.0}[ppl.sample("k", dist.Bernoulli(0.5))])  # line 1

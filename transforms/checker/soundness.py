@@ -98,7 +98,7 @@ class Soundness:
     ):
         """``known`` are the inputs that are constants, and None for the others."""
         self.samples = samples
-        self.layouts = Layouts()
+        self.layouts = Layouts(dict(zip(closed.jaxpr.invars, known, strict=False)))
         self._misfits = {id(m.outcome): (i, m) for i, m in enumerate(misfits)}
         self._scopes: dict[int, Scope] = {}
         self._cures = Cures()

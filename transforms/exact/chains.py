@@ -28,26 +28,34 @@ from ..estimation.estimator import Enumerated
 from ..program.choices import Choice, Path, choices
 from ..program.interpret import entering, interpret
 from ..program.site import Call, Expect, Factor, Site, call_p, expect_p, factor_p, sample_p
-from .classes import Class, Plan, Variable, plan_of
+from .classes import Class, Plan, Variable, check_size, plan_of
 from .laws import Laws
+from .means import Averaged, means_by_reads
 from .tables import Part, evaluate, joined, tables
 
 
 @dataclasses.dataclass(frozen=True)
 class SummedOut:
-    """A scope without some of its choices; ``largest`` is how many of their values meet."""
+    """A scope without some of its choices, which are those of a chain or not; ``largest`` is how
+    many of their values meet."""
 
     closed: _jax.ClosedJaxpr
     chosen: list[Chosen]
     largest: int
+    chain: bool
 
 
 def sum_out(
-    closed: _jax.ClosedJaxpr, chosen: Sequence[Chosen], stepwise: Sequence[Path]
+    closed: _jax.ClosedJaxpr,
+    chosen: Sequence[Chosen],
+    stepwise: Sequence[Path],
+    known: Sequence[Any],
 ) -> SummedOut | None:
-    """The scope without those of its enumerated choices that make up chains.
+    """The scope without those of its enumerated choices that make up chains, or are independent and
+    read at static places.
 
-    ``stepwise`` are enumerated choices whose elements meet. None if they are no chains.
+    ``stepwise`` are enumerated choices whose elements meet, ``known`` the inputs of the scope (None
+    where they are not known). None if they are neither.
     """
     paths = list(stepwise)
     by_path = {s.choice.path: s for s in chosen}
@@ -61,7 +69,7 @@ def sum_out(
         if not more:
             break
         paths += more
-    return chain.summed_out(chosen)
+    return chain.summed_out(chosen, known)
 
 
 class _Chain:
@@ -113,34 +121,30 @@ class _Chain:
             if numbers & set(analysis.parameters.get(n, ()))
         ]
 
-    def summed_out(self, chosen: Sequence[Chosen]) -> SummedOut | None:
+    def summed_out(self, chosen: Sequence[Chosen], known: Sequence[Any]) -> SummedOut | None:
         flags = [False] * self.first + [True] * len(self.variables)
         terms = split(self.open, lambda _: False, flags)
         program, n = terms.program, terms.n
         env = Dependences(lambda _: False, ends=True).variables(program, self._inputs)
         outs = [NONE if isinstance(v, _jax.Literal) else env[v] for v in program.jaxpr.outvars]
-        if not all(
-            a is not None and a.lag < EVER for d in outs for along in d.values() for a in along
-        ):
-            return None
         plan = plan_of(
             self.variables,
             outs,
             who=("ppl.enum()", "use ppl.reinforce() or ppl.mvd() for some of them"),
         )
-        groups = _groups(plan, outs)
-        if groups is None:
+        averaged = (
+            _means_by_laws(plan, program, outs)
+            if plan.chains
+            else means_by_reads(plan, program, outs, known)
+        )
+        if averaged is None:
             return None
-        m = len(self.variables)
+        means, largest = averaged
 
         def scope(*args: Any) -> list[Any]:
-            parts = evaluate(program, args, plan, outs)
-            whole = map(joined, parts)
-            values = [_on(plan, d, p) for d, p in zip(outs, whole, strict=True)]
-            laws = {g: _laws(plan, g, outs, parts[-m:]) for g in groups}
-            means = [_mean(plan, laws, d, v) for d, v in zip(outs[:-m], values[:-m], strict=True)]
-            payoff = sum((jnp.sum(t) for t in means[:n]), jnp.zeros(()))
-            return [payoff.astype(self.closed.out_avals[0].dtype), *means[n:]]
+            found = means(args)
+            payoff = sum((jnp.sum(t) for t in found[:n]), jnp.zeros(()))
+            return [payoff.astype(self.closed.out_avals[0].dtype), *found[n:]]
 
         avals = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in self.closed.in_avals]
         try:
@@ -153,8 +157,30 @@ class _Chain:
             dataclasses.replace(s, choice=dataclasses.replace(s.choice, path=c.path))
             for s, c in zip(rest, _sites(new), strict=True)
         ]
-        meeting = [math.prod(plan.values(i) for i, _ in plan.signature(d)[0]) for d in outs]
-        return SummedOut(new, left, max(meeting))
+        return SummedOut(new, left, largest, bool(plan.chains))
+
+
+def _means_by_laws(
+    plan: Plan, program: _jax.ClosedJaxpr, outs: Sequence[Dependence]
+) -> Averaged | None:
+    """Of outputs over chains."""
+    if not all(a is not None and a.lag < EVER for d in outs for along in d.values() for a in along):
+        return None
+    for d in outs:
+        check_size(plan, plan.signature(d)[0])
+    groups, m = _groups(plan, outs), len(plan.variables)
+    if groups is None:
+        return None
+
+    def means(args: Sequence[Any]) -> list[jax.Array]:
+        parts = evaluate(program, args, plan, outs)
+        whole = map(joined, parts)
+        values = [_on(plan, d, p) for d, p in zip(outs, whole, strict=True)]
+        laws = {g: _laws(plan, g, outs, parts[-m:]) for g in groups}
+        return [_mean(plan, laws, d, v) for d, v in zip(outs[:-m], values[:-m], strict=True)]
+
+    meeting = [math.prod(plan.values(i) for i, _ in plan.signature(d)[0]) for d in outs]
+    return means, max(meeting)
 
 
 def _sites(closed: _jax.ClosedJaxpr) -> list[Choice]:

@@ -46,6 +46,8 @@ class Plan:
     who: Who
     depth: int = 0
     """How many steps of each chain are tables of their own."""
+    summed: frozenset[int] = frozenset()
+    """The variables that are summed out already."""
 
     @property
     def in_step(self) -> list[frozenset[int]]:
@@ -112,11 +114,7 @@ def plan_of(
     *,
     who: Who,
 ) -> Plan:
-    """The classes of the axes. ``clashes`` says which axes must be joint for what comes next.
-
-    Raises:
-        UnsupportedError: a term depends on too many joint values.
-    """
+    """The classes of the axes. ``clashes`` says which axes must be joint for what comes next."""
     joint = {
         (i, e)
         for d in terms
@@ -130,8 +128,6 @@ def plan_of(
         if not clash:
             break
         joint |= clash
-    for d in terms:
-        check_size(plan, plan.signature(d)[0])
     return plan
 
 
@@ -147,8 +143,9 @@ def check_size(plan: Plan, digits: Iterable[Digit], order: Sequence[int] = ()) -
     raise UnsupportedError(
         f"{who} needs too many joint values ({_many(total)}; at most {MAX_JOINT:,}), since "
         f"these meet{found}: {', '.join(_sizes(plan, digits))}. Let each element touch only "
-        "itself (a plate, jax.vmap) or the few before it (a chain, jax.lax.scan whose "
-        f"carry is the last choices), or {instead}."
+        "itself (a plate, jax.vmap), a few at places that are constants (z[parents] of a plate), "
+        "or the few before it (a chain, jax.lax.scan whose carry is the last choices), or "
+        f"{instead}."
     )
 
 

@@ -32,6 +32,7 @@ from ..analyses.alike import NO, UniformInLoops
 from ..analyses.contained import resolve
 from ..analyses.dependence import NONE, Along, Dependence, Dependences
 from ..analyses.terms import split
+from .by_element import ByElement, by_element
 from .classes import Class, Digit, Plan, Variable, Who, check_size, plan_of
 from .contraction import (
     BEST,
@@ -46,9 +47,11 @@ from .contraction import (
     sum_digit,
     untouched,
 )
+from .grid import LARGE
 from .orders import Stuck, best_order
 from .products import unless_lost
 from .recursion import Recursion, Sparing
+from .rounds import Rounds
 from .tables import END, Table, digits, evaluate, steps_apart, tables
 
 ENUMERATION: Who = "enumeration()", "use ppl.importance(n, proposal)"
@@ -60,7 +63,7 @@ def log_sum(f: Callable[..., jax.Array], variables: Sequence[Variable]) -> jax.A
     Raises:
         UnsupportedError: too many joint values are needed.
     """
-    return _eliminate(*_plan(f, variables, ENUMERATION), PRODUCTS)[0]
+    return _terms(f, variables, ENUMERATION).summed_out(PRODUCTS)[0]
 
 
 def draw(
@@ -94,7 +97,7 @@ def marginals(
 
     def total(weights: list[jax.Array]) -> jax.Array:
         at = functools.partial(f, weights)
-        return _eliminate(*_plan(at, variables, who), PRODUCTS)[0]
+        return _terms(at, variables, who).summed_out(PRODUCTS)[0]
 
     zeros = [jnp.zeros((*v.shape, v.n)) for v in variables]
     value, found = jax.value_and_grad(total)(zeros)
@@ -108,17 +111,50 @@ def _backwards(
     who: Who,
     algebra: Algebra = LOG,
 ) -> tuple[list[jax.Array], jax.Array]:
-    plan, found = _plan(f, variables, who)
-    value, backwards = _eliminate(plan, found, algebra)
+    value, draw = _terms(f, variables, who).summed_out(algebra)
+    return draw(pick), value
+
+
+class _Terms:
+    """What is summed, as tables; by elements and in rounds if that is cheaper."""
+
+    def __init__(
+        self, plan: Plan, tables: Sequence[Table], by: ByElement | None, rounds: Rounds | None
+    ) -> None:
+        self._plan, self._tables, self._by, self._rounds = plan, tables, by, rounds
+
+    def summed_out(self, algebra: Algebra) -> tuple[jax.Array, Callable[[Pick], list[jax.Array]]]:
+        """The sum, and the digits of the variables by a way to pick them."""
+        plan, tables, by, rounds = self._plan, self._tables, self._by, self._rounds
+        if by is None or rounds is None:
+            value, backwards = _eliminate(plan, tables, algebra)
+            return value, lambda pick: _digits(plan, _drawn(backwards, pick))
+        tables, sums = rounds.run(by.stacks(), algebra)
+        value, backwards = _eliminate(rounds.rest, tables, algebra)
+
+        def draw(pick: Pick) -> list[jax.Array]:
+            def each(k: int, name: str, logits: jax.Array) -> jax.Array:
+                i, e = by.elements[k]
+                return pick(i, name if e is None else f"{e} {name}".strip(), logits)
+
+            drawn = rounds.draw(sums, _drawn(backwards, each), each)
+            return by.joined(_digits(by.plan, drawn))
+
+        return value, draw
+
+
+def _drawn(backwards: Sequence[Backward], pick: Pick) -> Drawn:
     drawn: Drawn = {}
     for step in reversed(backwards):
         drawn |= step(drawn, pick)
-    return [digits(plan, i, drawn[i]) for i in range(len(variables))], value
+    return drawn
 
 
-def _plan(
-    f: Callable[..., jax.Array], variables: Sequence[Variable], who: Who
-) -> tuple[Plan, list[Table]]:
+def _digits(plan: Plan, drawn: Drawn) -> list[jax.Array]:
+    return [digits(plan, i, drawn[i]) for i in range(len(plan.variables))]
+
+
+def _terms(f: Callable[..., jax.Array], variables: Sequence[Variable], who: Who) -> _Terms:
     avals = [jax.ShapeDtypeStruct(v.shape, jnp.result_type(int)) for v in variables]
     closed, consts, _ = _jax.trace(f, *avals)
     closed, _ = resolve(closed, consts, partly=True)
@@ -131,10 +167,43 @@ def _plan(
     env = Dependences(lambda _: False, ends=True).variables(program, [*[NONE] * len(consts), *own])
     outs = [NONE if isinstance(v, _jax.Literal) else env[v] for v in program.jaxpr.outvars]
     plan = plan_of(variables, outs, lambda plan: _clashes(plan, outs), who=who)
+    meeting = [plan.signature(d)[0] for d in outs]
+    most = max((math.prod(plan.values(i) for i, _ in on) for on in meeting), default=1)
+    by = by_element(plan, program, consts, outs) if most > LARGE else None
+    rounds = by and _rounds(by)
+    if by is not None and rounds is not None and _largest(by, rounds) < most:
+        return _Terms(by.plan, [], by, rounds)
+    for on in meeting:
+        check_size(plan, on)
     values = evaluate(program, consts, plan, outs)
     same = UniformInLoops().run(program, [*[NO] * len(consts), *plan.in_step])
     found = zip(outs, values, same, strict=True)
-    return plan, [t for d, v, axes in found for t in tables(plan, d, v, axes)]
+    return _Terms(plan, [t for d, v, axes in found for t in tables(plan, d, v, axes)], None, None)
+
+
+def _rounds(by: ByElement) -> Rounds:
+    """In which elements are summed out, or none if one by one is cheaper."""
+    rounds = Rounds(by.plan, by.dry, lambda k: by.elements[k][1] is not None)
+    if _largest(by, rounds) <= LARGE:
+        return rounds
+    single = Rounds(by.plan, by.dry, lambda k: False)
+    return min(rounds, single, key=lambda r: _largest(by, r))
+
+
+def _largest(by: ByElement, rounds: Rounds) -> float:
+    """How many joint values meet at most, when all is summed out; infinitely many if it cannot."""
+    plan = rounds.rest
+    left = [reduced(plan, t, LOG) for t in rounds.dry]
+    try:
+        order = _order(plan, left)
+    except _Clash:
+        return math.inf
+    most = rounds.largest
+    for n in order:
+        mine = [t for t in left if any(i in n.variables for i, _ in t.digits)]
+        most = max(most, math.prod(plan.values(i) for i, _ in merged(mine).digits))
+        left = [t for t in left if t not in mine] + (_merge(plan, n, mine) or [])
+    return most
 
 
 def _clashes(plan: Plan, terms: Sequence[Dependence]) -> set[tuple[int, int]]:
@@ -186,7 +255,7 @@ def _nodes(plan: Plan, found: Sequence[Table]) -> list[_Node]:
     for i in range(len(plan.variables)):
         if len(plan.of(i) & plan.chains) > 1:
             raise _Clash(i, plan.of(i) & plan.chains)
-    inside = frozenset[int]().union(*chained.values())
+    inside = plan.summed.union(*chained.values())
     alone = [_Node((i,)) for i in range(len(plan.variables)) if i not in inside]
     return [*alone, *(_Node(tuple(sorted(g)), c) for c, g in chained.items())]
 
@@ -287,7 +356,8 @@ def _eliminate(
 def _untouched(plan: Plan, found: Sequence[Table], algebra: Algebra) -> list[Table]:
     """A table for each variable that has none."""
     out = []
-    for i in set(range(len(plan.variables))).difference(j for t in found for j, _ in t.digits):
+    touched = plan.summed.union(j for t in found for j, _ in t.digits)
+    for i in set(range(len(plan.variables))) - touched:
         t = untouched(plan, (i, 0), sorted(plan.of(i)), algebra)
         chains = sorted(plan.of(i) & plan.chains)
         out += steps_apart(plan, t, chains[0]) if chains else [t]

@@ -85,6 +85,15 @@ class Elements:
         return reduce(x, axis=axes, keepdims=True) if axes else x
 
 
+class Summed(NamedTuple):
+    """A choice that was summed out beforehand, along a chain or by what is read of it, and how many
+    joint values its elements have in a term, at each step or number."""
+
+    chosen: Chosen
+    chain: bool
+    values: int
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """A scope, rewritten to return its terms, and what they depend on."""
@@ -98,8 +107,8 @@ class Layout:
     """The choices that terms are told apart by: enumerated, scored, or continued."""
     lines: tuple[str, ...] = ()
     """The line of the user's code of each term."""
-    summed: tuple[Chosen, ...] = ()
-    """The choices that were summed out along chains."""
+    summed: tuple[Summed, ...] = ()
+    """The choices that were summed out beforehand."""
 
     @property
     def outputs(self) -> tuple[Dependence, ...]:

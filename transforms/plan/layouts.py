@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .. import _jax
@@ -23,15 +23,16 @@ from ..estimation.elements import apart, element_shape
 from ..estimation.estimator import Enumerated, InPlace
 from ..exact.chains import SummedOut, sum_out
 from ..program.choices import Path, choices
-from ..program.control import is_loop
 from ..program.site import Site, own_density
-from .layout import Elements, Layout
+from .layout import Elements, Layout, Summed
 
 
 class Layouts:
-    """The layouts of the scopes of an objective."""
+    """The layouts of the scopes of an objective. ``constants`` are those of their inputs that are
+    none of its arguments."""
 
-    def __init__(self) -> None:
+    def __init__(self, constants: Mapping[Any, Any] | None = None) -> None:
+        self._constants = constants or {}
         self._known: dict[Any, _Analysed] = {}
 
     def of(self, closed: _jax.ClosedJaxpr, chosen: Sequence[Chosen]) -> Layout:
@@ -50,7 +51,8 @@ class Layouts:
     def _analysed(self, closed: _jax.ClosedJaxpr, chosen: Sequence[Chosen]) -> _Analysed:
         name = id(closed), tuple((s.choice.path, _name(s.estimator)) for s in chosen)
         if name not in self._known:
-            self._known[name] = _Analysed(closed, chosen)
+            known = [self._constants.get(v) for v in closed.jaxpr.invars]
+            self._known[name] = _Analysed(closed, chosen, known)
         return self._known[name]
 
 
@@ -63,15 +65,19 @@ def _name(estimator: Any) -> Any:
 
 
 class _Analysed:
-    """A scope as it is, and without its chains."""
+    """A scope as it is, and without its chains. ``known`` are its inputs, None where they are not
+    known."""
 
-    def __init__(self, closed: _jax.ClosedJaxpr, chosen: Sequence[Chosen]) -> None:
-        self.closed, self.chosen = closed, chosen
+    def __init__(
+        self, closed: _jax.ClosedJaxpr, chosen: Sequence[Chosen], known: Sequence[Any]
+    ) -> None:
+        self.closed, self.chosen, self._known = closed, chosen, known
         self.layout = analyse(closed, chosen)
 
     @functools.cached_property
     def rest(self) -> tuple[SummedOut, _Analysed] | None:
-        """The scope without enumerated choices whose elements meet, where they are chains."""
+        """The scope without enumerated choices whose elements meet, where they are chains, or read
+        at static places."""
         meeting = {
             old.choice.path: self.layout.sites[new]
             for old, new in zip(self.chosen, self.layout.chosen, strict=True)
@@ -81,12 +87,22 @@ class _Analysed:
         }
         stepwise = [path for path, s in meeting.items() if s.stepwise]
         rest = None
-        if len(stepwise) < len(meeting) and _has_loop(self.closed):  # neighbours in a term, maybe
+        if len(stepwise) < len(meeting):  # neighbours in a term, maybe
             with contextlib.suppress(UnsupportedError):
-                rest = sum_out(self.closed, self.chosen, list(meeting))
+                rest = self._without(list(meeting))
+            if rest is not None and not stepwise and rest.largest >= self._most(meeting.values()):
+                rest = None
         if rest is None and stepwise:
-            rest = sum_out(self.closed, self.chosen, stepwise)
-        return rest and (rest, _Analysed(rest.closed, rest.chosen))
+            rest = self._without(stepwise)
+        return rest and (rest, _Analysed(rest.closed, rest.chosen, self._known))
+
+    def _without(self, paths: Sequence[Path]) -> SummedOut | None:
+        return sum_out(self.closed, self.chosen, paths, self._known)
+
+    def _most(self, meeting: Iterable[Elements]) -> int:
+        """How many joint values choices have in a term, at most."""
+        layout, mine = self.layout, frozenset(s.path for s in meeting)
+        return max((layout.joint(layout.together(d) & mine) for d in layout.terms), default=1)
 
     @functools.cached_property
     def ready(self) -> Layout:
@@ -94,7 +110,9 @@ class _Analysed:
         if self.rest is not None:
             summed_out, inner = self.rest
             kept = {id(s.choice.random) for s in summed_out.chosen}
-            summed = tuple(s for s in self.chosen if id(s.choice.random) not in kept)
+            gone = [s for s in self.chosen if id(s.choice.random) not in kept]
+            chain, largest = summed_out.chain, summed_out.largest
+            summed = [Summed(s, chain, largest) for s in gone]
             return dataclasses.replace(inner.ready, summed=(*summed, *inner.ready.summed))
         layout = self.layout
         for d in layout.terms:
@@ -119,13 +137,6 @@ class _Analysed:
             s.choice.path: max((n for d, n in sizes if to[s.choice.path] in d), default=1)
             for s in enumerated
         }
-
-
-def _has_loop(closed: _jax.ClosedJaxpr) -> bool:
-    """Whether elements may be neighbours in a loop."""
-    return any(
-        is_loop(eqn) or any(map(_has_loop, _jax.sub_jaxprs(eqn))) for eqn in closed.jaxpr.eqns
-    )
 
 
 def is_told_apart(s: Chosen) -> bool:

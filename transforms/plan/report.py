@@ -17,13 +17,14 @@ class Use:
     """What depends on a choice.
 
     ``terms`` are the lines of the terms of the payoff that do, ``total`` how many terms there are.
-    ``values`` is how many joint values are enumerated; in a ``chain`` that is at each step.
+    ``values`` is how many joint values are enumerated: ``at`` each step of a chain, or each number
+    of a term that elements are read for.
     """
 
     terms: tuple[str, ...]
     total: int
     values: int = 1
-    chain: bool = False
+    at: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,13 +38,13 @@ class Plan:
 
 def plan(layout: Layout, chosen: Sequence[Chosen]) -> Plan:
     """The plan of a scope with these choices."""
-    summed = {id(s.choice.random) for s in layout.summed}
+    summed = {id(s.chosen.choice.random) for s in layout.summed}
     uses: dict[Path, Use] = {}
     rest = [s for s in chosen if id(s.choice.random) not in summed]
-    for s in layout.summed:
+    for s, chain, largest in layout.summed:
         assert isinstance(s.estimator, Enumerated)
-        pairs = support_size(s.choice, s.estimator) ** 2
-        uses[s.choice.path] = Use((), len(layout.terms), pairs, chain=True)
+        values = support_size(s.choice, s.estimator) ** 2 if chain else largest
+        uses[s.choice.path] = Use((), len(layout.terms), values, "step" if chain else "number")
     for s, path in zip(rest, layout.chosen, strict=True):
         if path not in layout.sites:
             continue
