@@ -207,11 +207,18 @@ def with_operands_of(programs: Sequence[ClosedJaxpr], counts: Sequence[int]) -> 
 
 
 def live(closed: ClosedJaxpr) -> ClosedJaxpr:
-    """The program without what no output needs, such as the carry of a sum that is not read."""
+    """The program without what no output needs, such as the carry of a sum that is not read.
+
+    Functions that are needed as a whole stay the same objects, which JAX differentiates once.
+    """
     outs = [True] * len(closed.jaxpr.outvars)
-    return ClosedJaxpr(
-        partial_eval.dce_jaxpr(closed.jaxpr, outs, instantiate=True)[0], closed.consts
-    )
+    jaxpr = partial_eval.dce_jaxpr(closed.jaxpr, outs, instantiate=True)[0]
+    before = {tuple(e.outvars): e for e in closed.jaxpr.eqns if e.primitive is jit_p}
+    whole = lambda old, new: old is not None and old.invars == new.invars
+    eqns = [
+        old if whole(old := before.get(tuple(new.outvars)), new) else new for new in jaxpr.eqns
+    ]
+    return ClosedJaxpr(jaxpr.replace(eqns=eqns), closed.consts)
 
 
 def evaluate_equation(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
@@ -219,12 +226,50 @@ def evaluate_equation(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
 
     Its constants in place of operands count, unless the operand varies between devices.
     """
+    given = [
+        v.val if isinstance(v, Literal) and not varying(jax.typeof(x)) else x
+        for v, x in zip(eqn.invars, operands, strict=True)
+    ]
+    if is_plain(eqn):
+        own = eqn.source_info
+        stack = source_info_util.current_name_stack() + own.name_stack
+        with jax.debug_nans(False), source_info_util.user_context(own.traceback, name_stack=stack):
+            with eqn.ctx.manager:
+                out = eqn.primitive.bind(*given, **eqn.params)
+        return list(out) if eqn.primitive.multiple_results else [out]
     if any(isinstance(v, Literal) for v in eqn.invars):
-        kept = lambda v, x: isinstance(v, Var) or not varying(jax.typeof(x))
-        pairs = zip(eqn.invars, operands, strict=True)
-        eqn = eqn.replace(invars=[v if kept(v, x) else _variable(v.aval) for v, x in pairs])
-    given = {v: x for v, x in zip(eqn.invars, operands, strict=True) if isinstance(v, Var)}
-    return evaluate(open_jaxpr(_empty(), list(given), eqn.outvars, [eqn]), *given.values())
+        same = lambda v, x: isinstance(v, Var) or x is v.val
+        pairs = zip(eqn.invars, given, strict=True)
+        eqn = eqn.replace(invars=[v if same(v, x) else _variable(v.aval) for v, x in pairs])
+    env = {v: x for v, x in zip(eqn.invars, given, strict=True) if isinstance(v, Var)}
+    return evaluate(open_jaxpr(_empty(), list(env), eqn.outvars, [eqn]), *env.values())
+
+
+def is_plain(eqn: JaxprEqn) -> bool:
+    """Whether an equation is an operation of JAX on some operands, which has a derivative, holds no
+    program, and does nothing else."""
+    p = eqn.primitive
+    known = p in ad.primitive_jvps and not isinstance(p, _Own) and not eqn.effects
+    return known and any(isinstance(v, Var) for v in eqn.invars) and not any(sub_jaxprs(eqn))
+
+
+def operands_of(eqns: Sequence[JaxprEqn]) -> list[Var]:
+    """The variables that equations read and do not make."""
+    made = {v for eqn in eqns for v in eqn.outvars}
+    read = (v for eqn in eqns for v in eqn.invars if isinstance(v, Var))
+    return list(dict.fromkeys(v for v in read if v not in made))
+
+
+def inline_call(eqns: Sequence[JaxprEqn]) -> JaxprEqn:
+    """The call of a program of these equations, which returns the results of the last one, and is
+    replaced by them where it is traced."""
+    nowhere = source_info_util.new_source_info()
+    own = [eqn.replace(source_info=nowhere) for eqn in eqns]
+    operands = operands_of(own)
+    program = open_jaxpr(_empty(), operands, own[-1].outvars, own)
+    f = jax.jit(lambda *xs: evaluate(program, *xs))
+    (call,) = jax.make_jaxpr(f)(*(v.aval for v in operands)).jaxpr.eqns
+    return call.replace(params={**call.params, "jaxpr": program, "inline": True})
 
 
 def _variable(aval: Any) -> Var:
@@ -356,6 +401,10 @@ def sub_jaxprs(eqn: JaxprEqn) -> Iterator[ClosedJaxpr]:
             yield open_jaxpr(sub, [*sub.constvars, *sub.invars], sub.outvars, sub.eqns)
 
 
+class _Own(Primitive):
+    """A primitive of ours."""
+
+
 _FUNCTIONS: dict[Primitive, Callable[..., Any]] = {}
 
 
@@ -392,7 +441,7 @@ def define_primitive(
     ``batch(axis_size, args, dims, **params)`` is called under every ``vmap``, mapped operands
     or not; ``refuse(**params)`` raises, and is called where the primitive reaches XLA.
     """
-    p = Primitive(name)
+    p = _Own(name)
     p.multiple_results = True
     p.def_abstract_eval(abstract)
 
@@ -420,7 +469,7 @@ def define_function(
     batch: Callable[..., Any],
 ) -> Primitive:
     """A primitive that stands for the function ``f(*operands, **params)``, a list of arrays."""
-    p = Primitive(name)
+    p = _Own(name)
     p.multiple_results = True
     _FUNCTIONS[p] = f
     p.def_abstract_eval(abstract)
