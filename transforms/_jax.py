@@ -6,11 +6,10 @@ import functools
 import importlib.util
 import pathlib
 import re
-import sysconfig
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.core
@@ -38,6 +37,8 @@ from jax.extend.core.primitives import (
 )
 from jax.interpreters import ad, batching, mlir, partial_eval
 from jaxlib import version as jaxlib_version
+
+from .authors import PACKAGES, is_users
 
 Tracer = jax.core.Tracer
 ShapedArray = jax.core.ShapedArray
@@ -76,11 +77,8 @@ def warn_if_miscompiling(version: str) -> None:
 
 warn_if_miscompiling(jaxlib_version.__version__)
 
-_ROOT = pathlib.Path(__file__).resolve().parent.parent
-_PACKAGES = ("ppl", "transforms", "estimators")
-for _package in _PACKAGES:
-    # messages name the user's line, not ours
-    source_info_util.register_exclusion(str(_ROOT / _package))
+for _package in PACKAGES:  # messages name the user's line, not ours
+    source_info_util.register_exclusion(_package)
 _numpyro = importlib.util.find_spec("numpyro")
 if _numpyro is not None and _numpyro.origin is not None:  # nor numpyro's
     source_info_util.register_exclusion(str(pathlib.Path(_numpyro.origin).parent))
@@ -215,9 +213,7 @@ def live(closed: ClosedJaxpr) -> ClosedJaxpr:
     jaxpr = partial_eval.dce_jaxpr(closed.jaxpr, outs, instantiate=True)[0]
     before = {tuple(e.outvars): e for e in closed.jaxpr.eqns if e.primitive is jit_p}
     whole = lambda old, new: old is not None and old.invars == new.invars
-    eqns = [
-        old if whole(old := before.get(tuple(new.outvars)), new) else new for new in jaxpr.eqns
-    ]
+    eqns = [old if whole(old := before.get(tuple(new.outvars)), new) else new for new in jaxpr.eqns]
     return ClosedJaxpr(jaxpr.replace(eqns=eqns), closed.consts)
 
 
@@ -233,9 +229,9 @@ def evaluate_equation(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
     if is_plain(eqn):
         own = eqn.source_info
         stack = source_info_util.current_name_stack() + own.name_stack
-        with jax.debug_nans(False), source_info_util.user_context(own.traceback, name_stack=stack):
-            with eqn.ctx.manager:
-                out = eqn.primitive.bind(*given, **eqn.params)
+        user = source_info_util.user_context(own.traceback, name_stack=stack)
+        with jax.debug_nans(False), user, eqn.ctx.manager:
+            out = eqn.primitive.bind(*given, **eqn.params)
         return list(out) if eqn.primitive.multiple_results else [out]
     if any(isinstance(v, Literal) for v in eqn.invars):
         same = lambda v, x: isinstance(v, Var) or x is v.val
@@ -291,80 +287,6 @@ def is_key(x: Any) -> bool:
 @functools.cache
 def _empty() -> Jaxpr:
     return jax.make_jaxpr(lambda: ())().jaxpr
-
-
-# --- who wrote a function -----------------------------------------------------------------------
-
-
-class Called(NamedTuple):
-    """A function behind an equation, the library that it comes from (None: the user's), its file.
-
-    Of our own functions the library is ``"ppl"``.
-    """
-
-    name: str
-    library: str | None
-    module: str = ""
-
-
-def called_function(eqn: JaxprEqn, sub: ClosedJaxpr) -> Called:
-    """The function that a ``jit`` (or a relative) stands for."""
-    name, _, place = (sub.jaxpr.debug_info.func_src_info or "").partition(" at ")
-    return Called(eqn.params.get("name") or name, _library(place.rpartition(":")[0]))
-
-
-def frames(eqn: JaxprEqn) -> Iterator[Called]:
-    """The functions of libraries that the user's code was in when an equation was traced.
-
-    The innermost ones, up to the first that is the user's.
-    """
-    traceback = eqn.source_info.traceback
-    for frame in traceback.frames if traceback is not None else ():
-        file = frame.file_name
-        if is_users(file):
-            return
-        library = "ppl" if _is_ours(file) else _library(file)
-        if library is not None:
-            module = pathlib.PurePath(file).stem
-            yield Called(frame.function_name.rpartition(".")[2], library, module)
-
-
-@functools.cache
-def _is_ours(file: str) -> bool:
-    return any(file.startswith(str(_ROOT / package)) for package in _PACKAGES)
-
-
-def is_within(eqn: JaxprEqn, file: str) -> bool:
-    """Whether an equation is of a function in ``file`` of JAX, and of none of the user's in it."""
-    traceback = eqn.source_info.traceback
-    for frame in traceback.frames if traceback is not None else ():
-        if _library(frame.file_name) == "jax" and frame.file_name.endswith(file):
-            return True
-        if is_users(frame.file_name):
-            return False
-    return False
-
-
-@functools.cache
-def is_users(file: str) -> bool:
-    """Whether a file is neither ours, nor of a library or of Python itself."""
-    installed = sysconfig.get_path("purelib"), sysconfig.get_path("stdlib")
-    return not _is_ours(file) and not file.startswith(("<", *installed)) and _library(file) is None
-
-
-@functools.cache
-def _libraries() -> dict[str, str]:
-    specs = {name: importlib.util.find_spec(name) for name in ("jax", "numpyro", "optax")}
-    return {
-        str(pathlib.Path(spec.origin).parent): name
-        for name, spec in specs.items()
-        if spec is not None and spec.origin is not None
-    }
-
-
-@functools.cache
-def _library(file: str) -> str | None:
-    return next((name for root, name in _libraries().items() if file.startswith(root)), None)
 
 
 # --- what is differentiated ---------------------------------------------------------------------

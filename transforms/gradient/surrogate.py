@@ -102,7 +102,9 @@ class _Parts:
         self._layout, self._context, self._zero = layout, context, zero
         self._args, self._key = args, key
         self.continued = layout.of(Continued)
-        self._quiet = functools.partial(_run, layout, context, Segments(known(silent(layout.program))))
+        self._quiet = functools.partial(
+            _run, layout, context, Segments(known(silent(layout.program)))
+        )
         self._averaged = {
             i: layout.on_grid(d) for i, d in enumerate(layout.others) if layout.is_apart(d)
         }

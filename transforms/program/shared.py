@@ -107,9 +107,7 @@ def _frequent(forms: Iterable[_Form | None]) -> set[_Form]:
     return {form for form, n in Counter(forms).items() if n >= OFTEN and form is not None}
 
 
-def _expressions(
-    jaxpr: _jax.Jaxpr, forms: Sequence[_Form | None], size: int
-) -> list[_Expression]:
+def _expressions(jaxpr: _jax.Jaxpr, forms: Sequence[_Form | None], size: int) -> list[_Expression]:
     """The expressions of a program, each where its last equation stands, from the forms of the
     equations that may be a part of one."""
     read = Counter(v for eqn in jaxpr.eqns for v in eqn.invars if isinstance(v, _jax.Var))
