@@ -81,7 +81,7 @@ class Sites:
         def guide(phi: Any, y: jax.Array) -> None:
             self.guide(phi, numpyro.sample)
 
-        loss = (Trace_ELBO if self.normal else TraceGraph_ELBO)()
+        loss: Any = (Trace_ELBO if self.normal else TraceGraph_ELBO)()
         return lambda key, phi, y: -loss.loss(key, {}, model, guide, phi, y)
 
 
@@ -137,7 +137,7 @@ def main() -> None:
         print(table([row]), flush=True)
         found.append(row)
     title = "Processor time to trace and lower a gradient of a Python loop over sites"
-    notes = f"Medians of {options.repeats}. " + NOTES
+    notes = f"Measurements: {options.repeats}, their median. " + NOTES
     out = pathlib.Path(__file__).parent / "results"
     save(out, "tracing", title, found, notes)
     (out / "tracing.json").unlink()

@@ -135,7 +135,7 @@ def _expressions(jaxpr: _jax.Jaxpr, forms: Sequence[_Form | None], size: int) ->
 def _called(form: _Form, eqns: Sequence[_jax.JaxprEqn]) -> _jax.JaxprEqn:
     last, call = eqns[-1], _call(form)
     about = {"source_info": last.source_info, "ctx": last.ctx}
-    return call.replace(invars=_jax.operands_of(eqns), outvars=last.outvars, **about)
+    return call.replace(invars=[*_jax.operands_of(eqns)], outvars=last.outvars, **about)
 
 
 @functools.lru_cache(maxsize=KEPT)
