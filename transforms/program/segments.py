@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import heapq
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -77,10 +78,10 @@ class Segments:
                         known.add(user)
                         heapq.heappush(waiting, user)
         segments: dict[int, Segment] = {n: first}
-        for m in dict.fromkeys(m for m, _ in found):
+        for m, places in itertools.groupby(found, key=lambda place: place[0]):
             segment = self.all[m]
             if isinstance(segment, Run):
-                eqns = [segment.jaxpr.jaxpr.eqns[i] for k, i in found if k == m]
+                eqns = [segment.jaxpr.jaxpr.eqns[i] for _, i in places]
                 segment = run_of(segment.jaxpr.jaxpr, eqns, set(segment.outvars))
             segments[m] = segment
         return segments

@@ -62,6 +62,8 @@ class _Expression:
 def shared(programs: Sequence[_jax.ClosedJaxpr], alone: bool = False) -> list[_jax.ClosedJaxpr]:
     """Programs, to be evaluated and no more, with calls in place of the expressions that are there
     often: of each equation if they stand ``alone``, since it counts what each depends on."""
+    if _jax.is_bare():
+        return list(programs)
     forms = [list(map(_form, p.jaxpr.eqns)) for p in programs]
     often = _frequent(form for own in forms for form in own)
     found = [
