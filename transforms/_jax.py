@@ -6,11 +6,10 @@ import functools
 import importlib.util
 import pathlib
 import re
-import sysconfig
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.core
@@ -38,6 +37,8 @@ from jax.extend.core.primitives import (
 )
 from jax.interpreters import ad, batching, mlir, partial_eval
 from jaxlib import version as jaxlib_version
+
+from .authors import PACKAGES, is_users
 
 Tracer = jax.core.Tracer
 ShapedArray = jax.core.ShapedArray
@@ -76,11 +77,8 @@ def warn_if_miscompiling(version: str) -> None:
 
 warn_if_miscompiling(jaxlib_version.__version__)
 
-_ROOT = pathlib.Path(__file__).resolve().parent.parent
-_PACKAGES = ("ppl", "transforms", "estimators")
-for _package in _PACKAGES:
-    # messages name the user's line, not ours
-    source_info_util.register_exclusion(str(_ROOT / _package))
+for _package in PACKAGES:  # messages name the user's line, not ours
+    source_info_util.register_exclusion(_package)
 _numpyro = importlib.util.find_spec("numpyro")
 if _numpyro is not None and _numpyro.origin is not None:  # nor numpyro's
     source_info_util.register_exclusion(str(pathlib.Path(_numpyro.origin).parent))
@@ -207,11 +205,16 @@ def with_operands_of(programs: Sequence[ClosedJaxpr], counts: Sequence[int]) -> 
 
 
 def live(closed: ClosedJaxpr) -> ClosedJaxpr:
-    """The program without what no output needs, such as the carry of a sum that is not read."""
+    """The program without what no output needs, such as the carry of a sum that is not read.
+
+    Functions that are needed as a whole stay the same objects, which JAX differentiates once.
+    """
     outs = [True] * len(closed.jaxpr.outvars)
-    return ClosedJaxpr(
-        partial_eval.dce_jaxpr(closed.jaxpr, outs, instantiate=True)[0], closed.consts
-    )
+    jaxpr = partial_eval.dce_jaxpr(closed.jaxpr, outs, instantiate=True)[0]
+    before = {tuple(e.outvars): e for e in closed.jaxpr.eqns if e.primitive is jit_p}
+    whole = lambda old, new: old is not None and old.invars == new.invars
+    eqns = [old if whole(old := before.get(tuple(new.outvars)), new) else new for new in jaxpr.eqns]
+    return ClosedJaxpr(jaxpr.replace(eqns=eqns), closed.consts)
 
 
 def evaluate_equation(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
@@ -219,12 +222,50 @@ def evaluate_equation(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
 
     Its constants in place of operands count, unless the operand varies between devices.
     """
+    given = [
+        v.val if isinstance(v, Literal) and not varying(jax.typeof(x)) else x
+        for v, x in zip(eqn.invars, operands, strict=True)
+    ]
+    if is_plain(eqn):
+        own = eqn.source_info
+        stack = source_info_util.current_name_stack() + own.name_stack
+        user = source_info_util.user_context(own.traceback, name_stack=stack)
+        with jax.debug_nans(False), user, eqn.ctx.manager:
+            out = eqn.primitive.bind(*given, **eqn.params)
+        return list(out) if eqn.primitive.multiple_results else [out]
     if any(isinstance(v, Literal) for v in eqn.invars):
-        kept = lambda v, x: isinstance(v, Var) or not varying(jax.typeof(x))
-        pairs = zip(eqn.invars, operands, strict=True)
-        eqn = eqn.replace(invars=[v if kept(v, x) else _variable(v.aval) for v, x in pairs])
-    given = {v: x for v, x in zip(eqn.invars, operands, strict=True) if isinstance(v, Var)}
-    return evaluate(open_jaxpr(_empty(), list(given), eqn.outvars, [eqn]), *given.values())
+        same = lambda v, x: isinstance(v, Var) or x is v.val
+        pairs = zip(eqn.invars, given, strict=True)
+        eqn = eqn.replace(invars=[v if same(v, x) else _variable(v.aval) for v, x in pairs])
+    env = {v: x for v, x in zip(eqn.invars, given, strict=True) if isinstance(v, Var)}
+    return evaluate(open_jaxpr(_empty(), list(env), eqn.outvars, [eqn]), *env.values())
+
+
+def is_plain(eqn: JaxprEqn) -> bool:
+    """Whether an equation is an operation of JAX on some operands, which has a derivative, holds no
+    program, and does nothing else."""
+    p = eqn.primitive
+    known = p in ad.primitive_jvps and not isinstance(p, _Own) and not eqn.effects
+    return known and any(isinstance(v, Var) for v in eqn.invars) and not any(sub_jaxprs(eqn))
+
+
+def operands_of(eqns: Sequence[JaxprEqn]) -> list[Var]:
+    """The variables that equations read and do not make."""
+    made = {v for eqn in eqns for v in eqn.outvars}
+    read = (v for eqn in eqns for v in eqn.invars if isinstance(v, Var))
+    return list(dict.fromkeys(v for v in read if v not in made))
+
+
+def inline_call(eqns: Sequence[JaxprEqn]) -> JaxprEqn:
+    """The call of a program of these equations, which returns the results of the last one, and is
+    replaced by them where it is traced."""
+    nowhere = source_info_util.new_source_info()
+    own = [eqn.replace(source_info=nowhere) for eqn in eqns]
+    operands = operands_of(own)
+    program = open_jaxpr(_empty(), operands, own[-1].outvars, own)
+    f = jax.jit(lambda *xs: evaluate(program, *xs))
+    (call,) = jax.make_jaxpr(f)(*(v.aval for v in operands)).jaxpr.eqns
+    return call.replace(params={**call.params, "jaxpr": program, "inline": True})
 
 
 def _variable(aval: Any) -> Var:
@@ -246,80 +287,6 @@ def is_key(x: Any) -> bool:
 @functools.cache
 def _empty() -> Jaxpr:
     return jax.make_jaxpr(lambda: ())().jaxpr
-
-
-# --- who wrote a function -----------------------------------------------------------------------
-
-
-class Called(NamedTuple):
-    """A function behind an equation, the library that it comes from (None: the user's), its file.
-
-    Of our own functions the library is ``"ppl"``.
-    """
-
-    name: str
-    library: str | None
-    module: str = ""
-
-
-def called_function(eqn: JaxprEqn, sub: ClosedJaxpr) -> Called:
-    """The function that a ``jit`` (or a relative) stands for."""
-    name, _, place = (sub.jaxpr.debug_info.func_src_info or "").partition(" at ")
-    return Called(eqn.params.get("name") or name, _library(place.rpartition(":")[0]))
-
-
-def frames(eqn: JaxprEqn) -> Iterator[Called]:
-    """The functions of libraries that the user's code was in when an equation was traced.
-
-    The innermost ones, up to the first that is the user's.
-    """
-    traceback = eqn.source_info.traceback
-    for frame in traceback.frames if traceback is not None else ():
-        file = frame.file_name
-        if is_users(file):
-            return
-        library = "ppl" if _is_ours(file) else _library(file)
-        if library is not None:
-            module = pathlib.PurePath(file).stem
-            yield Called(frame.function_name.rpartition(".")[2], library, module)
-
-
-@functools.cache
-def _is_ours(file: str) -> bool:
-    return any(file.startswith(str(_ROOT / package)) for package in _PACKAGES)
-
-
-def is_within(eqn: JaxprEqn, file: str) -> bool:
-    """Whether an equation is of a function in ``file`` of JAX, and of none of the user's in it."""
-    traceback = eqn.source_info.traceback
-    for frame in traceback.frames if traceback is not None else ():
-        if _library(frame.file_name) == "jax" and frame.file_name.endswith(file):
-            return True
-        if is_users(frame.file_name):
-            return False
-    return False
-
-
-@functools.cache
-def is_users(file: str) -> bool:
-    """Whether a file is neither ours, nor of a library or of Python itself."""
-    installed = sysconfig.get_path("purelib"), sysconfig.get_path("stdlib")
-    return not _is_ours(file) and not file.startswith(("<", *installed)) and _library(file) is None
-
-
-@functools.cache
-def _libraries() -> dict[str, str]:
-    specs = {name: importlib.util.find_spec(name) for name in ("jax", "numpyro", "optax")}
-    return {
-        str(pathlib.Path(spec.origin).parent): name
-        for name, spec in specs.items()
-        if spec is not None and spec.origin is not None
-    }
-
-
-@functools.cache
-def _library(file: str) -> str | None:
-    return next((name for root, name in _libraries().items() if file.startswith(root)), None)
 
 
 # --- what is differentiated ---------------------------------------------------------------------
@@ -354,6 +321,10 @@ def sub_jaxprs(eqn: JaxprEqn) -> Iterator[ClosedJaxpr]:
             yield sub
         else:  # its constants are known to the equation only
             yield open_jaxpr(sub, [*sub.constvars, *sub.invars], sub.outvars, sub.eqns)
+
+
+class _Own(Primitive):
+    """A primitive of ours."""
 
 
 _FUNCTIONS: dict[Primitive, Callable[..., Any]] = {}
@@ -392,7 +363,7 @@ def define_primitive(
     ``batch(axis_size, args, dims, **params)`` is called under every ``vmap``, mapped operands
     or not; ``refuse(**params)`` raises, and is called where the primitive reaches XLA.
     """
-    p = Primitive(name)
+    p = _Own(name)
     p.multiple_results = True
     p.def_abstract_eval(abstract)
 
@@ -420,7 +391,7 @@ def define_function(
     batch: Callable[..., Any],
 ) -> Primitive:
     """A primitive that stands for the function ``f(*operands, **params)``, a list of arrays."""
-    p = Primitive(name)
+    p = _Own(name)
     p.multiple_results = True
     _FUNCTIONS[p] = f
     p.def_abstract_eval(abstract)

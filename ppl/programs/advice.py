@@ -18,7 +18,7 @@ import jax
 import numpyro.primitives
 from jax import errors
 
-from transforms import _jax
+from transforms import _jax, authors
 from transforms.errors import PPLError, UnsupportedError, describe
 
 from .frozen import generators, warn_of_frozen
@@ -141,7 +141,7 @@ def _arguments(f: Callable[..., Any], error: Exception) -> str | None:
         return None
     last = traceback.extract_tb(error.__traceback__)[-1].filename
     try:
-        return None if _jax.is_users(last) else _taken(f, str(error))
+        return None if authors.is_users(last) else _taken(f, str(error))
     except ValueError:  # of a function that is not written in Python
         return None
 
@@ -192,7 +192,7 @@ def _advice(error: Exception) -> str | None:
             if isinstance(e, kind) and re.search(pattern, str(e)):
                 return text
     files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
-    last = max((i for i, file in enumerate(files) if _jax.is_users(file)), default=0)
+    last = max((i for i, file in enumerate(files) if authors.is_users(file)), default=0)
     return _DISTRIBUTION if any("numpyro" in file for file in files[last + 1 :]) else None
 
 

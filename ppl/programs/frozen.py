@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from transforms import _jax
+from transforms import _jax, authors
 from transforms.errors import RandomnessWarning
 from transforms.program.warned import warn
 
@@ -23,7 +23,7 @@ def generators() -> tuple[Any, bytes]:
 
 def warn_of_frozen(functions: Sequence[Callable[..., Any]]) -> None:
     """Tell that a generator moved while ``functions`` were traced, inside of each other."""
-    users = [f for f in functions if _jax.is_users(_code(f).co_filename)]
+    users = [f for f in functions if authors.is_users(_code(f).co_filename)]
     lines = dict.fromkeys(line for f in users for line in _lines(f))
     where = f"at {', '.join(lines)}"
     if not lines:

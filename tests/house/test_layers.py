@@ -16,6 +16,7 @@ FLOORS = {
     "transforms": (
         *(
             "errors",
+            "authors",
             "_jax",
             "program",
             "numeric",

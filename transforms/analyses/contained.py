@@ -9,6 +9,7 @@ whose support reaches further is a *misfit*, for the checker. The others are wri
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -177,7 +178,9 @@ class _Rewriting:
             self.true.add(eqn.outvars[0])
             return None
         eqn, outs = _transfer(eqn, known, self.misfits)
-        self.eqns.append(eqn.replace(invars=[self.atom(v) for v in eqn.invars]))
+        atoms = [self.atom(v) for v in eqn.invars]
+        same = all(map(operator.is_, atoms, eqn.invars))
+        self.eqns.append(eqn if same else eqn.replace(invars=atoms))
         self.known.update(zip(eqn.outvars, outs, strict=True))
         return None
 
@@ -230,6 +233,9 @@ def _program(
         r.equation(eqn)
     outs = [r.read(v) for v in jaxpr.outvars]
     outvars = [r.atom(v) for v in jaxpr.outvars]
+    before, after = [*jaxpr.eqns, *jaxpr.outvars], [*r.eqns, *outvars]
+    if len(before) == len(after) and all(map(operator.is_, before, after)):
+        return closed, outs  # the same object, which JAX differentiates once
     new = jaxpr.replace(eqns=r.eqns, outvars=outvars)
     return _jax.ClosedJaxpr(new, closed.consts), outs
 

@@ -21,6 +21,7 @@ from jax import lax
 from .. import _jax
 from ..numeric import run as numeric
 from ..program.control import Loop, control
+from ..program.shared import shared
 from . import primitives
 
 
@@ -60,13 +61,17 @@ def read(env: dict[Any, Any], v: Any) -> Any:
 
 def coefficients(level: Level, leaves: Any, constants: Any) -> tuple[Any, list[Any]]:
     """The value of the tail at 0, and its derivative in each leaf (None stands for ones)."""
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), leaves)
+    flat, tree = jax.tree.flatten(leaves)
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in flat]
     partly = _partly_read(level, [False])
 
     def affine(constants: Any) -> Any:
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        out, back = jax.vjp(lambda leaves: _tail(level, partly, leaves, constants)[0], zeros)
-        return out, jax.tree.leaves(back(jnp.ones_like(out))[0])
+        tail = lambda *xs: _tail(level, partly, tree.unflatten(xs), constants)[0]
+        closed, more, _ = _jax.trace(tail, *shapes)
+        (program,) = shared([closed])
+        zeros = [jnp.zeros(s.shape, s.dtype) for s in shapes]
+        out, back = jax.vjp(lambda *xs: _jax.evaluate(program, *more, *xs)[0], *zeros)
+        return out, list(back(jnp.ones_like(out)))
 
     if jax.tree.leaves(constants):
         return affine(constants)

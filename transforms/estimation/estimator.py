@@ -275,7 +275,7 @@ def constant(value: float, *like: Any) -> jax.Array:
     return jnp.where(mapped, value, value)
 
 
-@jax.custom_jvp
+@functools.partial(jax.jit, inline=True)
 def magic_box(log_prob: jax.Array) -> jax.Array:
     """1, with the derivative of exp(log_prob) at every order (DiCE, Foerster et al. 2018).
 
@@ -284,10 +284,15 @@ def magic_box(log_prob: jax.Array) -> jax.Array:
         >>> float(score(0.5)), float(jax.grad(score)(0.5))
         (1.0, 1.5)
     """
+    return _box(log_prob)
+
+
+@jax.custom_jvp
+def _box(log_prob: jax.Array) -> jax.Array:
     return jnp.where(log_prob > 0, jnp.ones_like(log_prob), jnp.ones_like(log_prob))
 
 
-@magic_box.defjvp
+@_box.defjvp
 def _(primals: Any, tangents: Any) -> Any:
-    box = magic_box(primals[0])
+    box = _box(primals[0])
     return box, box * tangents[0]

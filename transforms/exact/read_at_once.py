@@ -42,7 +42,8 @@ def _equations(
     for eqn in closed.jaxpr.eqns:
         ins = list(map(read, eqn.invars))
         new = lambda v: names.get(v, v) if isinstance(v, _jax.Var) else v
-        renamed = eqn.replace(invars=list(map(new, eqn.invars)))
+        operands = list(map(new, eqn.invars))
+        renamed = eqn if operands == eqn.invars else eqn.replace(invars=operands)
         if eqn.primitive is _jax.jit_p and any(x is not None for x in ins):
             inner: _jax.ClosedJaxpr = eqn.params["jaxpr"]
             found = dict(zip(inner.jaxpr.invars, ins, strict=True))
@@ -54,8 +55,10 @@ def _equations(
             outs = list(map(get, inner.jaxpr.outvars))
             known.update((v, x) for v, x in zip(eqn.outvars, outs, strict=True) if x is not None)
             own = [fresh.get(v, v) if isinstance(v, _jax.Var) else v for v in inner.jaxpr.outvars]
-            changed = _jax.with_outputs(_jax.with_equations(inner, body), own)
-            yield renamed.replace(params={**eqn.params, "jaxpr": changed})
+            if body != inner.jaxpr.eqns or own != inner.jaxpr.outvars:
+                inner = _jax.with_outputs(_jax.with_equations(inner, body), own)
+                renamed = renamed.replace(params={**eqn.params, "jaxpr": inner})
+            yield renamed
             continue
         if all(x is not None for x in ins) and _is_small(eqn):
             known.update(zip(eqn.outvars, equation(eqn, ins), strict=True))

@@ -16,6 +16,7 @@ from jax import lax
 
 from .. import _jax
 from ..analyses.primitives import elementwise, of
+from ..program.shared import shared
 
 LEAST = 2**10
 """Smaller arrays are turned at once."""
@@ -37,7 +38,7 @@ def evaluate(closed: _jax.ClosedJaxpr, *args: Any) -> list[Any]:
     """The results of the program."""
     jaxpr = closed.jaxpr
     if not any(e.primitive in _TURN and _is_large(e) for e in jaxpr.eqns):
-        return _jax.evaluate(closed, *args)
+        return _jax.evaluate(*shared([closed]), *args)
     env: dict[Any, Any] = dict(zip(jaxpr.constvars, closed.consts, strict=True))
     env.update(zip(jaxpr.invars, args, strict=True))
     for eqn in jaxpr.eqns:

@@ -51,6 +51,7 @@ from ..program import marks
 from ..program.choices import Path
 from ..program.interpret import Record, Steps, entering, interpret
 from ..program.messages import silent
+from ..program.segments import Segments
 from ..program.site import (
     Call,
     Densities,
@@ -62,6 +63,7 @@ from ..program.site import (
     expect_p,
     per_element,
     refuse_factor,
+    same_names,
     sample,
 )
 from ..program.sums import added, sum_over
@@ -99,8 +101,10 @@ class _Parts:
     ) -> None:
         self._layout, self._context, self._zero = layout, context, zero
         self._args, self._key = args, key
-        self._quiet = functools.partial(_run, layout, context, program=silent(layout.program))
         self.continued = layout.of(Continued)
+        self._quiet = functools.partial(
+            _run, layout, context, Segments(known(silent(layout.program)))
+        )
         self._averaged = {
             i: layout.on_grid(d) for i, d in enumerate(layout.others) if layout.is_apart(d)
         }
@@ -112,6 +116,8 @@ class _Parts:
         }
         self._inside = [s for s in self._baselines if _baseline(s).within]
         self._within = within(layout, self._inside) if self._inside else None
+        program = same_names(known(self._within.program if self._within else layout.program))
+        self._program = Segments(program, differentiated=True, alone=bool(self.continued))
 
     @property
     def spec(self) -> Any:
@@ -130,16 +136,9 @@ class _Parts:
         of other outputs; the sampling terms of continued choices."""
         layout = self._layout
         given = _given(layout, indices)
-        program = self._within and self._within.program
-        outs, made = _run(
-            layout,
-            self._context,
-            self._args,
-            self._key,
-            given,
-            bool(self.continued),
-            program=program,
-        )
+        args, context = list(self._args), self._context
+        resumable = bool(self.continued)
+        outs, made = _run(layout, context, self._program, args, self._key, given, resumable)
         outs, read = outs[: len(layout.outputs)], outs[len(layout.outputs) :]
         terms, others = outs[: len(layout.terms)], outs[len(layout.terms) :]
         weights = laws(layout, made)
@@ -151,7 +150,6 @@ class _Parts:
             times(self._law(layout.others[i], others[i].ndim, weights), others[i])
             for i in self._averaged
         ]
-        args, context = list(self._args), self._context
         extra = [
             correction(layout, s, self._quiet, args, self._key, given, made, terms, context)
             for s in self.continued
@@ -243,17 +241,17 @@ def _beginning(
 def _run(
     layout: Layout,
     context: Context,
+    program: Segments,
     args: Sequence[Any],
     key: jax.Array,
     given: Record,
     resumable: bool = False,
     enumerate: bool = True,
-    program: _jax.ClosedJaxpr | None = None,
 ) -> tuple[list[Any], Record]:
     """One run of a scope: its outputs, and what its choices record of each of their elements.
 
     Enumerated choices record how probable a value is, in branches with whether they were made at
-    all: what a branch that is not taken records is 0. ``program`` is that of the layout, or silent.
+    all: what a branch that is not taken records is 0.
     """
 
     @entering
@@ -292,7 +290,6 @@ def _run(
             return [value], acc, {path: _score(choice, estimator, operands, value)}
         return [value], acc, {}
 
-    program = known(program or layout.program)
     more = {"resumable": resumable, "returned": layout.returned}
     outs, _, made = interpret(program, args, rule, key=key, given=given, **more)
     return outs, made

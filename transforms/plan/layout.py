@@ -117,7 +117,14 @@ class Layout:
 
     def of(self, kind: type) -> list[Elements]:
         """The choices with an estimator of a kind."""
-        return [s for s in self.sites.values() if isinstance(s.chosen.estimator, kind)]
+        if kind not in self._kinds:
+            found = [s for s in self.sites.values() if isinstance(s.chosen.estimator, kind)]
+            self._kinds[kind] = found
+        return self._kinds[kind]
+
+    @functools.cached_property
+    def _kinds(self) -> dict[type, list[Elements]]:
+        return {}
 
     @functools.cached_property
     def returned(self) -> dict[int, set[int]]:

@@ -8,6 +8,7 @@ All of control flow is of four kinds: a program is run as it is (:class:`Whole`)
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -157,6 +158,11 @@ def with_programs(
             return f(value)
         if isinstance(value, _jax.Jaxpr):
             return f(Program(value, [])).jaxpr
-        return tuple(map(inside, value)) if isinstance(value, tuple) else other(value)
+        if not isinstance(value, tuple):
+            return other(value)
+        new = tuple(map(inside, value))
+        return value if all(map(operator.is_, new, value)) else new
 
-    return eqn.replace(params={name: inside(v) for name, v in eqn.params.items()})
+    params = {name: inside(v) for name, v in eqn.params.items()}
+    same = all(params[name] is v for name, v in eqn.params.items())
+    return eqn if same else eqn.replace(params=params)

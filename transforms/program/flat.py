@@ -13,7 +13,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-from .. import _jax
+from .. import _jax, authors
 from .choices import Path, is_random
 from .control import Branches, Control, Loop, Until, Whole, control
 
@@ -186,7 +186,7 @@ def _equation(flat: Flat, eqn: _jax.JaxprEqn, ins: list[Atom], at: _Around) -> S
     if isinstance(inside, Whole):
         if inside.call is not None:
             return inside.results(_inline(flat, inside.program, ins, at))
-        called = _jax.called_function(eqn, inside.program)
+        called = authors.called_function(eqn, inside.program)
         inner = at
         if called.library is not None:
             within = (*at.within, called.name)

@@ -23,7 +23,7 @@ exactly as they are. Any other primitive that hides a choice is an error.
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -32,8 +32,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from .. import _jax
-from .choices import Path, is_random, random_of, refuse
+from .choices import Path, random_of, refuse
 from .control import Branches, Control, Loop, Whole, control
+from .segments import Run, Segments, read_again
 from .site import Body, Call
 
 Record = dict[Path, Any]
@@ -63,43 +64,6 @@ def entering(rule: Rule) -> Rule:
 # --- the interpreter --------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class _Run:
-    """Consecutive equations without choices, as one jaxpr."""
-
-    jaxpr: _jax.ClosedJaxpr
-    invars: list[_jax.Var]
-    outvars: list[_jax.Var]
-
-    @property
-    def open(self) -> _Run:
-        """The same, with all variables."""
-        jaxpr = self.jaxpr.jaxpr
-        return _run_of(jaxpr, jaxpr.eqns, {v for eqn in jaxpr.eqns for v in eqn.outvars})
-
-
-def _plan(jaxpr: _jax.Jaxpr) -> list[_Run | tuple[int, _jax.JaxprEqn]]:
-    steps: list[list[_jax.JaxprEqn] | tuple[int, _jax.JaxprEqn]] = []
-    for i, eqn in enumerate(jaxpr.eqns):
-        if is_random(eqn):
-            steps.append((i, eqn))
-        elif steps and isinstance(steps[-1], list):
-            steps[-1].append(eqn)
-        else:
-            steps.append([eqn])
-    needed = {v for v in jaxpr.outvars if isinstance(v, _jax.Var)}
-    plan: list[_Run | tuple[int, _jax.JaxprEqn]] = []
-    for step in reversed(steps):
-        if isinstance(step, tuple):
-            plan.append(step)
-            needed |= {v for v in step[1].invars if isinstance(v, _jax.Var)}
-            continue
-        run = _run_of(jaxpr, step, needed)
-        plan.append(run)
-        needed |= set(run.invars)
-    return plan[::-1]
-
-
 @jax.tree_util.register_pytree_node_class
 class State(tuple):
     """What a run must know to begin at a choice: the variables that are then read, and ``acc`` as
@@ -125,7 +89,7 @@ def states_before(record: Record, path: Path) -> Record:
 
 
 def interpret(
-    closed: _jax.ClosedJaxpr,
+    program: _jax.ClosedJaxpr | Segments,
     args: Sequence[Any],
     rule: Rule,
     *,
@@ -136,34 +100,33 @@ def interpret(
     resumable: bool = False,
     returned: Mapping[int, Collection[int]] | None = None,
 ) -> tuple[list[Any], Any, Record]:
-    """Evaluate a jaxpr, with ``rule`` at its random choices; see the module docstring.
+    """Evaluate a program, with ``rule`` at its random choices; see the module docstring.
 
     ``returned`` are the outputs that runs which begin at an equation return in any case.
     """
-    jaxpr = closed.jaxpr
+    program = program if isinstance(program, Segments) else Segments(program)
+    jaxpr = program.closed.jaxpr
     given = given or {}
     record: Record = {}
-    inputs, values = [*jaxpr.constvars, *jaxpr.invars], [*closed.consts, *args]
+    inputs, values = [*jaxpr.constvars, *jaxpr.invars], [*program.closed.consts, *args]
     env: dict[Any, Any] = dict(zip(inputs, values, strict=True))
 
     def read(v: Any) -> Any:
         return env[v] if isinstance(v, _jax.Var) else jnp.asarray(v.val, v.aval.dtype)
 
-    plan: list[Any] = _plan(jaxpr)
     left = lambda acc, i: _returned(jaxpr, path, acc, returned, i)
-    steps, acc = _steps(plan, given, acc, path, left, env)
-    takers = sum(not isinstance(s, _Run) for s in plan)
-    keys = _keys(key, takers, len(steps) == len(plan))
+    segments, acc = _entered(program, given, acc, path, left, env)
+    keys = _keys(key, program.choices, len(segments) == len(program.all))
     resumed: dict[Path, tuple[Any, Any, Any]] = {}
-    for m, step in enumerate(plan):
-        own_key = None if isinstance(step, _Run) else next(keys)
-        if m not in steps:
+    for m, segment in enumerate(program.all):
+        own_key = None if isinstance(segment, Run) else next(keys)
+        if m not in segments:
             continue
-        step = steps[m]
-        if isinstance(step, _Run):
-            env.update(_results(step.open if resumable else step, env))
+        segment = segments[m]
+        if isinstance(segment, Run):
+            env.update(_results(segment.open if resumable else segment, env))
             continue
-        i, eqn = step
+        i, eqn = segment
         handler, what = _handler(eqn)
         outs, new_acc, made = handler(
             what,
@@ -176,87 +139,49 @@ def interpret(
             **({"resumable": True} if resumable and _runs_once(what) else {}),
         )
         if resumable and made:
-            resumed[before((*path, i))] = _again(plan, m, acc is None), left(acc, i), acc
+            resumed[before((*path, i))] = program.again(m, acc is None), left(acc, i), acc
         acc = new_acc
         record.update(made)
         env.update(zip(eqn.outvars, outs, strict=True))
     for place, (again, rest, then) in resumed.items():
-        record[place] = State(([env[v] for v in _read_again(again, rest)], then))
+        record[place] = State(([env[v] for v in read_again(again, rest)], then))
     is_known = lambda v: isinstance(v, _jax.Literal) or v in env
     return [read(v) if is_known(v) else None for v in jaxpr.outvars], acc, record
 
 
-def _steps(
-    plan: Sequence[Any],
+def _entered(
+    program: Segments,
     given: Record,
     acc: Any,
     path: Path,
     left: Callable[[Any, int], Any],
     env: dict[Any, Any],
 ) -> tuple[dict[int, Any], Any]:
-    """What is computed of a plan, by its place there: a run that resumes begins at the step whose
+    """What is computed of a program, by its number: a run that resumes begins at the segment whose
     state is given, which is entered into ``env``."""
-    begins = lambda n: not isinstance(plan[n], _Run) and before((*path, plan[n][0])) in given
-    n = next(filter(begins, range(len(plan))), None)
-    if n is None:
-        return dict(enumerate(plan)), acc
-    variables, acc = given[before((*path, plan[n][0]))]
-    steps = _again(plan, n, acc is None)
-    env.update(zip(_read_again(steps, left(acc, plan[n][0])), variables, strict=True))
-    return steps, acc
+    for n, segment in enumerate(program.all):
+        if isinstance(segment, Run) or before((*path, segment[0])) not in given:
+            continue
+        variables, acc = given[before((*path, segment[0]))]
+        segments = program.again(n, acc is None)
+        env.update(zip(read_again(segments, left(acc, segment[0])), variables, strict=True))
+        return segments, acc
+    return dict(enumerate(program.all)), acc
 
 
-def _results(run: _Run, env: Mapping[Any, Any]) -> dict[Any, Any]:
+def _results(run: Run, env: Mapping[Any, Any]) -> dict[Any, Any]:
     outs = _jax.evaluate(run.jaxpr, *map(env.__getitem__, run.invars))
     return dict(zip(run.outvars, outs, strict=True))
-
-
-def _again(plan: Sequence[Any], n: int, only: bool) -> dict[int, Any]:
-    """What a run computes anew in which step ``n`` has other results, by its place in the plan: if
-    ``only`` what depends on them, else all that comes after."""
-    if not only:
-        return dict(enumerate(plan[n:], n))
-    steps, reached = {n: plan[n]}, set(plan[n][1].outvars)
-    is_reached = lambda eqn: any(isinstance(v, _jax.Var) and v in reached for v in eqn.invars)
-    for m, step in enumerate(plan[n + 1 :], n + 1):
-        if isinstance(step, _Run):
-            eqns = []
-            for eqn in filter(is_reached, step.jaxpr.jaxpr.eqns):
-                eqns.append(eqn)
-                reached.update(eqn.outvars)
-            if eqns:
-                steps[m] = _run_of(step.jaxpr.jaxpr, eqns, set(step.outvars))
-        elif is_reached(step[1]):
-            steps[m] = step
-            reached.update(step[1].outvars)
-    return steps
-
-
-def _is_dropped(v: Any) -> bool:
-    return type(v).__name__ == "DropVar"
-
-
-def _run_of(jaxpr: _jax.Jaxpr, eqns: Sequence[_jax.JaxprEqn], needed: set[Any]) -> _Run:
-    """Equations of a program, of which some variables are needed elsewhere."""
-    made = {v for eqn in eqns for v in eqn.outvars}
-    used = dict.fromkeys(v for eqn in eqns for v in eqn.invars if isinstance(v, _jax.Var))
-    invars = [v for v in used if v not in made]
-    outvars = [v for eqn in eqns for v in eqn.outvars if v in needed and not _is_dropped(v)]
-    return _Run(_jax.open_jaxpr(jaxpr, invars, outvars, eqns), invars, outvars)
 
 
 def _keys(key: Any, n: int, all_of_them: bool) -> Iterator[Callable[[], Any]]:
     """A key for each choice, made where it is asked for."""
     if key is None or n < 2:
         return iter([lambda: key] * n)
-    split = jax.random.split(key, n)
-    each = list(split) if all_of_them else None
-    return iter(
-        [
-            lambda i=i: each[i] if each is not None else lax.index_in_dim(split, i, keepdims=False)
-            for i in range(n)
-        ]
-    )
+    if all_of_them:
+        return iter([lambda own=own: own for own in jax.random.split(key, n)])
+    split = functools.cache(lambda: jax.random.split(key, n))
+    return iter([lambda i=i: lax.index_in_dim(split(), i, keepdims=False) for i in range(n)])
 
 
 def _returned(jaxpr: _jax.Jaxpr, path: Path, acc: Any, returned: Any, i: int) -> list[Any]:
@@ -264,20 +189,6 @@ def _returned(jaxpr: _jax.Jaxpr, path: Path, acc: Any, returned: Any, i: int) ->
     if path or acc is not None:
         return list(jaxpr.outvars)
     return [jaxpr.outvars[k] for k in sorted((returned or {}).get(i, ()))]
-
-
-def _read_again(steps: Mapping[int, Any], outvars: Sequence[Any]) -> list[_jax.Var]:
-    """The variables that steps read, and that are there before them; and of those that are returned
-    the ones that no step makes."""
-    made: set[Any] = set()
-    found: dict[Any, None] = {}
-    for step in steps.values():
-        at = step if isinstance(step, _Run) else step[1]
-        found.update((v, None) for v in at.invars if isinstance(v, _jax.Var) and v not in made)
-        made.update(at.outvars)
-    outs = (v for v in outvars if isinstance(v, _jax.Var))
-    found.update((v, None) for v in outs if v not in made)
-    return list(found)
 
 
 def _below(given: Record, path: Path) -> Record:

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from .. import _jax
 from ..errors import Address, KeyRequiredError, UnsupportedError, show
 from . import opened
-from .improper import is_improper, undrawn
+from .drawn import draw_like
 
 PyTree = Any
 
@@ -152,6 +152,17 @@ def own_density(site: Site) -> str:
 OWN_DENSITY = "ppl.own_density "
 
 
+def same_names(closed: _jax.ClosedJaxpr) -> _jax.ClosedJaxpr:
+    """The program where log densities of choices at their own draws are no longer told apart."""
+
+    def named(eqn: _jax.JaxprEqn) -> _jax.JaxprEqn:
+        name = eqn.params.get("name") if eqn.primitive.name == "name" else ""
+        own = isinstance(name, str) and name.startswith(OWN_DENSITY)
+        return eqn.replace(params={**eqn.params, "name": OWN_DENSITY}) if own else eqn
+
+    return _jax.with_equations(closed, list(map(named, closed.jaxpr.eqns)))
+
+
 def per_element(axes: Sequence[Axis], f: Callable[..., Any], n_mapped: int) -> Callable[..., Any]:
     """``f(operands, *mapped)`` for each element of the surrounding ``vmap``\\ s.
 
@@ -235,7 +246,7 @@ def sample(
     static, kept = opened.set_apart(leaves)
     est_leaves, est_tree = ([], None) if estimator is None else flatten_estimator(estimator)
     source = _jax.user_line() if source is None else source
-    draw = _draw_like(address, source, d, leaves, tree)
+    draw = draw_like(address, source, d, leaves, tree)
     site = Site(
         address=address,
         source=source,
@@ -249,31 +260,6 @@ def sample(
         role=role,
     )
     return sample_p.bind(*map(jnp.asarray, [*kept, *est_leaves]), site=site)[0]
-
-
-def _draw_like(address: Address, source: str, d: Any, leaves: list[Any], tree: Any) -> Any:
-    """The shape of a draw of the distribution as it is made again of its leaves."""
-    arrays = [v for v in leaves if isinstance(v, _jax.Tracer)]
-
-    def run(*arrays: Any) -> Any:
-        given = iter(arrays)
-        again = [next(given) if isinstance(v, _jax.Tracer) else v for v in leaves]
-        return jax.tree.unflatten(tree, again).sample(jax.random.key(0))
-
-    try:
-        _, consts, draw = _jax.trace(run, *arrays)
-    except NotImplementedError as error:
-        if is_improper(d):  # it can be given
-            kind = int if d.support.is_discrete else float
-            return jax.ShapeDtypeStruct(d.shape(), jnp.result_type(kind))
-        raise undrawn(address, source, d) from error
-    if any(isinstance(c, _jax.Tracer) for c in consts):
-        raise UnsupportedError(
-            f"the choice {show(address)} ~ {type(d).__name__} at {source} holds a value that is "
-            "computed in the program where it cannot be found, so its gradient would be lost. Make "
-            "it an attribute of the distribution, and declare it in pytree_data_fields."
-        )
-    return draw
 
 
 def flatten_estimator(estimator: Any) -> tuple[list[Any], Opaque]:

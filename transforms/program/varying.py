@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .. import _jax
+from .. import _jax, authors
 from .choices import RANDOM
 from .control import Branches, Loop, Until, Whole, control
 
@@ -71,7 +71,7 @@ def _plainly(random: Any) -> Any:
 
 def _equation(eqn: _jax.JaxprEqn, operands: list[Any], again: Any, keep_casts: bool) -> list[Any]:
     if eqn.primitive.name == _CAST:
-        keep = keep_casts or _jax.is_within(eqn, "parallel.py")
+        keep = keep_casts or authors.is_within(eqn, "parallel.py")
         return _cast(operands, frozenset(eqn.params["axes"])) if keep else operands
     name = RANDOM.get(eqn.primitive)
     if name is not None:

@@ -6,7 +6,7 @@ import sys
 import warnings
 from typing import Any
 
-from .. import _jax
+from .. import authors
 
 
 def warn(text: str, category: type[Warning] = UserWarning) -> None:
@@ -18,6 +18,6 @@ def _above_libraries() -> int:
     """The stack level of the user's code, seen from the caller of this function."""
     frame: Any = sys._getframe(1)
     level = 1
-    while frame.f_back is not None and not _jax.is_users(frame.f_code.co_filename):
+    while frame.f_back is not None and not authors.is_users(frame.f_code.co_filename):
         frame, level = frame.f_back, level + 1
     return level

@@ -198,6 +198,8 @@ def entries(closed: _jax.ClosedJaxpr) -> list[Entry]:
     """
     found: dict[Address, list[list[Choice]]] = {}
     factors: dict[Address, list[Choice]] = {}
+    known: dict[Address, Choice] = {}
+    beginnings: set[Address] = set()
     for c in choices(closed):
         _check(c)
         if isinstance(c.random, Site) and c.random.role == "hidden":
@@ -209,15 +211,17 @@ def entries(closed: _jax.ClosedJaxpr) -> list[Entry]:
         if weights is not None and weight and _adds(weights, c):
             weights.append(c)
             continue
-        known = {a: w[0][0] for a, w in found.items()} | {a: fs[0] for a, fs in factors.items()}
         if c.address in known:
             raise _used_twice(known[c.address], c)
-        clash = next((a for a in known if _nested(a, c.address)), None)
-        if clash is not None:
+        own = {c.address[:n] for n in range(len(c.address) + 1)}
+        if c.address in beginnings or not own.isdisjoint(known):
+            clash = next(a for a in known if _nested(a, c.address))
             raise AddressError(
                 f"the address {show(c.address)} at {c.source} lies inside {show(clash)} at "
                 f"{known[clash].source}. Rename one of them."
             )
+        known[c.address] = c
+        beginnings |= own
         if weight:
             factors[c.address] = [c]
         else:

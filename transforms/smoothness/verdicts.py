@@ -15,7 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from .. import _jax
+from .. import authors
 from ..analyses import primitives
 from ..program import marks
 from ..program.flat import Op
@@ -53,7 +53,7 @@ def of(op: Op) -> str:
     """Smooth, suspect, or to be taken for a jump."""
     if _is_of_solver(op):
         return SMOOTH
-    called = list(_jax.frames(op.origin))
+    called = list(authors.frames(op.origin))
     numpyro = [c for c in called if c.library == "numpyro" and c.module not in _STATEMENTS]
     if marks.is_smooth(op.stack):
         users = not any(c.library in ("numpyro", "ppl") for c in called)
@@ -74,10 +74,10 @@ def _is_of_solver(op: Op) -> bool:
     if not any(name.startswith(_SOLVER_NAME) for name in op.within):
         return False
     inside = op.caller is not None and not op.within[-1].startswith(_SOLVER_NAME)
-    return _jax.is_within(op.caller if inside else op.eqn, _SOLVER)  # type: ignore[arg-type]
+    return authors.is_within(op.caller if inside else op.eqn, _SOLVER)  # type: ignore[arg-type]
 
 
-def _of_marked(stack: str, numpyro: list[_jax.Called], users: bool) -> str:
+def _of_marked(stack: str, numpyro: list[authors.Called], users: bool) -> str:
     differentiated = marks.is_differentiated_outside(stack)
     if not marks.is_density(stack):
         return SUSPECT if differentiated else SMOOTH
@@ -86,7 +86,7 @@ def _of_marked(stack: str, numpyro: list[_jax.Called], users: bool) -> str:
     return _of_numpyro(numpyro, True) if differentiated and numpyro else SMOOTH
 
 
-def _of_numpyro(called: list[_jax.Called], differentiated: bool) -> str:
+def _of_numpyro(called: list[authors.Called], differentiated: bool) -> str:
     guards = any(c.name == "_validate_sample" or c.module == "constraints" for c in called)
     densities = any(c.name in _DENSITIES for c in called)
     return SMOOTH if (guards if differentiated else densities) else SUSPECT
