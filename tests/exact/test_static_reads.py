@@ -229,6 +229,24 @@ def test_means_are_exact(name: str) -> None:
     kept.passed(gradient, [0.6], [f, H], test)
 
 
+def test_a_draw_that_nothing_reads_is_gone_with_the_sum() -> None:
+    """E of b0 b1 + b1 b2 + x b0 for independent b of probability q, at the x that is drawn."""
+
+    @ppl.expectation(has_aux=True)
+    def f(t: Any) -> Any:
+        ppl.sample("unread", dist.Normal(0.0, 1.0))
+        x = ppl.sample("x", dist.Normal(t, 1.0))
+        b = ppl.sample("b", dist.Bernoulli(logits=t * jnp.ones(3)), ppl.enum())
+        return jnp.sum(b[1:] * b[:-1]) + x * b[0], x
+
+    (value, x), slope = jax.jit(f.value_and_grad)(jax.random.key(0), 0.3)
+    q = 1 / (1 + np.exp(-0.3))
+    np.testing.assert_allclose(value, 2 * q**2 + x * q, rtol=1e-6)
+    np.testing.assert_allclose(slope, (4 * q + x) * q * (1 - q) + q, rtol=1e-6)
+    report = f.explain(0.3)
+    assert [site.evaluations for site in report.sites] == ["1", "1", "4 a number"]
+
+
 def test_a_mean_takes_as_much_as_it_has_numbers() -> None:
     """Two values of two elements for each, in as many equations for many as for few."""
 

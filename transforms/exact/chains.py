@@ -152,10 +152,15 @@ class _Chain:
         except UnsupportedError:  # choices in the loop that do not depend on the chain
             return None
         mine = {s.choice.path for s in self.sites}
-        rest = [s for s in chosen if s.choice.path not in mine]
+        rest, there = [s for s in chosen if s.choice.path not in mine], _sites(new)
+        if len(there) < len(rest):  # draws that nothing reads are gone
+            same = {id(c.random) for c in there}
+            rest = [s for s in rest if id(s.choice.random) in same]
+        if len(there) != len(rest):
+            return None
         left = [
             dataclasses.replace(s, choice=dataclasses.replace(s.choice, path=c.path))
-            for s, c in zip(rest, _sites(new), strict=True)
+            for s, c in zip(rest, there, strict=True)
         ]
         return SummedOut(new, left, largest, bool(plan.chains))
 

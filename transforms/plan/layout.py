@@ -108,7 +108,7 @@ class Layout:
     lines: tuple[str, ...] = ()
     """The line of the user's code of each term."""
     summed: tuple[Summed, ...] = ()
-    """The choices that were summed out beforehand."""
+    """The choices that were summed out beforehand, and those that nothing read and are gone."""
 
     @property
     def outputs(self) -> tuple[Dependence, ...]:
