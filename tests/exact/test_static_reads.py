@@ -247,6 +247,16 @@ def test_a_draw_that_nothing_reads_is_gone_with_the_sum() -> None:
     assert [site.evaluations for site in report.sites] == ["1", "1", "4 a number"]
 
 
+def test_an_element_alone_has_no_neighbours() -> None:
+    f = ppl.expectation(
+        lambda t: (lambda b: jnp.sum(b[1:] * b[:-1]) + jnp.sum(1.0 * b))(
+            ppl.sample("b", dist.Bernoulli(t), ppl.enum())
+        )
+    )
+    value, slope = jax.jit(f.value_and_grad)(jax.random.key(0), jnp.array([0.3]))
+    np.testing.assert_allclose((value, slope[0]), (0.3, 1.0), rtol=1e-6)
+
+
 def test_a_mean_takes_as_much_as_it_has_numbers() -> None:
     """Two values of two elements for each, in as many equations for many as for few."""
 

@@ -167,15 +167,17 @@ def values_of(
     in_step: list[list[Class | None]] = [[0] * len(v.shape) for v in variables]
     every = Plan(variables, in_step, set(), plan.who)
     on = [
-        {c: (None,) * len(variables[c].shape) for c in digits_of(plan, found, d, k)}
+        {c: (None,) * len(variables[c].shape) for c in digits_of(found, d, k)}
         for k, d in enumerate(outs)
     ]
     return [p for (p,) in evaluate(found.program, consts, every, on)]
 
 
-def digits_of(plan: Plan, found: ReadApart, d: Dependence, k: int) -> list[int]:
+def digits_of(found: ReadApart, d: Dependence, k: int) -> list[int]:
     """The copies that an output depends on."""
-    return sorted({c for c, _ in found.reads[k]} | {i for i in d if not joint_axes(plan, i)})
+    read = {c for c, _ in found.reads[k]}
+    mine = {found.copies[c] for c in read}
+    return sorted(read | {i for i in d if i not in mine})  # of what it reads nothing of, the first
 
 
 class Rows:
@@ -191,7 +193,7 @@ class Rows:
         self.classes = sorted(axis_of, key=axis_of.__getitem__)
         self._plates = [axis_of[c] for c in self.classes]
         shape = found.program.out_avals[k].shape  # type: ignore[attr-defined]
-        self._variables = [(c, found.copies[c]) for c in digits_of(plan, found, d, k)]
+        self._variables = [(c, found.copies[c]) for c in digits_of(found, d, k)]
         at = [element_of(found.reads[k], c, shape) for c, _ in self._variables]
         self.axes = [a for a in range(len(shape)) if not all(is_constant(x, a) for x in at)]
         index = tuple(slice(None) if a in self.axes else 0 for a in range(len(shape)))

@@ -74,7 +74,7 @@ class _Weights:
 
     def __init__(self, plan: Plan, found: ReadApart, d: Dependence, k: int) -> None:
         shape = found.program.out_avals[k].shape  # type: ignore[attr-defined]
-        copies, axis_of = digits_of(plan, found, d, k), axes_of_classes(plan, d)
+        copies, axis_of = digits_of(found, d, k), axes_of_classes(plan, d)
         self.variables = [found.copies[c] for c in copies]
         self._told = [bool(joint_axes(plan, i)) for i in self.variables]
         self._at = [_small(element_of(found.reads[k], c, shape)) for c in copies]
