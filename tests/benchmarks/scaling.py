@@ -2,8 +2,8 @@
 
 FLOPs, bytes and memory are XLA's counts; times are medians of alternating blocks, hand-written = 1.
 Value and gradient of a topic model (words' topics summed out given theta; with a Dirichlet guide;
-topics enumerated in the guide), of a mixture with its assignments in the guide, of an IWELBO of
-many local latents, of the sums of ``sums.py``, and how long chains of scores take to trace.
+topics enumerated in the guide), of a mixture with its assignments in the guide, of the objectives
+of ``particles.py`` and the sums of ``sums.py``, and how long chains of scores take to trace.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import measure
 import numpy as np
+import particles
 import sums
 
 import ppl
@@ -140,43 +141,12 @@ def mixture(n: int = 10_000, k: int = 50) -> Pair:
     return by_hand, elbo.surrogate, (draw(k), draw(n, k))
 
 
-def particles(n: int = 64, latents: int = 1_000) -> Pair:
-    x = jnp.asarray(RNG.normal(size=latents), jnp.float32)
-
-    def by_hand(key: jax.Array, w: jax.Array, m: jax.Array, s: jax.Array) -> jax.Array:
-        def one(key: jax.Array) -> jax.Array:
-            q = dist.Normal(m, jnp.exp(s))
-            z = m + jnp.exp(s) * jax.random.normal(key, (latents,))
-            prior, data = dist.Normal(0.0, 1.0).log_prob(z), dist.Normal(w * z, 1.0).log_prob(x)
-            return jnp.sum(prior + data - q.log_prob(z))
-
-        return jax.nn.logsumexp(jax.vmap(one)(jax.random.split(key, n))) - jnp.log(n)
-
-    @ppl.gen
-    def model(w: jax.Array) -> None:
-        def one(_: Any) -> None:
-            z = ppl.sample("z", dist.Normal(0.0, 1.0))
-            ppl.sample("x", dist.Normal(w * z, 1.0))
-
-        jax.vmap(one)(jnp.arange(latents))
-
-    @ppl.gen
-    def guide(m: jax.Array, s: jax.Array) -> None:
-        jax.vmap(lambda m, s: ppl.sample("z", dist.Normal(m, jnp.exp(s))))(m, s)
-
-    @ppl.expectation
-    def bound(w: jax.Array, m: jax.Array, s: jax.Array) -> jax.Array:
-        return ppl.iwelbo(model(w), guide(m, s), {"x": x}, n)
-
-    return by_hand, bound.surrogate, (jnp.float32(0.5), jnp.zeros(latents), jnp.zeros(latents))
-
-
 PAIRS: dict[str, tuple[Callable[[], Pair], bool]] = {
     "topics summed out, given theta": (summed_out, True),
     "topics summed out, Dirichlet guide": (with_dirichlet, False),
     "topics enumerated in the guide": (in_the_guide, True),
     "mixture, assignments in the guide": (mixture, True),
-    "IWELBO of local latents": (particles, False),
+    **{name: (make, False) for name, make in particles.PAIRS.items()},
     **{name: (make, True) for name, make in sums.PAIRS.items()},
 }
 """Each with whether both have the same value: those that draw do not."""

@@ -133,9 +133,9 @@ class _Facts:
         analysis.run(self.closed, given)
         return analysis.seen
 
-    def mixes_elements(self, eqn: _jax.JaxprEqn, path: Path) -> bool:
+    def mixes_elements(self, eqn: _jax.JaxprEqn, path: Path, operand: int = 0) -> bool:
         """Whether what one number of the result depends on is not told from the others."""
-        (moved, *_), (data, *_) = axes_of(eqn), eqn.invars
+        moved, data = axes_of(eqn)[operand], eqn.invars[operand]
         env = self._elements.get(path[:-1], {})
         axes = [a for along in env.get(data, NONE).values() for a in along]
         return data not in env or any(
@@ -152,18 +152,25 @@ def _level(
     level, jaxpr, tainted = Level(closed, wanted), closed.jaxpr, facts.reached.within(path)
     makers = {v: eqn for eqn in jaxpr.eqns for v in eqn.outvars}
     active: dict[Any, None] = {v: None for v in wanted if is_var(v)}
+    whole: set[Any] = set()
+    """What is read by more than the tail."""
     for i in reversed(range(len(jaxpr.eqns))):
         eqn = jaxpr.eqns[i]
         outs = [n for n, v in enumerate(eqn.outvars) if v in active and v in tainted]
         if not outs:
+            whole.update(filter(is_var, eqn.invars))
             continue
         inner = _inner(eqn, outs, tainted, (*path, i), facts)
         if inner is not None:
             level.inner[i], level.outs[i], linear = inner
         else:
             linear = _linear_operands(eqn, tainted, (*path, i), facts)
-        if linear is not None and _is_offset(eqn, tainted, makers):
+            if linear is not None and whole.intersection(eqn.outvars):
+                linear = _unless_a_product(eqn, linear, (*path, i), facts)
+        if linear is not None and _is_offset(eqn, tainted, makers, whole):
             linear = None
+        if linear is None or whole.intersection(eqn.outvars):
+            whole.update(filter(is_var, eqn.invars))
         if linear is None:
             continue
         level.tail.add(i)
@@ -204,13 +211,27 @@ def _reads_few(eqn: _jax.JaxprEqn) -> bool:
     return few and sizes[0] < sizes[1]
 
 
-def _is_offset(eqn: _jax.JaxprEqn, tainted: Mapping[Any, int], makers: Mapping[Any, Any]) -> bool:
+def _unless_a_product(
+    eqn: _jax.JaxprEqn, linear: set[int], path: Path, facts: _Facts
+) -> set[int] | None:
+    """None for a matrix product that is computed anyway, if no elements of a choice are told apart
+    before it alone: its coefficients would be one more, as in ``x @ w @ h - log_z(w @ h)``."""
+    if eqn.primitive.name != "dot_general" or len(linear) != 1:
+        return linear
+    return linear if facts.mixes_elements(eqn, path, *linear) else None
+
+
+def _is_offset(
+    eqn: _jax.JaxprEqn, tainted: Mapping[Any, int], makers: Mapping[Any, Any], whole: set[Any]
+) -> bool:
     """Whether an equation adds a constant to an enumerated draw, or what plain numbers make of it,
-    element by element."""
+    element by element, or to anything that is enumerated, if the sum is computed anyway."""
     hit = [v for v in eqn.invars if is_var(v) and v in tainted]
     adds = eqn.primitive.name in ("add", "add_any", "sub")
     if not adds or len(hit) != 1 or tainted[hit[0]] != ENUMERATED:
         return False
+    if eqn.outvars[0] in whole:
+        return True
     v: Any = hit[0]
     size = math.prod(eqn.outvars[0].aval.shape)  # type: ignore[attr-defined]
     while (maker := makers.get(v)) is not None and math.prod(v.aval.shape) == size:

@@ -19,6 +19,7 @@ from jax import lax
 from .. import _jax
 from ..program.control import control
 from .computed_once import computed_once
+from .parted import parted
 from .read_at_once import read_at_once
 from .spared import spared
 from .turned import evaluate
@@ -53,7 +54,7 @@ def over_axes(f: Callable[..., Any], sizes: Sequence[int], spec: Any) -> Any:
             each = _over_axis(each, i, sizes, spec, chunk)
         closed, consts, shapes = _jax.trace(each, *indices)
         read = read_at_once(closed, [*consts, *indices])
-        program = _jax.live(spared(computed_once(read)))
+        program = _jax.live(spared(computed_once(parted(read))))
         if not large or _is_light(program):
             break
     outs = evaluate(program, *consts, *indices)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -215,16 +215,10 @@ class Layout:
     ) -> list[tuple[jax.Array, Dependence, Grid]]:
         """The terms (that depend on a choice), added up where they depend on the same, without axes
         that do not matter."""
-        groups: dict[Any, tuple[jax.Array, Dependence]] = {}
-        for t, d in zip(terms, self.terms, strict=True):
-            if path is not None and path not in d:
-                continue
-            used = sorted({a.axis for along in d.values() for a in along if a is not None})
-            t = sum_over(t, [a for a in range(t.ndim) if a not in used])
-            d = {p: tuple(a and Along(used.index(a.axis), a.lag) for a in e) for p, e in d.items()}
-            name = t.shape, tuple(sorted(d.items()))
-            groups[name] = (groups[name][0] + t, d) if name in groups else (t, d)
-        return [(t, d, self.on_grid(d)) for t, d in groups.values()]
+        mine = [(t, d) for t, d in zip(terms, self.terms, strict=True) if path is None or path in d]
+        for most in (1, math.inf):  # a sum of sums would read each term by itself
+            mine = _added_up(_without_axes(t, d, most) for t, d in mine)
+        return [(t, d, self.on_grid(d)) for t, d in mine]
 
     def law(self, dependence: Dependence, ndim: int, factors: Mapping[Path, Any]) -> Any:
         """The probability of the enumerated values that something of ``ndim`` axes depends on, None
@@ -235,6 +229,25 @@ class Layout:
             if p in dependence
         ]
         return functools.reduce(jnp.multiply, parts) if parts else None
+
+
+def _added_up(
+    terms: Iterable[tuple[jax.Array, Dependence]],
+) -> list[tuple[jax.Array, Dependence]]:
+    """The sums of those of one shape that depend on the same."""
+    found: dict[Any, tuple[jax.Array, Dependence]] = {}
+    for t, d in terms:
+        name = t.shape, tuple(sorted(d.items()))
+        found[name] = (found[name][0] + t, d) if name in found else (t, d)
+    return list(found.values())
+
+
+def _without_axes(t: jax.Array, d: Dependence, most: float) -> tuple[jax.Array, Dependence]:
+    """The sum over the axes that do not matter, of at most so many numbers."""
+    used = {a.axis for along in d.values() for a in along if a is not None}
+    kept = [a for a, n in enumerate(t.shape) if a in used or n > most]
+    t = sum_over(t, [a for a in range(t.ndim) if a not in kept])
+    return t, {p: tuple(a and Along(kept.index(a.axis), a.lag) for a in e) for p, e in d.items()}
 
 
 class Scores:
