@@ -151,17 +151,17 @@ def semi_supervised(batch: int = 64, once: bool = False) -> Pair:
     @ppl.gen
     def images(p: dict[str, Layer]) -> None:
         def one(_: Any) -> None:
-            y = ppl.sample("y", dist.Categorical(logits=jnp.zeros(LABELS)))
+            y = ppl.sample("y", dist.CategoricalLogits(logits=jnp.zeros(LABELS)))
             z = ppl.sample("z", dist.Normal(jnp.zeros(LATENT), 1.0))
             code = jnp.concatenate([z, jax.nn.one_hot(y, LABELS)])
-            ppl.sample("x", dist.Bernoulli(logits=_two(p["decoder"], p["pixels"], code)))
+            ppl.sample("x", dist.BernoulliLogits(logits=_two(p["decoder"], p["pixels"], code)))
 
         jax.vmap(one)(jnp.arange(batch))
 
     @ppl.gen
     def codes(p: dict[str, Layer]) -> None:
         def one(x: jax.Array) -> None:
-            law = dist.Categorical(logits=_two(p["label"], p["logits"], x))
+            law = dist.CategoricalLogits(logits=_two(p["label"], p["logits"], x))
             y = ppl.sample("y", law, ppl.enum())
             h = jnp.concatenate([x, jax.nn.one_hot(y, LABELS)])
             h = softplus(_apply(p["hidden"], h))

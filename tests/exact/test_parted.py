@@ -74,7 +74,7 @@ def test_a_layer_that_reads_data_and_a_choice(exactly: bool) -> None:
     @ppl.expectation
     def f(args: tuple[jax.Array, jax.Array]) -> jax.Array:
         w, b = args
-        return payoff(ppl.sample("y", dist.Categorical(logits=b[:2]), by), w, b)
+        return payoff(ppl.sample("y", dist.CategoricalLogits(logits=b[:2]), by), w, b)
 
     def exact(w: jax.Array, b: jax.Array) -> jax.Array:
         return jax.nn.softmax(b[:2]) @ jnp.stack([payoff(jnp.asarray(y), w, b) for y in range(2)])
