@@ -3,7 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import particles
 import pytest
+import random_bits
 from jax import lax
 
 import ppl
@@ -86,3 +88,11 @@ def test_a_choice_of_the_same_parameters_is_one_call():
     jaxpr = str(jax.make_jaxpr(lambda t: f.surrogate(KEY, t, samples=64))(0.4))
     assert "random_bits[bit_width=32 shape=(64,)]" in jaxpr
     assert "random_split[shape=(64,)]" not in jaxpr and "random_fold_in" not in jaxpr
+
+
+@pytest.mark.parametrize("make", [random_bits.plate, lambda: particles.bound(4, 8)])
+def test_a_plate_and_particles_draw_from_one_key(make):
+    """No key for each element, also in the derivative."""
+    _, ours, args = make()
+    jaxpr = jax.make_jaxpr(jax.value_and_grad(ours, 1))(KEY, *args).jaxpr
+    assert [e.primitive.name for e in random_bits.equations(jaxpr)] == ["random_bits"]
