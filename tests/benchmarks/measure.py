@@ -35,6 +35,8 @@ class Contender:
     compile: float | None = None
     flops: float | None = None
     bytes: float | None = None
+    memory: float | None = None
+    """Bytes beside arguments and results, as XLA allocates them."""
 
 
 def compiled(name: str, f: Callable[..., Any], *args: Any, repeats: int = 3) -> Contender:
@@ -55,6 +57,7 @@ def compiled(name: str, f: Callable[..., Any], *args: Any, repeats: int = 3) -> 
         min(compiles),
         cost["flops"],
         cost["bytes accessed"],
+        call.memory_analysis().temp_size_in_bytes,
     )
 
 
@@ -126,6 +129,8 @@ def rows(
         if c.flops is not None and first.flops:
             row |= {"MFLOP": c.flops / 1e6, "× FLOPs": c.flops / first.flops}
             row |= {"× bytes": c.bytes / first.bytes}
+        if c.memory is not None and first.memory:
+            row |= {"× memory": c.memory / first.memory}
         if c.trace is not None and first.trace:
             total, reference = c.trace + c.compile, first.trace + first.compile
             row |= {"trace s": c.trace, "compile s": c.compile, "× both": total / reference}
