@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.extend
 import jax.numpy as jnp
+import networks
 import particles
 import vae
 from measure import cost_of
@@ -91,7 +93,7 @@ PAIRS: dict[str, Callable[[], particles.Pair]] = {
     "plate of 1,000 choices": plate,
     "loop of 100 steps of 10": steps,
     "VAE, 64 images one by one": images,
-    **{n: make for n, make in particles.PAIRS.items() if "by hand" not in n},
+    **{n: make for n, make in (particles.PAIRS | networks.PAIRS).items() if "by hand" not in n},
 }
 
 

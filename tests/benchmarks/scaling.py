@@ -3,7 +3,8 @@
 FLOPs, bytes and memory are XLA's counts; times are medians of alternating blocks, hand-written = 1.
 Value and gradient of a topic model (words' topics summed out given theta; with a Dirichlet guide;
 topics enumerated in the guide), of a mixture with its assignments in the guide, of the objectives
-of ``particles.py`` and the sums of ``sums.py``, and how long chains of scores take to trace.
+of ``particles.py``, the networks of ``networks.py``, the sums of ``sums.py``, and how long chains
+of scores take to trace.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import measure
+import networks
 import numpy as np
 import particles
 import sums
@@ -146,7 +148,7 @@ PAIRS: dict[str, tuple[Callable[[], Pair], bool]] = {
     "topics summed out, Dirichlet guide": (with_dirichlet, False),
     "topics enumerated in the guide": (in_the_guide, True),
     "mixture, assignments in the guide": (mixture, True),
-    **{name: (make, False) for name, make in particles.PAIRS.items()},
+    **{name: (make, False) for name, make in (particles.PAIRS | networks.PAIRS).items()},
     **{name: (make, True) for name, make in sums.PAIRS.items()},
 }
 """Each with whether both have the same value: those that draw do not."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import particles
+import networks
 import pytest
 import scaling
 import sums
@@ -37,7 +37,8 @@ def test_a_grid_costs_what_it_costs_by_hand() -> None:
 ROWS: dict[str, tuple[Callable[[], sums.Pair], float]] = {
     "topics enumerated in the guide": (scaling.in_the_guide, 1.05),
     "mixture, assignments in the guide": (lambda: scaling.mixture(1_000), 1.05),
-    "labels of images": (lambda: particles.semi_supervised(8, once=True), 1.05),
+    "bits of images": (lambda: networks.latent_bits(8), 1.1),
+    "labels of images": (lambda: networks.semi_supervised(8, once=True), 1.05),
     "tree of 7 nodes": (lambda: sums.tree(7), 1.0),
     "field on a tree of 63 nodes": (lambda: sums.field(6), 1.4),
 }

@@ -133,14 +133,20 @@ class _Facts:
         analysis.run(self.closed, given)
         return analysis.seen
 
-    def mixes_elements(self, eqn: _jax.JaxprEqn, path: Path, operand: int = 0) -> bool:
+    def mixes_elements(self, eqn: _jax.JaxprEqn, path: Path) -> bool:
         """Whether what one number of the result depends on is not told from the others."""
-        moved, data = axes_of(eqn)[operand], eqn.invars[operand]
+        axes = self._axes(eqn.invars[0], path)
+        return axes is None or None in axes or self.mixes_more(eqn, path, 0)
+
+    def mixes_more(self, eqn: _jax.JaxprEqn, path: Path, operand: int) -> bool:
+        """Whether elements of a choice are told apart in an operand, and not in the result."""
+        axes, moved = self._axes(eqn.invars[operand], path), axes_of(eqn)[operand]
+        return axes is None or any(a and a.axis >= 0 and moved(a.axis) is None for a in axes)
+
+    def _axes(self, v: Any, path: Path) -> list[Along | None] | None:
+        """Those of a variable that elements of choices run along, None if that is not known."""
         env = self._elements.get(path[:-1], {})
-        axes = [a for along in env.get(data, NONE).values() for a in along]
-        return data not in env or any(
-            a is None or (a.axis >= 0 and moved(a.axis) is None) for a in axes
-        )
+        return [a for along in env[v].values() for a in along] if v in env else None
 
 
 def _level(
@@ -218,7 +224,7 @@ def _unless_a_product(
     before it alone: its coefficients would be one more, as in ``x @ w @ h - log_z(w @ h)``."""
     if eqn.primitive.name != "dot_general" or len(linear) != 1:
         return linear
-    return linear if facts.mixes_elements(eqn, path, *linear) else None
+    return linear if facts.mixes_more(eqn, path, *linear) else None
 
 
 def _is_offset(
@@ -228,10 +234,12 @@ def _is_offset(
     element by element, or to anything that is enumerated, if the sum is computed anyway."""
     hit = [v for v in eqn.invars if is_var(v) and v in tainted]
     adds = eqn.primitive.name in ("add", "add_any", "sub")
-    if not adds or len(hit) != 1 or tainted[hit[0]] != ENUMERATED:
+    if not adds or len(hit) != 1:
         return False
     if eqn.outvars[0] in whole:
         return True
+    if tainted[hit[0]] != ENUMERATED:
+        return False
     v: Any = hit[0]
     size = math.prod(eqn.outvars[0].aval.shape)  # type: ignore[attr-defined]
     while (maker := makers.get(v)) is not None and math.prod(v.aval.shape) == size:

@@ -215,10 +215,22 @@ class Layout:
     ) -> list[tuple[jax.Array, Dependence, Grid]]:
         """The terms (that depend on a choice), added up where they depend on the same, without axes
         that do not matter."""
-        mine = [(t, d) for t, d in zip(terms, self.terms, strict=True) if path is None or path in d]
-        for most in (1, math.inf):  # a sum of sums would read each term by itself
-            mine = _added_up(_without_axes(t, d, most) for t, d in mine)
-        return [(t, d, self.on_grid(d)) for t, d in mine]
+        found: list[tuple[jax.Array, Dependence]] = []
+        alone: list[tuple[jax.Array, Dependence]] = []
+        for t, d, same in zip(terms, self.terms, self._repeated, strict=True):
+            if path is None or path in d:
+                (alone if same else found).append(_without_axes(t, d, 1))
+        # terms are added before axes are summed, which reads them once; but not what is repeated
+        found = [_without_axes(t, d, math.inf) for t, d in (*_added_up(found), *alone)]
+        return [(t, d, self.on_grid(d)) for t, d in _added_up(found)]
+
+    @functools.cached_property
+    def _repeated(self) -> list[bool]:
+        """Whether a term repeats fewer numbers along an axis."""
+        jaxpr = self.program.jaxpr
+        repeats = (e for e in jaxpr.eqns if e.primitive is lax.broadcast_in_dim_p)
+        made = {v for e in repeats for v in e.outvars}
+        return [isinstance(v, _jax.Var) and v in made for v in jaxpr.outvars[: len(self.terms)]]
 
     def law(self, dependence: Dependence, ndim: int, factors: Mapping[Path, Any]) -> Any:
         """The probability of the enumerated values that something of ``ndim`` axes depends on, None
