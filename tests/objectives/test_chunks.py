@@ -11,6 +11,8 @@ import pytest
 
 import ppl
 from ppl import dist
+from transforms.exact import grid
+from transforms.exact.grid import over_axes
 
 KEY = jax.random.key(0)
 
@@ -146,6 +148,24 @@ def test_samples_take_the_memory_of_one_chunk(as_for_a_user):
     f = ppl.expectation(lambda w: ppl.elbo(network(w, x), encoder(w, x), {"x": x}))
     memory = lambda chunk: f.explain(jnp.eye(32), samples=10_000, chunk=chunk).memory
     assert memory(100) < memory(None) / 50
+
+
+@pytest.mark.parametrize("sizes", [[2**12], [4] * 6])
+def test_joint_values_take_the_memory_of_a_part(sizes, monkeypatch, as_for_a_user):
+    """Of a grid that would keep more than the budget; the numbers are the same."""
+
+    def total(w):
+        point = lambda *at: jnp.sum(jnp.tanh(w @ jnp.tanh(w @ (jnp.ones(32) * sum(at)))))
+        return jnp.sum(over_axes(point, sizes, frozenset(range(len(sizes)))))
+
+    def gradient(budget):
+        monkeypatch.setattr(grid, "BUDGET", budget)
+        run = jax.jit(jax.grad(lambda w: total(w))).lower(0.01 * jnp.eye(32)).compile()
+        return run(0.01 * jnp.eye(32)), run.memory_analysis().temp_size_in_bytes
+
+    (all_kept, most), (again, least) = gradient(2**40), gradient(2**16)
+    np.testing.assert_array_equal(all_kept, again)
+    assert least < most / 10
 
 
 def test_a_fit_draws_its_samples_in_chunks():
