@@ -2,6 +2,7 @@
 and the memory of one chunk."""
 
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -173,7 +174,7 @@ def test_a_fit_draws_its_samples_in_chunks():
     def f(m):
         return -((ppl.sample("x", dist.Normal(m, 1.0), ppl.reinforce("loo")) - 1.0) ** 2)
 
-    how = {"samples": 6, "chunk": 3}
+    how: Any = {"samples": 6, "chunk": 3}
     fit = ppl.minimize(f, 0.3, optax.sgd(0.1), key=KEY, steps=1, progress=False, **how)
     value, grad = f.value_and_grad(jax.random.fold_in(KEY, 0), 0.3, **how)
     np.testing.assert_allclose(fit.history[0], value, rtol=1e-6)
@@ -185,7 +186,7 @@ def test_a_choice_that_is_not_finite_is_named_in_chunks_too():
     def f(m):
         return ppl.sample("x", dist.Normal(jnp.log(m), 1.0))
 
-    how = {"key": KEY, "steps": 1, "samples": 4, "chunk": 2, "progress": False}
+    how: Any = {"key": KEY, "steps": 1, "samples": 4, "chunk": 2, "progress": False}
     with pytest.raises(ppl.NonFiniteError, match="random choice 'x'"):
         ppl.maximize(f, -1.0, optax.sgd(0.1), **how)
 
