@@ -1,7 +1,8 @@
 """How contenders are measured: in one process, in alternating blocks; medians and ratios.
 
-What XLA counts (FLOPs, bytes) is exact. Times are medians over blocks of the medians within a
-block, ratios are medians over blocks of the ratio to the first contender: drift hits all alike.
+What XLA counts (FLOPs, bytes, memory beside arguments and results) is exact. Times are medians over
+blocks of the medians within a block, ratios are medians over blocks of the ratio to the first
+contender: drift hits all alike.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class Contender:
     compile: float | None = None
     flops: float | None = None
     bytes: float | None = None
+    memory: float | None = None
 
 
 def compiled(name: str, f: Callable[..., Any], *args: Any, repeats: int = 3) -> Contender:
@@ -55,13 +57,18 @@ def compiled(name: str, f: Callable[..., Any], *args: Any, repeats: int = 3) -> 
         min(compiles),
         cost["flops"],
         cost["bytes accessed"],
+        cost["memory"],
     )
 
 
 def cost_of(stage: Any) -> Mapping[str, float]:
-    """XLA's analysis of a lowered or compiled program."""
+    """XLA's analysis of a lowered or compiled program; of a compiled one with its memory."""
     cost = stage.cost_analysis()
-    return cost[0] if isinstance(cost, list) else cost
+    cost = dict(cost[0] if isinstance(cost, list) else cost)
+    if isinstance(stage, jax.stages.Compiled):
+        found: Any = stage.memory_analysis()
+        cost["memory"] = found.temp_size_in_bytes
+    return cost
 
 
 def gradient(f: Callable[..., Any]) -> Callable[..., Any]:
@@ -126,6 +133,8 @@ def rows(
         if c.flops is not None and first.flops:
             row |= {"MFLOP": c.flops / 1e6, "× FLOPs": c.flops / first.flops}
             row |= {"× bytes": c.bytes / first.bytes}
+        if c.memory is not None and first.memory:
+            row |= {"× memory": c.memory / first.memory}
         if c.trace is not None and first.trace:
             total, reference = c.trace + c.compile, first.trace + first.compile
             row |= {"trace s": c.trace, "compile s": c.compile, "× both": total / reference}
