@@ -18,7 +18,7 @@ import optax
 from transforms.checker.alarm import is_strict
 from transforms.program.content import ByContent
 
-from ..objectives.expectation import Expectation
+from ..objectives.expectation import Expectation, counts
 from ..programs.given import as_count
 from ..programs.shown import Shown
 from .arguments import check_arguments, check_ending, check_objective, takes_metrics
@@ -80,6 +80,7 @@ def maximize(
     key: jax.Array,
     steps: int,
     samples: int = 1,
+    chunk: int | None = None,
     args: tuple[Any, ...] = (),
     batches: Iterable[Any] | Callable[[jax.Array], Any] | None = None,
     progress: bool = True,
@@ -104,6 +105,7 @@ def maximize(
             where they are divided over devices, so are its draws.
         steps: number of updates.
         samples: estimates averaged for each gradient.
+        chunk: how many of them are in memory at a time; see :meth:`ppl.Expectation.value_and_grad`.
         args: further arguments of the objective.
         batches: an iterable with the batch of each step (started anew when it ends, if it can
             be), or a function from a key to a batch, run on the device; see :func:`minibatches`.
@@ -153,6 +155,7 @@ def minimize(
     key: jax.Array,
     steps: int,
     samples: int = 1,
+    chunk: int | None = None,
     args: tuple[Any, ...] = (),
     batches: Iterable[Any] | Callable[[jax.Array], Any] | None = None,
     progress: bool = True,
@@ -183,6 +186,7 @@ def _fit(
     key: jax.Array,
     steps: int,
     samples: int,
+    chunk: int | None,
     args: tuple[Any, ...],
     batches: Any,
     progress: bool,
@@ -194,7 +198,7 @@ def _fit(
     restarts: int | None,
 ) -> Fit:
     check_objective(objective)
-    key, steps, samples = as_keys(key), as_count(steps, "steps", 0), as_count(samples, "samples")
+    key, steps, count = as_keys(key), as_count(steps, "steps", 0), counts(samples, chunk)
     check_ending(objective, average, tolerance, restarts, state, callback)
     given = [params] if restarts is None else starts(params, restarts, key)
     check_arguments(given[0], optimizer, args, batches, callback, checkpoint)
@@ -204,7 +208,8 @@ def _fit(
         "objective": objective,
         "optimizer": ByContent(optimizer),
         "direction": direction,
-        "samples": samples,
+        "samples": count["samples"],
+        "together": count["chunk"],
         "chunk": CHUNK if host else LONGEST,
         "strict": objective.strict or is_strict(),
         "metrics": callback is not None and takes_metrics(callback),

@@ -183,6 +183,7 @@ def identity(plan: Plan) -> dict[str, str]:
     closed, consts, _ = _jax.trace(optimize, start.values, start.optimizer, jnp.zeros(()))
     libraries = ("jax", "numpyro", "optax")
     asked = {n: getattr(ending, n) for n in ("average", "tolerance", "restarts")}
+    asked["chunk"] = loop.together
     return {
         "the parameters": shapes(start.values),
         "the optimizer's state": shapes(start.optimizer),

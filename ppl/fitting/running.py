@@ -20,7 +20,7 @@ from transforms import _jax
 from transforms.errors import UnsupportedError
 from transforms.program.compiled import compiled, shape_of
 
-from ..objectives.expectation import split
+from ..objectives.leaves import split
 from .averaging import CHECK, FINAL, narrow
 from .checkpoint import Checkpoint
 from .devices import among_processes, is_first

@@ -29,7 +29,8 @@ from transforms.program.compiled import with_numbers
 from transforms.program.content import ByContent, arguments_of, reachable
 from transforms.program.varying import unvarying
 
-from ..objectives.expectation import Expectation, Form, join, split
+from ..objectives.expectation import Expectation
+from ..objectives.leaves import Form, join, split
 from ..programs.given import is_array
 from .averaging import include, narrow
 from .keys import folded, mean_over, parted
@@ -56,6 +57,7 @@ class State:
 class Loop:
     """What a fit depends on besides arrays; equal loops share their compiled code.
 
+    ``together``: how many of the samples are in memory at a time, all if it is None;
     ``metrics``: whether auxiliary data of the objective are returned; ``guarded``: whether a step
     that is not finite leaves the state as it was, which costs a selection of every array.
     ``tree`` and ``static`` are those of ``(params, args, batch function)``, whose arrays are
@@ -66,6 +68,7 @@ class Loop:
     optimizer: ByContent
     direction: int
     samples: int
+    together: int | None
     tree: Form
     static: Any
     trained: tuple[bool, ...]
@@ -127,15 +130,20 @@ class Loop:
 
     def averages(self, closed: _jax.ClosedJaxpr) -> dict[float, jax.Array]:
         """Averages for the ``ppl.moving_average`` baselines of the objective, at 0."""
-        chosen = assign(closed, choose, self.samples)
+        chosen = assign(closed, choose, self.together or self.samples)
         baselines = [getattr(s.estimator, "baseline", None) for s in chosen]
         return {b.decay: strong(0.0) for b in baselines if isinstance(b, MovingAverage)}
+
+    def how(self, averages: Any) -> dict[str, Any]:
+        """How the objective is estimated."""
+        count = {"samples": self.samples, "chunk": self.together}
+        return {**count, "averages": averages, "direction": self.direction}
 
     def cost(self, values: Any, state: State, fixed: Any, key: Any, batch: Any, **rest: Any) -> Any:
         """What is descended, at the step of ``state``, and the auxiliary data of the objective."""
         step_key = folded(key, state.step)
         k, args = self.arguments(values, fixed, step_key, batch)
-        how = {"samples": self.samples, "averages": state.averages, "direction": self.direction}
+        how = self.how(state.averages)
         out = mean_over(lambda k: self.objective.surrogate(k, *args, **how, **rest), k)
         value, aux = out if isinstance(out, tuple) else (out, None)
         return -self.direction * value, aux if self.metrics else None
@@ -153,9 +161,7 @@ class Loop:
             consts,
             k,
             choose,
-            self.samples,
-            state.averages,
-            self.direction,
+            self.how(state.averages),
             jax.tree.leaves(args[0]),
         )
         objective = self.objective
@@ -169,7 +175,7 @@ class Loop:
         """Of several keys, the first at which the value or gradient is not finite."""
         if key.ndim == 0:
             return key
-        how = {"samples": self.samples, "averages": state.averages, "direction": self.direction}
+        how = self.how(state.averages)
 
         def finite(key: jax.Array) -> jax.Array:
             def f(values: Any) -> Any:

@@ -74,7 +74,7 @@ def estimates(
     def one(i: jax.Array) -> jax.Array:
         batch = jax.tree.map(lambda a: a[i % a.shape[0]], rows)
         k, args = loop.arguments(values, fixed, folded(key, i), batch)
-        how = {"samples": loop.samples, "averages": averages, "direction": loop.direction}
+        how = loop.how(averages)
         out = mean_over(lambda k: loop.objective.surrogate(k, *args, **how), k)
         return out[0] if isinstance(out, tuple) else out
 

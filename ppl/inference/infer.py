@@ -34,6 +34,7 @@ def infer(
     steps: int = 16_000,
     tolerance: float | None = 0.02,
     samples: int = 10,
+    chunk: int | None = None,
     restarts: int | None = None,
     average: float = 0.5,
     progress: bool = False,
@@ -52,7 +53,7 @@ def infer(
         steps: the most steps that the fit may take.
         tolerance: the gain of the ELBO at a doubling of the steps, in nats, under which it stops;
             None for all of the steps.
-        samples: draws for each gradient.
+        samples, chunk: draws for each gradient, and how many are in memory at a time.
         restarts: number of starts, side by side; the best is kept.
         average: the last part of the steps whose parameters are averaged.
         progress, callback, checkpoint: as in :func:`ppl.maximize`.
@@ -82,6 +83,7 @@ def infer(
         key=fit_key,
         steps=steps,
         samples=samples,
+        chunk=chunk,
         args=(dict(data),),
         progress=progress,
         callback=callback,

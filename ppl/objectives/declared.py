@@ -25,15 +25,15 @@ def check_target(target: Any, expectation: type) -> None:
         )
 
 
-def shown(value: Any, target: Any, key: jax.Array, given: Any, samples: int) -> Any:
+def shown(value: Any, target: Any, key: jax.Array, given: Any, how: Any) -> Any:
     """The value of the target, if there is one, in the place of that of an objective (a pair, with
-    auxiliary data); ``given`` are its arguments and keywords. Not differentiated, and estimated
-    with a key of its own."""
+    auxiliary data); ``given`` are its arguments and keywords, ``how`` many samples of
+    it are drawn. Not differentiated, and estimated with a key of its own."""
     if target is None:
         return value
     own, *aux = value if isinstance(value, tuple) else (value,)
     args, kwargs = jax.tree.map(lambda a: lax.stop_gradient(a) if _is_traced(a) else a, given)
-    meant = target.surrogate(jax.random.fold_in(key, 1), *args, samples=samples, **kwargs)
+    meant = target.surrogate(jax.random.fold_in(key, 1), *args, **how, **kwargs)
     value = _shown(own, meant[0] if isinstance(meant, tuple) else meant)
     return (value, *aux) if aux else value
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import jax
@@ -27,10 +26,12 @@ from transforms.program.site import Expect, expect_p
 
 from ..programs.advice import bad_return, user_code
 from ..programs.given import as_count, as_key, is_array
+from ..programs.particles import as_chunk
 from ..programs.program import check_function
 from .audit import Audit, audit
 from .declared import check_target, shown
 from .explain import Explanation, explain
+from .leaves import join, split, split_arrays
 
 
 @final
@@ -54,7 +55,7 @@ class Expectation:
         functools.update_wrapper(self, f)
         self.name: str = getattr(f, "__name__", "expectation")
         self.title = ""
-        static = ("tree", "static", "samples")
+        static = ("tree", "static", "samples", "chunk")
         self._value = jax.jit(self._value_flat, static_argnames=static)
         self._value_and_grad = jax.jit(
             self._value_and_grad_flat, static_argnames=(*static, "argnums", "strict")
@@ -106,6 +107,7 @@ class Expectation:
         key: jax.Array,
         *args: Any,
         samples: int = 1,
+        chunk: int | None = None,
         averages: Any = None,
         direction: int = 1,
         report: Callable[[Soundness, Sequence[int]], None] | None = None,
@@ -120,6 +122,7 @@ class Expectation:
             key: random key.
             *args, **kwargs: the arguments of the objective, any pytrees.
             samples: how many independent estimates are averaged.
+            chunk: how many of them are in memory at a time; see :meth:`value_and_grad`.
             averages: state of ``ppl.moving_average`` baselines, by decay; kept by the fit.
             direction: 1 where the result is ascended, -1 where it is descended; only
                 baselines that learn use it.
@@ -136,8 +139,8 @@ class Expectation:
         Returns:
             f32[], or ``(f32[], aux)`` with ``has_aux``, where aux is averaged like the value.
         """
-        how = {"samples": samples, "averages": averages, "direction": direction, "report": report}
-        return self._surrogate(key, args, kwargs, **how)
+        how = {"averages": averages, "direction": direction, "report": report}
+        return self._surrogate(key, args, kwargs, **counts(samples, chunk), **how)
 
     def _surrogate(
         self,
@@ -166,19 +169,28 @@ class Expectation:
         more = as_key(key), how.pop("averages", None)
         outs = partitioned(self.name, trace, estimate, arrays, *more)
         found = jax.tree.unflatten(shape[0], outs)
-        return shown(found, self.target, key, (args, kwargs), how["samples"])
+        same = {name: how[name] for name in ("samples", "chunk")}
+        return shown(found, self.target, key, (args, kwargs), same)
 
-    def value(self, key: jax.Array, *args: Any, samples: int = 1, **kwargs: Any) -> Any:
+    def value(
+        self,
+        key: jax.Array,
+        *args: Any,
+        samples: int = 1,
+        chunk: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """An unbiased estimate of the objective, f32[] (with ``has_aux``: ``(f32[], aux)``)."""
         arrays, static, tree = split(self._bind(args, kwargs))
-        n = as_count(samples, "samples")
-        return self._value(as_key(key), arrays, static=static, tree=tree, samples=n)
+        how = counts(samples, chunk)
+        return self._value(as_key(key), arrays, static=static, tree=tree, **how)
 
     def value_and_grad(
         self,
         key: jax.Array,
         *args: Any,
         samples: int = 1,
+        chunk: int | None = None,
         argnums: int | Sequence[int] = 0,
         **kwargs: Any,
     ) -> tuple[Any, Any]:
@@ -190,8 +202,15 @@ class Expectation:
                 is float0; leaves that are no arrays (functions, strings) must be hashable, and
                 their gradient is None.
             samples: how many independent estimates are averaged.
+            chunk: a divisor of ``samples``: so many of them are in memory at a time, and each is
+                computed a second time for the derivative. The result is the mean, over i below
+                ``samples // chunk``, of what ``samples=chunk`` gives with the key
+                ``jax.random.fold_in(key, i)``: other draws than without, of the same law.
             argnums: which argument(s) to differentiate, by their place in the function's signature
                 where they are given by keyword.
+
+        Raises:
+            ValueError: ``samples`` is no whole number of chunks.
         """
         args, kwargs = self._bind(args, kwargs)
         arrays, static, tree = split((args, kwargs))
@@ -203,7 +222,7 @@ class Expectation:
             arrays,
             static=static,
             tree=tree,
-            samples=as_count(samples, "samples"),
+            **counts(samples, chunk),
             argnums=nums,
             strict=self.strict or is_strict(),  # so that what is compiled already is checked again
         )
@@ -215,18 +234,19 @@ class Expectation:
         key: jax.Array,
         *args: Any,
         samples: int = 1,
+        chunk: int | None = None,
         argnums: int | Sequence[int] = 0,
         **kwargs: Any,
     ) -> Any:
         """An unbiased estimate of the gradient; see :meth:`value_and_grad`."""
-        how: dict[str, Any] = {"samples": samples, "argnums": argnums, **kwargs}
-        _, grads = self.value_and_grad(key, *args, **how)
-        return grads
+        how: dict[str, Any] = {"samples": samples, "chunk": chunk, "argnums": argnums}
+        return self.value_and_grad(key, *args, **how, **kwargs)[1]
 
     def explain(
         self,
         *args: Any,
         samples: int = 1,
+        chunk: int | None = None,
         argnums: int | Sequence[int] = 0,
         kinks: bool = False,
         **kwargs: Any,
@@ -236,7 +256,7 @@ class Expectation:
         Args:
             *args, **kwargs: the arguments of the objective; shapes (``jax.ShapeDtypeStruct``) will
                 do.
-            samples: how many estimates are averaged.
+            samples, chunk: how many estimates are averaged, and are in memory at a time.
             argnums: which argument(s) to differentiate.
             kinks: whether to list where the derivative exists almost everywhere only.
 
@@ -254,7 +274,7 @@ class Expectation:
                 arrays,
                 static=static,
                 tree=tree,
-                samples=samples,
+                **counts(samples, chunk),
                 argnums=nums,
                 strict=False,
                 report=lambda check, inputs: seen.append((check, inputs)),
@@ -345,9 +365,9 @@ class Expectation:
             ) from None
         return given.args, given.kwargs
 
-    def _value_flat(self, key: Any, arrays: Any, *, static: Any, tree: Any, samples: int) -> Any:
+    def _value_flat(self, key: Any, arrays: Any, *, static: Any, tree: Any, **how: Any) -> Any:
         args, kwargs = tree.unflatten(join(arrays, static))
-        return self._surrogate(key, args, kwargs, samples=samples, refuse=refuse_value)
+        return self._surrogate(key, args, kwargs, refuse=refuse_value, **how)
 
     def _value_and_grad_flat(
         self,
@@ -356,10 +376,9 @@ class Expectation:
         *,
         static: Any,
         tree: Any,
-        samples: int,
         argnums: Any,
         strict: bool,
-        report: Any = None,
+        **how: Any,
     ) -> Any:
         args, _ = tree.unflatten(join(arrays, static))
         wanted = {argnums} if isinstance(argnums, int) else set(argnums)
@@ -373,7 +392,7 @@ class Expectation:
             left = iter(chosen)
             full = [next(left) if w else a for a, w in zip(arrays, which, strict=True)]
             args, kwargs = tree.unflatten(join(full, static))
-            return self.surrogate(key, *args, samples=samples, report=report, **kwargs)
+            return self.surrogate(key, *args, **how, **kwargs)
 
         chosen = [a for a, w in zip(arrays, which, strict=True) if w]
         value, grads = jax.value_and_grad(f, has_aux=self.has_aux, allow_int=True)(chosen)
@@ -407,6 +426,12 @@ def expectation(
     return Expectation(f, has_aux, strict, target)
 
 
+def counts(samples: Any, chunk: Any) -> dict[str, Any]:
+    """How many estimates are averaged, and are in memory at a time (None: all), checked."""
+    n = as_count(samples, "samples")
+    return {"samples": n, "chunk": None if chunk is None else as_chunk(chunk, n, "samples")}
+
+
 def _scalar(value: Any) -> str:
     """What to do about an objective that returns ``value``."""
     if value is None:
@@ -432,60 +457,3 @@ def check_differentiable(args: Sequence[Any], argnums: int | tuple[int, ...]) ->
                 f"the gradient at {_jax.user_line()} is with respect to argument {i}, which holds "
                 "integers only: they have no derivative. Type 2.0 for 2, or .astype(float)."
             )
-
-
-def split_arrays(tree: Any) -> tuple[list[Any], tuple[tuple[int, Any], ...], Any]:
-    """As :func:`split`, where Python numbers stay what they are."""
-    leaves, structure = jax.tree.flatten(tree)
-    whole = [isinstance(v, jax.Array | np.ndarray) for v in leaves]
-    arrays = [v for v, a in zip(leaves, whole, strict=True) if a]
-    return arrays, tuple((i, v) for i, v in enumerate(leaves) if not whole[i]), structure
-
-
-def split(tree: Any) -> tuple[list[Any], tuple[tuple[int, Any], ...], Form]:
-    """Arrays, static leaves by position, and the form of a pytree."""
-    leaves, structure = jax.tree.flatten(tree)
-    arrays = [v for v in leaves if is_array(v)]
-    static = tuple((i, v) for i, v in enumerate(leaves) if not is_array(v))
-    for _, v in static:
-        try:
-            hash(v)
-        except TypeError:
-            raise UnsupportedError(
-                f"an argument of type {type(v).__name__} ({_jax.user_line()}) is neither an array "
-                "nor hashable, so it can be no input of compiled code. Close over it, give an "
-                "array, or register its type as a pytree."
-            ) from None
-    return arrays, static, Form(structure, tuple(_classes(structure)))
-
-
-@dataclasses.dataclass(frozen=True)
-class Form:
-    """The tree of a pytree and the classes in it: to JAX trees of different dataclasses with like
-    fields are equal, and two that have none are one key of its caches."""
-
-    tree: Any
-    classes: tuple[Any, ...]
-
-    @property
-    def num_leaves(self) -> int:
-        return self.tree.num_leaves
-
-    def unflatten(self, leaves: Sequence[Any]) -> Any:
-        return jax.tree.unflatten(self.tree, leaves)
-
-
-def _classes(tree: Any) -> Iterator[Any]:
-    data = tree.node_data()
-    if data is not None:
-        yield data[0]
-        for child in tree.children():
-            yield from _classes(child)
-
-
-def join(arrays: Sequence[Any], static: Sequence[tuple[int, Any]]) -> list[Any]:
-    """The leaves that :func:`split` took apart."""
-    leaves = list(arrays)
-    for i, v in static:
-        leaves.insert(i, v)
-    return leaves

@@ -40,7 +40,8 @@ from transforms.runs.retarget import retarget
 from ..programs.given import as_count, as_key
 from .audit import ROUNDING
 from .derivatives import is_floating
-from .expectation import Expectation, check_differentiable, split
+from .expectation import Expectation, check_differentiable
+from .leaves import split
 from .scopes import fits, scopes_of
 
 EXHAUSTIVE, MEMORY = 64, 2**32

@@ -149,4 +149,4 @@ def importance(
         >>> x = posterior.simulate(key)["x"]
     """
     n = as_count(n, "the number n of particles")
-    return Importance(n, proposal, None if chunk is None else as_chunk(chunk, n))
+    return Importance(n, proposal, None if chunk is None else as_chunk(chunk, n, "particles"))

@@ -21,18 +21,18 @@ def particles(f: Callable[[], Any], n: int, chunk: int | None = None) -> Any:
     """
     if chunk is None:
         return jax.vmap(f, axis_size=n)()
-    chunk = as_chunk(chunk, n)
+    chunk = as_chunk(chunk, n, "particles")
     together = jax.checkpoint(lambda: jax.vmap(f, axis_size=chunk)())
     _, found = jax.lax.scan(lambda _, __: (None, together()), None, None, length=n // chunk)
     return jax.tree.map(lambda a: jnp.reshape(a, (n, *a.shape[2:])), found)
 
 
-def as_chunk(chunk: int, n: int) -> int:
-    """How many of ``n`` particles are computed at a time, checked."""
+def as_chunk(chunk: int, n: int, what: str) -> int:
+    """How many of ``n`` particles (``what`` they are) are computed at a time, checked."""
     chunk = as_count(chunk, "chunk")
     if n % chunk:
         raise ValueError(
-            f"chunk at {_jax.user_line()} is {chunk}, and the {n} particles are no whole number of "
+            f"chunk at {_jax.user_line()} is {chunk}, and the {n} {what} are no whole number of "
             f"chunks. Give a divisor of {n}."
         )
     return chunk

@@ -13,6 +13,7 @@ import ppl
 from ppl import dist
 from transforms import _jax
 from transforms.analyses.alike import NO, compress
+from transforms.exact.turned import evaluate
 
 KEY = jax.random.key(0)
 A = np.asarray(jax.random.normal(KEY, (4, 5, 6)))
@@ -151,6 +152,33 @@ def test_a_plate_with_logits_of_its_own_is_differentiated_whole():
     exact = jax.grad(lambda l: jnp.sum(jax.nn.softmax(l) @ jnp.cos(jnp.arange(4.0))))(logits)
     np.testing.assert_allclose(f.grad(KEY, logits), exact, rtol=1e-4, atol=1e-6)
     assert not equations(jax.make_jaxpr(lambda l: f.grad(KEY, l))(logits), "scatter-add")
+
+
+PLACES = np.random.default_rng(2).integers(-3, 5, (40, 30))
+READ = {
+    "rows": lambda t: t[PLACES],
+    "columns": lambda t: t[:, PLACES],
+    "numbers": lambda t: t[PLACES, PLACES],
+    "filled": lambda t: jnp.asarray(t).at[9 * PLACES].get(mode="fill", fill_value=-3.0),
+    "slices": lambda t: jax.vmap(lambda k: jax.lax.dynamic_slice(t, (k, 1), (2, 3)))(
+        PLACES.ravel()
+    ),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_what_is_read_is_added_up_as_it_lies_in_memory(name):
+    """In one axis of places, with no axis of the table left out: else XLA copies it."""
+    read, t, w = READ[name], A[0], lambda x: jnp.sum(jnp.sin(x))
+    once = lambda t: evaluate(jax.make_jaxpr(read)(t), t)[0]
+    np.testing.assert_array_equal(once(t), read(t))
+    np.testing.assert_allclose(
+        jax.grad(lambda t: w(once(t)))(t), jax.grad(lambda t: w(read(t)))(t), rtol=1e-4
+    )
+    for eqn in equations(jax.make_jaxpr(jax.grad(lambda t: w(once(t))))(t), "scatter-add"):
+        numbers = eqn.params["dimension_numbers"]
+        assert not numbers.inserted_window_dims
+        assert numbers.update_window_dims == (1, 2)
 
 
 # --- topic models: words read the logits of their topic -------------------------------------------

@@ -1,7 +1,8 @@
 """How contenders are measured: in one process, in alternating blocks; medians and ratios.
 
-What XLA counts (FLOPs, bytes) is exact. Times are medians over blocks of the medians within a
-block, ratios are medians over blocks of the ratio to the first contender: drift hits all alike.
+What XLA counts (FLOPs, bytes, memory beside arguments and results) is exact. Times are medians over
+blocks of the medians within a block, ratios are medians over blocks of the ratio to the first
+contender: drift hits all alike.
 """
 
 from __future__ import annotations
@@ -57,14 +58,18 @@ def compiled(name: str, f: Callable[..., Any], *args: Any, repeats: int = 3) -> 
         min(compiles),
         cost["flops"],
         cost["bytes accessed"],
-        call.memory_analysis().temp_size_in_bytes,
+        cost["memory"],
     )
 
 
 def cost_of(stage: Any) -> Mapping[str, float]:
-    """XLA's analysis of a lowered or compiled program."""
+    """XLA's analysis of a lowered or compiled program; of a compiled one with its memory."""
     cost = stage.cost_analysis()
-    return cost[0] if isinstance(cost, list) else cost
+    cost = dict(cost[0] if isinstance(cost, list) else cost)
+    if isinstance(stage, jax.stages.Compiled):
+        found: Any = stage.memory_analysis()
+        cost["memory"] = found.temp_size_in_bytes
+    return cost
 
 
 def gradient(f: Callable[..., Any]) -> Callable[..., Any]:

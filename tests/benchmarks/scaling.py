@@ -75,6 +75,18 @@ def summed_out() -> Pair:
     return by_hand, ours, (LOGITS,)
 
 
+def with_fitted() -> Pair:
+    def by_hand(key: jax.Array, theta: jax.Array, logits: jax.Array) -> jax.Array:
+        return jax.nn.logsumexp(log_words(theta, logits), -1).sum()
+
+    def ours(key: jax.Array, theta: jax.Array, logits: jax.Array) -> jax.Array:
+        model = ppl.gen(documents)
+        sums = ppl.marginal(model(theta, logits), ["word"], ppl.enumeration())
+        return sums.log_density({"word": WORDS})
+
+    return by_hand, ours, (THETA, LOGITS)
+
+
 def with_dirichlet() -> Pair:
     def by_hand(key: jax.Array, logits: jax.Array, raw: jax.Array) -> jax.Array:
         q = dist.Dirichlet(jax.nn.softplus(raw))
@@ -145,6 +157,7 @@ def mixture(n: int = 10_000, k: int = 50) -> Pair:
 
 PAIRS: dict[str, tuple[Callable[[], Pair], bool]] = {
     "topics summed out, given theta": (summed_out, True),
+    "topics summed out, theta fitted": (with_fitted, True),
     "topics summed out, Dirichlet guide": (with_dirichlet, False),
     "topics enumerated in the guide": (in_the_guide, True),
     "mixture, assignments in the guide": (mixture, True),

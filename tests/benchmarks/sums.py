@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import measure
 import numpy as np
 from jax import lax
 from jax.nn import log_softmax, logsumexp
@@ -253,5 +254,5 @@ def costs(pair: Pair, compiled: bool = True) -> list[Any]:
     found = []
     for f in (by_hand, ours):
         lowered = jax.jit(jax.value_and_grad(f, numbers)).lower(jax.random.key(0), *args)
-        found.append((lowered.compile() if compiled else lowered).cost_analysis())
+        found.append(measure.cost_of(lowered.compile() if compiled else lowered))
     return found

@@ -52,6 +52,13 @@ def test_enumerated_values_cost_what_they_cost_by_hand(name: str) -> None:
         assert ours[what] <= most * by_hand[what], what
 
 
+def test_topics_take_the_memory_of_by_hand(as_for_a_user: None) -> None:
+    """By XLA's own schedule, for which the derivative must not be held in several forms."""
+    by_hand, ours = sums.costs(scaling.with_fitted())
+    for what, most in (("flops", 1.0), ("bytes accessed", 1.0), ("memory", 1.1)):
+        assert ours[what] <= most * by_hand[what], what
+
+
 def independent(n: int) -> int:
     """Equations of value and gradient, with ``n`` measure-valued sites."""
 

@@ -988,6 +988,23 @@ def test_a_dropped_product_is_seen(name: str, monkeypatch: pytest.MonkeyPatch) -
     differs(name)
 
 
+@pytest.mark.parametrize("shapes", [((30, 1), (30, 50)), ((30, 1), (1, 50)), ((30, 50),) * 2])
+def test_large_tables_are_differentiated_as_their_sum_is(shapes: Any) -> None:
+    """In one of them, in both, forwards, backwards and twice, alone and side by side."""
+    tables = [RNG.normal(size=shape) for shape in shapes]
+    ours = lambda x, y: jnp.sum(contraction.log_sum_exp(contraction.log_product(x, y), 0) ** 2)
+    by_hand = lambda x, y: jnp.sum(logsumexp(x + y, 0) ** 2)
+
+    def all_of(f: Any) -> Any:
+        twice = jax.hessian(lambda s, t: f(s * tables[0], t * tables[1]), (0, 1))
+        each = jax.vmap(jax.grad(f, (0, 1)), (0, None))(jnp.stack(tables[:1] * 2), tables[1])
+        alone = [jax.grad(f, i)(*tables) for i in (0, 1)]
+        return f(*tables), each, alone, jax.jvp(f, tables, tables), twice(1.0, 1.0)
+
+    same = functools.partial(np.testing.assert_allclose, rtol=1e-9)
+    jax.tree.map(same, jax.jit(lambda: all_of(ours))(), jax.jit(lambda: all_of(by_hand))())
+
+
 # --- the choices that an exact sum is given -------------------------------------------------------
 
 
@@ -1016,7 +1033,7 @@ def chained(n: int) -> None:
 
 
 @pytest.mark.parametrize("model", [mixed, chained], ids=["mixed", "chained"])
-@pytest.mark.parametrize("n", [4, 100])
+@pytest.mark.parametrize("n", [4, 1000])
 def test_they_stay_pathwise(model: Any, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sum is known to be smooth, so that the checker evaluates nothing of it, whatever its
     size, and a draw of a Dirichlet is inside of the support."""

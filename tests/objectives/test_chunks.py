@@ -1,14 +1,19 @@
-"""Particles a few at a time: the same expectation, and the memory of one chunk."""
+"""Samples, particles and joint values a few at a time: the same numbers, or the same expectation,
+and the memory of one chunk."""
 
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import ppl
 from ppl import dist
+from transforms.exact import grid
+from transforms.exact.grid import over_axes
 
 KEY = jax.random.key(0)
 
@@ -118,9 +123,80 @@ def test_one_of_particles_in_chunks_is_drawn(x64):
     np.testing.assert_allclose(*densities(), rtol=1e-10)
 
 
+@ppl.expectation(has_aux=True)
+def every_estimator(m):
+    a = ppl.sample("a", dist.Normal(m, 1.0))
+    b = ppl.sample("b", dist.Normal(a, 1.0), ppl.reinforce("loo"))
+    c = ppl.sample("c", dist.Categorical(logits=m * jnp.arange(3.0)), ppl.enum())
+    d = ppl.sample("d", dist.Poisson(jnp.exp(m)), ppl.mvd())
+    return a * b * m + c * d * a, {"a": a, "d": d}
+
+
+def test_samples_in_chunks_are_the_mean_of_groups_with_keys_of_their_own(x64):
+    """What the docstring says of keys, so a baseline of the other samples is that of a group."""
+    found = every_estimator.value_and_grad(KEY, 0.3, samples=12, chunk=4)
+    keys = jax.vmap(lambda i: jax.random.fold_in(KEY, i))(jnp.arange(3))
+    groups = jax.vmap(lambda k: every_estimator.value_and_grad(k, 0.3, samples=4))(keys)
+    means = jax.tree.map(lambda a: a.mean(0), groups)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), found, means)
+    value = every_estimator.value(KEY, 0.3, samples=12, chunk=4)
+    np.testing.assert_allclose(value[0], means[0][0], rtol=1e-10)
+
+
+def test_samples_take_the_memory_of_one_chunk(as_for_a_user):
+    """Forwards and backwards: 100 chunks, a fiftieth of the memory and less."""
+    x = jnp.ones(32)
+    f = ppl.expectation(lambda w: ppl.elbo(network(w, x), encoder(w, x), {"x": x}))
+    memory = lambda chunk: f.explain(jnp.eye(32), samples=10_000, chunk=chunk).memory
+    assert memory(100) < memory(None) / 50
+
+
+@pytest.mark.parametrize("sizes", [[2**12], [4] * 6])
+def test_joint_values_take_the_memory_of_a_part(sizes, monkeypatch, as_for_a_user):
+    """Of a grid that would keep more than the budget; the numbers are the same."""
+
+    def total(w):
+        point = lambda *at: jnp.sum(jnp.tanh(w @ jnp.tanh(w @ (jnp.ones(32) * sum(at)))))
+        return jnp.sum(over_axes(point, sizes, frozenset(range(len(sizes)))))
+
+    def gradient(budget):
+        monkeypatch.setattr(grid, "BUDGET", budget)
+        run = jax.jit(jax.grad(lambda w: total(w))).lower(0.01 * jnp.eye(32)).compile()
+        return run(0.01 * jnp.eye(32)), run.memory_analysis().temp_size_in_bytes
+
+    (all_kept, most), (again, least) = gradient(2**40), gradient(2**16)
+    np.testing.assert_array_equal(all_kept, again)
+    assert least < most / 10
+
+
+def test_a_fit_draws_its_samples_in_chunks():
+    @ppl.expectation
+    def f(m):
+        return -((ppl.sample("x", dist.Normal(m, 1.0), ppl.reinforce("loo")) - 1.0) ** 2)
+
+    how: Any = {"samples": 6, "chunk": 3}
+    fit = ppl.minimize(f, 0.3, optax.sgd(0.1), key=KEY, steps=1, progress=False, **how)
+    value, grad = f.value_and_grad(jax.random.fold_in(KEY, 0), 0.3, **how)
+    np.testing.assert_allclose(fit.history[0], value, rtol=1e-6)
+    np.testing.assert_allclose(fit.params, 0.3 - 0.1 * grad, rtol=1e-6)
+
+
+def test_a_choice_that_is_not_finite_is_named_in_chunks_too():
+    @ppl.expectation
+    def f(m):
+        return ppl.sample("x", dist.Normal(jnp.log(m), 1.0))
+
+    how: Any = {"key": KEY, "steps": 1, "samples": 4, "chunk": 2, "progress": False}
+    with pytest.raises(ppl.NonFiniteError, match="random choice 'x'"):
+        ppl.maximize(f, -1.0, optax.sgd(0.1), **how)
+
+
 def test_chunks_that_do_not_fit_are_refused():
     f = ppl.expectation(lambda m: ppl.iwelbo(coin(m), guess(m), {"x": 0.7}, 4, chunk=3))
     with pytest.raises(ValueError, match="Give a divisor of 4"):
         f.value(KEY, 0.3)
+    for run in (f.value, f.grad, f.surrogate):
+        with pytest.raises(ValueError, match="the 10 samples are no whole number of chunks"):
+            run(KEY, 0.3, samples=10, chunk=3)
     with pytest.raises(ValueError, match="Give a divisor of 4"):
         ppl.importance(4, guess(0.3), chunk=3)

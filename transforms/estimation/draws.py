@@ -26,13 +26,24 @@ class Context:
     """What the scopes of one objective share: the number of samples drawn side by side, the
     running averages of payoffs that baselines asked for, whether the surrogate is ascended (1) or
     descended (-1), for baselines that learn, how a scope (a program, and how its estimators are
-    chosen) is laid out, and what is told of each choice: the site, its operands and its value."""
+    chosen) is laid out, and what is told of each choice: the site, its operands and its value.
+
+    ``given`` is the number of the sample in a derivative that is traced later, where JAX may have
+    forgotten the name of their axis."""
 
     samples: int = 1
     averages: Mapping[float, Any] = dataclasses.field(default_factory=dict)
     direction: int = 1
     layout: Callable[..., Any] | None = None
     watch: Watch | None = None
+    given: Any = None
+
+    @property
+    def number(self) -> Any:
+        """Which of the samples it is, where there are several."""
+        if self.samples == 1:
+            return None
+        return lax.axis_index(SAMPLES) if self.given is None else self.given
 
     def watching(self, rule: Any) -> Any:
         """A rule of an interpreter that tells ``watch`` of every choice."""
@@ -52,14 +63,14 @@ class Context:
         """The mean payoff of the other samples; 0 where there are none."""
         if self.samples == 1:
             return jnp.zeros_like(payoff)
-        return (_sum_over_samples(payoff) - payoff) / (self.samples - 1)
+        return (self._sum(payoff) - payoff) / (self.samples - 1)
 
-
-def _sum_over_samples(x: jax.Array) -> jax.Array:
-    """``lax.psum``, which JAX 0.10 cannot over the axis of a ``vmap`` inside ``jax.shard_map``."""
-    if not jax.sharding.get_abstract_mesh().manual_axes:
-        return lax.psum(x, SAMPLES)
-    return _total(lax.axis_index(SAMPLES), x)
+    def _sum(self, x: jax.Array) -> jax.Array:
+        """``lax.psum``, which JAX 0.10 cannot over the axis of a ``vmap`` inside
+        ``jax.shard_map``, nor over one whose name is forgotten."""
+        if self.given is None and not jax.sharding.get_abstract_mesh().manual_axes:
+            return lax.psum(x, SAMPLES)
+        return _total(self.number, x)
 
 
 @jax.custom_batching.custom_vmap
@@ -113,12 +124,12 @@ def draw(
     """
     if context.samples == 1:
         return vectorised_draw(site, operands, key, sample)
-    return _among_samples(site, sample, [])(lax.axis_index(SAMPLES), key, list(operands))
+    return _among_samples(site, sample, [])(context.number, key, list(operands))
 
 
 def own_key(key: jax.Array, context: Context) -> jax.Array:
     """A key of its own for each of the samples."""
-    return key if context.samples == 1 else jax.random.fold_in(key, lax.axis_index(SAMPLES))
+    return key if context.samples == 1 else jax.random.fold_in(key, context.number)
 
 
 def _among_samples(site: Site, sample: Any, shared: list[Any]) -> Callable[..., jax.Array]:

@@ -15,7 +15,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
 from ..program import marks
 from . import products
@@ -28,6 +30,8 @@ Pick = Callable[[int, str, jax.Array], jax.Array]
 into the last axis. Several draws of one variable have different names."""
 Look = Callable[[Digit], jax.Array]
 """What was drawn for a digit, with an axis for each of the classes of the table that asks."""
+LEAST = 2**10
+"""Numbers of a large table."""
 
 
 # --- sums -----------------------------------------------------------------------------------------
@@ -62,6 +66,30 @@ def _(axis: int, primals: Any, tangents: Any) -> Any:
     return out, share * lax.reduce_sum(e * tangents[0], (axis,))
 
 
+def log_product(x: jax.Array, y: jax.Array) -> jax.Array:
+    """The sum of two tables of logarithms. The derivative of a large one is computed once for both:
+    XLA would compute it anew for each, and keep what it is made of until the last."""
+    if math.prod(np.broadcast_shapes(x.shape, y.shape)) < LEAST:
+        return x + y
+    with marks.mark(marks.EXACT):
+        return _log_product(x, y)
+
+
+@jax.custom_jvp
+def _log_product(x: jax.Array, y: jax.Array) -> jax.Array:
+    return x + y
+
+
+def _of_both(primals: Any, tangents: Any) -> Any:
+    out = _log_product(*primals)
+    given = [t for t in tangents if not isinstance(t, SymbolicZero)]
+    tangent = functools.reduce(jnp.add, given, jnp.zeros_like(out))
+    return out, lax.optimization_barrier(tangent) if len(given) == 2 else tangent
+
+
+_log_product.defjvp(_of_both, symbolic_zeros=True)
+
+
 @dataclasses.dataclass(frozen=True)
 class Algebra:
     """How tables are multiplied, and what takes the place of a sum."""
@@ -76,7 +104,7 @@ class Algebra:
     """Whether sums of products may be products of matrices (``products.py``)."""
 
 
-LOG = Algebra(jnp.add, log_sum_exp, lambda x, axes, n: n * jnp.sum(x, axis=axes), 0.0)
+LOG = Algebra(log_product, log_sum_exp, lambda x, axes, n: n * jnp.sum(x, axis=axes), 0.0)
 PRODUCTS = dataclasses.replace(LOG, joint=True)
 BEST = dataclasses.replace(LOG, plus=jnp.max)
 LAW = Algebra(

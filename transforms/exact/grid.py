@@ -2,7 +2,8 @@
 
 One ``vmap`` for each axis, so that what does not depend on an axis is not repeated for it. Of large
 grids only a part is computed side by side, and the parts one after the other: in 32 bits the sum of
-a million numbers one by one, as derivatives of indexing are, would lose some per cent.
+a million numbers one by one, as derivatives of indexing are, would lose some per cent. Where the
+parts would keep more for the derivative than a budget, each is computed again for it.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ LARGE = 2**9
 MOST = 2**16
 """Most points of a light grid; what is computed on the way has no more numbers, or than the results
 have."""
+BUDGET = 2**26
+"""Most bytes that the parts of a grid keep for the derivative."""
 READS = frozenset({"gather", "dynamic_slice"})
 """The derivative adds to one number after the other."""
 
@@ -128,7 +131,9 @@ def _one_by_one(
     needed = list({v: None for e in inside for v in e.invars if _is_var(v) and v not in own})
     invars = [*needed, closed.jaxpr.invars[-1]]
     body = _jax.open_jaxpr(closed.jaxpr, invars, depend, inside)
-    step = lambda values, index: _jax.evaluate(body, *values, index)
+    step = jax.vmap(lambda values, index: _jax.evaluate(body, *values, index), in_axes=(None, 0))
+    if len(indices[i]) * _kept(body) > BUDGET:
+        step = jax.checkpoint(step, prevent_cse=False)
     results = iter(_in_chunks(step, [env[v] for v in needed], indices[i], chunk))
 
     def result(v: Any, on: frozenset[int]) -> jax.Array:
@@ -144,14 +149,26 @@ def _one_by_one(
     return jax.tree.unflatten(jax.tree.structure(shapes), flat)
 
 
+def _kept(program: _jax.ClosedJaxpr) -> int:
+    """How many bytes a program keeps for its derivative, at most."""
+    total = 0
+    for eqn in program.jaxpr.eqns:
+        total += sum(v.aval.size * v.aval.dtype.itemsize for v in eqn.outvars)  # type: ignore[attr-defined]
+        if eqn.primitive is not _jax.remat_p:
+            inside = sum(map(_kept, _jax.sub_jaxprs(eqn)))
+            total += eqn.params.get("length", 1) * inside
+    return total
+
+
 def _in_chunks(
     step: Callable[..., list[jax.Array]], values: list[Any], indices: jax.Array, chunk: int
 ) -> list[jax.Array]:
-    """``step(values, index)`` for all indices, in loops of few steps: the derivative in ``values``
-    is summed up in each by itself, which the barrier keeps the compiler from undoing."""
+    """``step(values, indices)`` for all indices, ``chunk`` of them at once, in loops of few steps:
+    the derivative in ``values`` is summed up in each by itself, which the barrier keeps the
+    compiler from undoing."""
     n = len(indices)
     if n <= chunk:
-        return jax.vmap(step, in_axes=(None, 0))(values, indices)
+        return step(values, indices)
     size = chunk
     while size * STEPS < n:
         size *= STEPS

@@ -113,13 +113,23 @@ def _without(x: _Turned, axes: Sequence[int]) -> tuple[list[int], list[int]]:
 
 
 def _gathered(eqn: _jax.JaxprEqn, ins: list[Any]) -> list[Any]:
-    """Rows, whose numbers are the last axes."""
-    numbers = eqn.params["dimension_numbers"]
-    rank, rows = eqn.outvars[0].aval.ndim, numbers.offset_dims  # type: ignore[attr-defined]
-    last = tuple(range(rank - len(rows), rank))
-    order = [*(a for a in range(rank) if a not in rows), *map(int, rows)]
-    params = {**eqn.params, "dimension_numbers": numbers._replace(offset_dims=last)}
-    return [_as_is(lax.gather_p.bind(*ins, **params), order)]
+    """Rows, whose numbers are the last axes.
+
+    They are read in the form in which XLA adds them up for the derivative, one axis of places and
+    all axes of the array behind it: of any other it makes a copy of all numbers.
+    """
+    numbers, (array, places) = eqn.params["dimension_numbers"], ins
+    shape, rows = eqn.outvars[0].aval.shape, numbers.offset_dims  # type: ignore[attr-defined]
+    order = [*(a for a in range(len(shape)) if a not in rows), *map(int, rows)]
+    last = tuple(range(len(shape) - len(rows), len(shape)))
+    numbers = numbers._replace(offset_dims=last)
+    if not numbers.operand_batching_dims:
+        places = places.reshape(-1, places.shape[-1])
+        all_axes = tuple(range(1, 1 + array.ndim))
+        numbers = numbers._replace(offset_dims=all_axes, collapsed_slice_dims=())
+    params = {**eqn.params, "dimension_numbers": numbers}
+    read = lax.gather_p.bind(array, places, **params)
+    return [_as_is(read.reshape([shape[a] for a in order]), order)]
 
 
 def _squeeze(x: _Turned, p: Any) -> Any:

@@ -31,15 +31,14 @@ def first_nonfinite(
     args: Sequence[Any],
     key: jax.Array,
     choose: Choose,
-    samples: int,
-    averages: Mapping[float, Any],
-    direction: int,
+    how: Mapping[str, Any],
     fitted: Sequence[Any] = (),
 ) -> str:
     """A sentence that names the first choice with parameters or a draw that are not finite.
 
     The surrogate itself runs, and its derivative, with the same key: what is seen are its own
-    draws, all values of what it enumerates, and the alternatives of what it continues from.
+    draws, all values of what it enumerates, and the alternatives of what it continues from. ``how``
+    are its numbers of samples, its averages and direction.
     ``fitted`` are those of the arguments that are no data.
 
     Raises:
@@ -58,9 +57,7 @@ def first_nonfinite(
             full,
             key,
             choose,
-            samples=samples,
-            averages=averages,
-            direction=direction,
+            **how,
             report=lambda check, inputs: None,
             watch=watch,
         )[0]

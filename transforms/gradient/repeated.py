@@ -1,7 +1,8 @@
-"""The mean of as many draws of an expectation as a number says that is itself drawn.
+"""Means of draws that are made one after the other, and again for the derivative.
 
-The loop has no length that is known beforehand, so that it can not be differentiated backwards as
-it stands: it runs again for the derivative, draw by draw with the same keys, and keeps nothing.
+They keep nothing of a draw but its key, so that the memory is that of one. Of as many as a number
+says that is known, a loop does it under ``jax.checkpoint``; of as many as a number says that is
+itself drawn, the loop has no length, and its derivative is written out.
 """
 
 from __future__ import annotations
@@ -12,6 +13,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from .. import _jax
+
+
+def mean_in_turn(run: Callable[[jax.Array], list[Any]], key: jax.Array, n: int) -> list[jax.Array]:
+    """The mean of ``run(fold_in(key, i))`` over i below ``n``."""
+    again = jax.checkpoint(lambda i: run(jax.random.fold_in(key, i)), prevent_cse=False)
+    closed, consts, like = _jax.trace(again, jnp.zeros((), jnp.uint32))
+
+    def step(totals: list[jax.Array], i: jax.Array) -> tuple[list[jax.Array], None]:
+        outs = _jax.evaluate(closed, *consts, i)
+        return [t + o for t, o in zip(totals, outs, strict=True)], None
+
+    zeros = [jnp.zeros(a.shape, jnp.result_type(a.dtype, float)) for a in like]
+    totals, _ = lax.scan(step, zeros, jnp.arange(n, dtype=jnp.uint32))
+    return [t / n for t in totals]
 
 
 def counted_mean(

@@ -54,7 +54,7 @@ def correction(
     in_step = _elementwise(s) and not s.stepwise
     whole = in_step or _across_steps(s)
     payoff = lax.stop_gradient(_payoff(layout, s, terms, made, whole))
-    rest = args, key, known, before
+    rest = args, key, known, before, context.number
 
     def harmless(a: jax.Array) -> jax.Array:  # in a branch not taken the operands are zeros
         seen = visited.reshape((*lengths, *[1] * (a.ndim - s.loops)))
@@ -62,7 +62,8 @@ def correction(
 
     parameters = jax.tree.map(harmless, operands)
     value = lax.stop_gradient(value)
-    term = functools.partial(_sampling_term, layout, s, run, in_step, context)
+    still = dataclasses.replace(context, given=None)  # values of a derivative are its arguments
+    term = functools.partial(_sampling_term, layout, s, run, in_step, still)
     if whole or not lengths:
         first = keys.reshape(-1, keys.shape[-1])[0] if lengths else keys
         return _differentiated_only(term, s.chosen, parameters, (None, value, first, payoff, *rest))
@@ -115,7 +116,8 @@ def _sampling_term(
     parameters: list[Any],
     rest: Any,
 ) -> jax.Array:
-    i, value, own_key, payoff, args, key, known, before = rest
+    i, value, own_key, payoff, args, key, known, before, number = rest
+    context = dataclasses.replace(context, given=number)
     site, estimator = s.chosen.choice.site, s.chosen.estimator
     assert isinstance(estimator, Continued)
     lengths = s.shape[: s.loops]
@@ -129,15 +131,16 @@ def _sampling_term(
         return (jnp.ones(lengths, bool) if in_step or not lengths else x != value), x
 
     def continuation(x: jax.Array, rest: Any) -> jax.Array:
-        i, args, key, known, before = rest
+        i, args, key, known, before, number = rest
         there, other = replaced(x, i)
-        outs, made = run(args, key, {**known, s.path: (there, other)})
+        at = dataclasses.replace(context, given=number)
+        outs, made = run(at)(args, key, {**known, s.path: (there, other)})
         return _payoff(layout, s, outs[: len(layout.terms)], {**before, **made}, whole)
 
     def k(x: jax.Array) -> jax.Array:
         x = jnp.asarray(x)
         refuse_rounding(site, estimator.name, "gives k", x.dtype)
-        return _constant(continuation, x.astype(value.dtype), (i, args, key, known, before))
+        return _constant(continuation, x.astype(value.dtype), (i, args, key, known, before, number))
 
     axes = site.axes
     if whole:

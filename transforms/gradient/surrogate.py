@@ -67,7 +67,7 @@ from ..program.site import (
     sample,
 )
 from ..program.sums import added, sum_over
-from .repeated import counted_mean
+from .repeated import counted_mean, mean_in_turn
 from .replay import correction
 
 # --- one scope ----------------------------------------------------------------------------------
@@ -102,9 +102,8 @@ class _Parts:
         self._layout, self._context, self._zero = layout, context, zero
         self._args, self._key = args, key
         self.continued = layout.of(Continued)
-        self._quiet = functools.partial(
-            _run, layout, context, Segments(known(silent(layout.program)))
-        )
+        replayed = Segments(known(silent(layout.program)))
+        self._quiet = lambda context: functools.partial(_run, layout, context, replayed)
         self._averaged = {
             i: layout.on_grid(d) for i, d in enumerate(layout.others) if layout.is_apart(d)
         }
@@ -214,7 +213,7 @@ class _Parts:
         for i, mean in zip(self._averaged, means, strict=True):
             outs[i] = sum_over(mean, range(len(self._averaged[i])))
         if len(self._averaged) < len(outs):
-            drawn = self._quiet(self._args, self._key, {}, enumerate=False)[0]
+            drawn = self._quiet(self._context)(self._args, self._key, {}, enumerate=False)[0]
             drawn = drawn[len(self._layout.terms) :]
             outs = [d if o is None else o for d, o in zip(drawn, outs, strict=True)]
         return outs
@@ -400,6 +399,7 @@ def surrogate(
     choose: Choose,
     *,
     samples: int = 1,
+    chunk: int | None = None,
     averages: Mapping[float, Any] | None = None,
     direction: int = 1,
     name: str = "the objective",
@@ -407,24 +407,26 @@ def surrogate(
     report: Callable[[Soundness, Sequence[int]], None] | None = None,
     watch: Watch | None = None,
 ) -> list[Any]:
-    """The mean of ``samples`` surrogates with independent draws.
+    """The mean of ``samples`` surrogates with independent draws, ``chunk`` of them at a time.
 
     When it is first differentiated, what the checker finds is reported: as warnings, or errors
     if ``strict``, or by ``report`` with the numbers of the arguments that are differentiated.
     ``watch`` is told of every choice.
     """
     closed, misfits = resolve(closed, args)
-    check = Soundness(closed, choose, samples, _known(args), misfits)
-    context = Context(samples, averages or {}, direction, check.layout, watch)
+    together = chunk or samples
+    check = Soundness(closed, choose, together, _known(args), misfits)
+    context = Context(together, averages or {}, direction, check.layout, watch)
 
-    def one(key: jax.Array) -> list[Any]:
-        return scope(closed, args, key, choose, context)
+    def side_by_side(key: jax.Array) -> list[Any]:
+        one = lambda _=None: scope(closed, args, key, choose, context)
+        if together == 1:
+            return one()
+        outs = jax.vmap(one, axis_name=SAMPLES)(jnp.arange(together))
+        return [jnp.mean(o, axis=0) for o in outs]
 
-    if samples == 1:
-        outs = one(key)
-    else:
-        outs = jax.vmap(lambda _: one(key), axis_name=SAMPLES)(jnp.arange(samples))
-        outs = [jnp.mean(o, axis=0) for o in outs]
+    groups = samples // together
+    outs = side_by_side(key) if groups == 1 else mean_in_turn(side_by_side, key, groups)
     alarm = _alarm(check, args, name, strict, report)
     return [_checked(check, args, outs[0]) + alarm, *outs[1:]]
 
