@@ -239,7 +239,8 @@ def chain(at: Any, *how: Any) -> Callable[[Any], Any]:
         laws = p * jnp.asarray(A)
 
         def step(z: Any, _: Any) -> Any:
-            z = jax.vmap(lambda z: ppl.sample("z", dist.Categorical(logits=laws[z]), *how))(z)
+            law: Any = lambda z: dist.Categorical(logits=laws[z])
+            z = jax.vmap(lambda z: ppl.sample("z", law(z), *how))(z)
             return z, z
 
         zs = jax.lax.scan(step, jnp.zeros(2, int), length=20)[1]
