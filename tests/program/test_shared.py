@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ppl.fitting.fingerprint import program_digest
 from transforms import _jax
 from transforms.exact.computed_once import computed_once
 from transforms.program.compiled import with_numbers
@@ -49,6 +50,8 @@ def test_constants_that_are_shown_alike_are_told_apart():
         opened, numbers = with_numbers(closed)
         found = [evaluated(shared([closed])[0])(1.0), evaluated(computed_once(closed))(1.0)]
         found.append(evaluated(opened)(*numbers, 1.0))
+        each = [jax.make_jaxpr(lambda x, c=c: x * c)(1.0) for c in written]
+        assert len({program_digest(p, []) for p in each}) == OFTEN
     for values in found:
         np.testing.assert_array_equal(values, written)
 
