@@ -249,6 +249,12 @@ def is_plain(eqn: JaxprEqn) -> bool:
     return known and any(isinstance(v, Var) for v in eqn.invars) and not any(sub_jaxprs(eqn))
 
 
+def written(v: Literal) -> tuple[Any, bytes]:
+    """What tells one constant in an equation from another: its type and its bits, since what an
+    array shows is rounded."""
+    return v.aval, np.asarray(v.val).tobytes()
+
+
 def operands_of(eqns: Sequence[JaxprEqn]) -> list[Var]:
     """The variables that equations read and do not make."""
     made = {v for eqn in eqns for v in eqn.outvars}

@@ -51,7 +51,7 @@ def _program(closed: _jax.ClosedJaxpr, known: Sequence[str], around: tuple[int, 
         names[v] = _hash(known[i] if i < len(known) else f"input {i - len(known)} {v.aval}")
 
     def read(v: Any) -> str:
-        return f"{v.aval} {v.val!r}" if isinstance(v, _jax.Literal) else names[v]
+        return f"{v.aval} {_jax.written(v)[1].hex()}" if isinstance(v, _jax.Literal) else names[v]
 
     effects: list[str] = []
     for eqn in jaxpr.eqns:

@@ -66,6 +66,7 @@ ARRAYS = {
     "all, any": lambda x: jnp.all(x > 0, 0) | jnp.any(x > 0.9, 1, keepdims=True)[:, :, 0].any(),
     "argmax": lambda x: x.argmax(1),
     "argmin": lambda x: x.argmin(2),
+    "inner product": lambda x: jnp.dot(x[0, 0], x[1, 2]),
     "cumulative": lambda x: [lax.cumsum(x, 1), lax.cumprod(x, 2), lax.cummax(x, 1, reverse=True)],
     "least so far": lambda x: lax.cummin(x, 2),
     "sort": lambda x: lax.sort(x, 1),

@@ -229,6 +229,63 @@ def test_means_are_exact(name: str) -> None:
     kept.passed(gradient, [0.6], [f, H], test)
 
 
+AT = np.array([[3, 19], [0, 19], [7, 14]])
+
+
+def chain(at: Any, *how: Any) -> Callable[[Any], Any]:
+    """Two chains side by side, and terms that read some of their steps after the loop."""
+
+    def run(p: Any) -> Any:
+        laws = p * jnp.asarray(A)
+
+        def step(z: Any, _: Any) -> Any:
+            law: Any = lambda z: dist.Categorical(logits=laws[z])
+            z = jax.vmap(lambda z: ppl.sample("z", law(z), *how))(z)
+            return z, z
+
+        zs = jax.lax.scan(step, jnp.zeros(2, int), length=20)[1]
+        numbers = jnp.tanh(zs[at] * p - H[:6].reshape(3, 2, 1))
+        return jnp.sum(numbers) + jnp.sum(H[:2] * zs[-1] ** 2)
+
+    return run
+
+
+def test_steps_of_a_chain_are_read_after_its_loop() -> None:
+    """3^40 joint values: the evidence of what is seen of some steps, and a mean, by hand."""
+
+    @ppl.gen
+    def model(p: Any) -> None:
+        ppl.factor("seen", chain(AT)(p))
+
+    mean = ppl.expectation(chain(AT, ppl.enum()))
+    key = jax.random.key(0)
+    evidence = lambda p: ppl.marginal(model(p), [], by=ppl.enumeration()).log_density({}, key)
+    run = ztest.compiled(
+        lambda p: (jax.value_and_grad(evidence)(p), jax.value_and_grad(mean.surrogate, 1)(key, p))
+    )
+
+    def by_hand(p: Any) -> Any:
+        law = jax.nn.softmax(p * jnp.asarray(A), 1)
+        z, alone, value = jnp.arange(3), jnp.eye(3)[0], 0.0
+        alphas = [alone, alone]
+        for t in range(20):
+            alone = alone @ law
+            for c, alpha in enumerate(alphas):
+                where = np.argwhere(t == AT)
+                seen = sum((jnp.tanh(z * p - H[2 * a + b]) for a, b in where), 0.0 * z)
+                seen += H[c] * z**2 * (t == 19)
+                value += alone @ seen
+                alphas[c] = (alpha @ law) * jnp.exp(seen)
+        return sum(jnp.log(a.sum()) for a in alphas), value
+
+    def test() -> None:
+        found = run(0.6)
+        right = [jax.jit(jax.value_and_grad(lambda p, k=k: by_hand(p)[k]))(0.6) for k in (0, 1)]
+        np.testing.assert_allclose(found, right, rtol=1e-9)
+
+    kept.passed(run, [0.6], [A, H, AT], test)
+
+
 def test_a_draw_that_nothing_reads_is_gone_with_the_sum() -> None:
     """E of b0 b1 + b1 b2 + x b0 for independent b of probability q, at the x that is drawn."""
 
@@ -247,14 +304,21 @@ def test_a_draw_that_nothing_reads_is_gone_with_the_sum() -> None:
     assert [site.evaluations for site in report.sites] == ["1", "1", "4 a number"]
 
 
-def test_an_element_alone_has_no_neighbours() -> None:
-    f = ppl.expectation(
-        lambda t: (lambda b: jnp.sum(b[1:] * b[:-1]) + jnp.sum(1.0 * b))(
-            ppl.sample("b", dist.Bernoulli(t), ppl.enum())
-        )
+def neighbours(t: Any) -> Any:
+    b: Any = ppl.sample("b", dist.Bernoulli(t), ppl.enum())
+    c: Any = ppl.sample("c", dist.Bernoulli(jnp.full(4, 0.5)), ppl.enum())
+    return sum(jnp.sum(z[..., 1:] * z[..., :-1]) for z in (b, c)) + jnp.sum(1.0 * b)
+
+
+@pytest.mark.parametrize(
+    ("shape", "value"), [((1,), 1.05), ((0, 3), 0.75)], ids=["alone", "no rows"]
+)
+def test_an_element_alone_has_no_neighbours(shape: tuple[int, ...], value: float) -> None:
+    found = jax.jit(ppl.expectation(neighbours).value_and_grad)(
+        jax.random.key(0), jnp.full(shape, 0.3)
     )
-    value, slope = jax.jit(f.value_and_grad)(jax.random.key(0), jnp.array([0.3]))
-    np.testing.assert_allclose((value, slope[0]), (0.3, 1.0), rtol=1e-6)
+    np.testing.assert_allclose(found[0], value, rtol=1e-6)
+    np.testing.assert_allclose(found[1], np.ones(shape), rtol=1e-6)
 
 
 def test_a_mean_takes_as_much_as_it_has_numbers() -> None:

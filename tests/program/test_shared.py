@@ -4,7 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ppl.fitting.fingerprint import program_digest
 from transforms import _jax
+from transforms.exact.computed_once import computed_once
+from transforms.program.compiled import with_numbers
 from transforms.program.shared import OFTEN, shared
 
 
@@ -37,6 +40,20 @@ def test_values_and_derivatives_are_the_same():
             jax.tree.map(np.testing.assert_array_equal, before, after)
         signs = np.signbit(jax.jit(evaluated(new))(*ARGS))
         np.testing.assert_array_equal(signs, np.signbit(rounds(*ARGS)))
+
+
+def test_constants_that_are_shown_alike_are_told_apart():
+    """NumPy shows eight digits of an array, or as many as it is told to."""
+    written = [np.float32(1 + i / 1000) for i in range(OFTEN)]
+    closed = jax.make_jaxpr(lambda x: jnp.stack([x * c for c in written]))(1.0)
+    with np.printoptions(precision=2):
+        opened, numbers = with_numbers(closed)
+        found = [evaluated(shared([closed])[0])(1.0), evaluated(computed_once(closed))(1.0)]
+        found.append(evaluated(opened)(*numbers, 1.0))
+        each = [jax.make_jaxpr(lambda x, c=c: x * c)(1.0) for c in written]
+        assert len({program_digest(p, []) for p in each}) == OFTEN
+    for values in found:
+        np.testing.assert_array_equal(values, written)
 
 
 def test_what_is_compiled_is_the_same():

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -245,7 +246,8 @@ class Rows:
         left = sorted(kept)
         order = [*range(n), *(n + left.index(a) for a in (*self.axes, *self._plates))]
         x = x.transpose(order) if order != sorted(order) else x
-        x = x.reshape(*x.shape[:n], -1, *x.shape[n + len(self.axes) :])
+        m = n + len(self.axes)
+        x = x.reshape(*x.shape[:n], math.prod(x.shape[n:m]), *x.shape[m:])
         if self._alike or self.groups.shape[1] == x.shape[n]:
             return x
         zeros = jnp.zeros((*x.shape[:n], self.groups.shape[1], *x.shape[n + 1 :]), x.dtype)

@@ -31,6 +31,7 @@ from ..program.site import Call, Expect, Factor, Site, call_p, expect_p, factor_
 from .classes import Class, Plan, Variable, check_size, plan_of
 from .laws import Laws
 from .means import Averaged, means_by_reads
+from .single_reads import along_chains
 from .tables import Part, evaluate, joined, tables
 
 
@@ -127,11 +128,9 @@ class _Chain:
         program, n = terms.program, terms.n
         env = Dependences(lambda _: False, ends=True).variables(program, self._inputs)
         outs = [NONE if isinstance(v, _jax.Literal) else env[v] for v in program.jaxpr.outvars]
-        plan = plan_of(
-            self.variables,
-            outs,
-            who=("ppl.enum()", "use ppl.reinforce() or ppl.mvd() for some of them"),
-        )
+        who = "ppl.enum()", "use ppl.reinforce() or ppl.mvd() for some of them"
+        plan_for = lambda outs: plan_of(self.variables, outs, who=who)
+        program, outs, plan = along_chains(program, outs, n, self.variables, known, plan_for)
         averaged = (
             _means_by_laws(plan, program, outs)
             if plan.chains

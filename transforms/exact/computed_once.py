@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from .. import _jax
+from ..program.content import parameter
 
 
 def computed_once(closed: _jax.ClosedJaxpr) -> _jax.ClosedJaxpr:
@@ -33,20 +34,18 @@ def _key(eqn: _jax.JaxprEqn) -> Any:
     """Equal for equations that compute the same; a barrier keeps what it keeps apart."""
     if eqn.effects or eqn.primitive.name == "optimization_barrier":
         return id(eqn)
-    operands = tuple(v if isinstance(v, _jax.Var) else _literal(v) for v in eqn.invars)
+    operands = tuple(v if isinstance(v, _jax.Var) else _jax.written(v) for v in eqn.invars)
     params = tuple(sorted((name, _param(x)) for name, x in eqn.params.items()))
     return eqn.primitive, operands, params
 
 
-def _literal(v: Any) -> Any:
-    return str(v.aval), repr(v.val)
-
-
-def _param(x: Any) -> str:
+def _param(x: Any) -> Any:
     """Programs and functions are the same if they are one object."""
+    if isinstance(x, tuple | list):
+        return type(x), tuple(map(_param, x))
     if isinstance(x, _jax.ClosedJaxpr | _jax.Jaxpr) or callable(x):
-        return f"object {id(x)}"
-    return repr(x)
+        return "object", id(x)
+    return parameter(x)
 
 
 __all__ = ["computed_once"]

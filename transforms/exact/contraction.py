@@ -49,21 +49,20 @@ def _summed(x: jax.Array, axis: int) -> jax.Array:
 
 
 def _log_sum_exp(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    top = lax.reduce_max(x, (axis,))
-    top = lax.stop_gradient(lax.select(lax.is_finite(top), top, lax.full_like(top, 0.0)))
-    e = lax.exp(x - lax.expand_dims(top, (axis,)))
+    """With the exponentials relative to the largest, and their sum, or 1 if all of them are 0: in a
+    loop the second derivative is that of this, since JAX keeps no rule there."""
+    top = lax.stop_gradient(lax.reduce_max(x, (axis,)))
+    finite = lax.select(lax.is_finite(top), top, lax.full_like(top, 0.0))
+    e = lax.exp(x - lax.expand_dims(finite, (axis,)))
     total = lax.reduce_sum(e, (axis,))
-    none = total == 0
-    out = lax.log(lax.select(none, lax.full_like(total, 1.0), total)) + top
-    return lax.select(none, lax.full_like(total, -jnp.inf), out), e, total
+    total = lax.select(total > 0, total, lax.full_like(total, 1.0))
+    return lax.log(total) + top, e, total
 
 
 @_summed.defjvp
 def _(axis: int, primals: Any, tangents: Any) -> Any:
     out, e, total = _log_sum_exp(primals[0], axis)
-    one = lax.full_like(total, 1.0)
-    share = lax.div(one, lax.select(total > 0, total, one))
-    return out, share * lax.reduce_sum(e * tangents[0], (axis,))
+    return out, lax.div(lax.reduce_sum(e * tangents[0], (axis,)), total)
 
 
 def log_product(x: jax.Array, y: jax.Array) -> jax.Array:

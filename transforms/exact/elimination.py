@@ -52,6 +52,7 @@ from .orders import Stuck, best_order
 from .products import unless_lost
 from .recursion import Recursion, Sparing
 from .rounds import Rounds
+from .single_reads import along_chains
 from .tables import END, Table, digits, evaluate, steps_apart, tables
 
 ENUMERATION: Who = "enumeration()", "use ppl.importance(n, proposal)"
@@ -166,7 +167,8 @@ def _terms(f: Callable[..., jax.Array], variables: Sequence[Variable], who: Who)
     ]
     env = Dependences(lambda _: False, ends=True).variables(program, [*[NONE] * len(consts), *own])
     outs = [NONE if isinstance(v, _jax.Literal) else env[v] for v in program.jaxpr.outvars]
-    plan = plan_of(variables, outs, lambda plan: _clashes(plan, outs), who=who)
+    plan_for = lambda outs: plan_of(variables, outs, lambda plan: _clashes(plan, outs), who=who)
+    program, outs, plan = along_chains(program, outs, len(outs), variables, consts, plan_for)
     meeting = [plan.signature(d)[0] for d in outs]
     most = max((math.prod(plan.values(i) for i, _ in on) for on in meeting), default=1)
     by = by_element(plan, program, consts, outs) if most > LARGE else None

@@ -79,24 +79,33 @@ def read_apart(
     many ``values``.
     """
     flat = _inlined(program)
-    jaxpr = flat.jaxpr
-    found = _Found(elements)
-    known = zip([*jaxpr.constvars, *jaxpr.invars], [*flat.consts, *consts], strict=False)
-    found.known = {v: np.asarray(x) for v, x in known if _is_known(x)}
-    variables = jaxpr.invars[len(consts) :]
-    for i, (v, at) in enumerate(zip(variables, elements, strict=True)):
-        if at is not None:
-            found.reads[v] = (Read(i, at),)
-    try:
-        for eqn in jaxpr.eqns:
-            found.follow(eqn)
-    except _Many:
+    found, jaxpr = _Found(flat, consts, elements), flat.jaxpr
+    if found.told:
         return None
     copies: list[int] = [i for i in range(len(elements))]
-    outs = [_with_copies(found.of(v), copies) for v in jaxpr.outvars]
+    try:
+        outs = [_with_copies(found.of(v), copies) for v in jaxpr.outvars]
+    except _Many:
+        return None
     if any(math.prod(values[copies[c]] for c in {c for c, _ in o}) > MAX_JOINT for o in outs):
         return None
     return ReadApart(_rewritten(flat, found, copies, len(consts), outs), copies, outs)
+
+
+def reads_of_each(
+    program: _jax.ClosedJaxpr, consts: Sequence[Any], elements: Sequence[np.ndarray | None]
+) -> list[Reads | None]:
+    """The reads of each output, None of one whose numbers depend on many elements.
+
+    ``consts`` and ``elements`` as for :func:`read_apart`.
+    """
+    flat = _inlined(program)
+    found = _Found(flat, consts, elements)
+    return [None if v in found.many else found.of(v) for v in map(_hashed, flat.jaxpr.outvars)]
+
+
+def _hashed(v: Any) -> Any:
+    return v if isinstance(v, _jax.Var) else None
 
 
 def _is_known(x: Any) -> bool:
@@ -153,32 +162,57 @@ which of the reads of the result those of the operand are."""
 class _Found:
     """The reads of the values of a program, and how they come from those of the operands."""
 
-    def __init__(self, elements: Sequence[Any]) -> None:
-        self.elements = elements
+    def __init__(
+        self, flat: _jax.ClosedJaxpr, consts: Sequence[Any], elements: Sequence[Any]
+    ) -> None:
+        jaxpr = flat.jaxpr
+        known = zip([*jaxpr.constvars, *jaxpr.invars], [*flat.consts, *consts], strict=False)
+        self.known = {v: np.asarray(x) for v, x in known if _is_known(x)}
         self.reads: dict[Any, Reads] = {}
-        self.known: dict[Any, np.ndarray] = {}
+        self.many: set[Any] = set()
+        """What depends on many elements, or it is not known on which."""
+        self.told = False
+        """Whether a message is made of elements."""
         self.links: dict[Any, Links] = {}
         self.split: dict[int, list[int | None]] = {}
         """The axis by which each operand of an equation is split, by the id of the equation."""
+        for i, (v, at) in enumerate(zip(jaxpr.invars[len(consts) :], elements, strict=True)):
+            if at is not None:
+                self.reads[v] = (Read(i, at),)
+        for eqn in jaxpr.eqns:
+            try:
+                self._follow(eqn)
+            except _Many:
+                self.many.update(eqn.outvars)
+                self.told |= not eqn.outvars
 
     def of(self, v: Any) -> Reads:
-        return self.reads.get(v, ()) if isinstance(v, _jax.Var) else ()
+        if not isinstance(v, _jax.Var):
+            return ()
+        if v in self.many:
+            raise _Many
+        return self.reads.get(v, ())
 
     def value(self, v: Any) -> np.ndarray | None:
         return np.asarray(v.val) if isinstance(v, _jax.Literal) else self.known.get(v)
 
-    def follow(self, eqn: _jax.JaxprEqn) -> None:
-        if not any(map(self.of, eqn.invars)):
+    def _follow(self, eqn: _jax.JaxprEqn) -> None:
+        if not any([self.of(v) for v in eqn.invars]):  # of all, since one may be of many
             self._compute(eqn)
             return
         sizes = [v.aval.size for v in (*eqn.invars, *eqn.outvars)]  # type: ignore[attr-defined]
         if not eqn.outvars or max(sizes) > MOST:
             raise _Many
         moved = self._moved(eqn)
+        if moved is None and control(eqn) is not None:
+            moved = self._through(eqn)
         if moved is None:
             moved = self._along_axes(eqn)
         for v, parts in zip(eqn.outvars, moved, strict=True):
-            self.reads[v], self.links[v] = _merged(parts)
+            if parts is None:
+                self.many.add(v)
+            else:
+                self.reads[v], self.links[v] = _merged(parts)
 
     def _compute(self, eqn: _jax.JaxprEqn) -> None:
         """What is known of integers."""
@@ -215,27 +249,51 @@ class _Found:
 
     def _along_axes(self, eqn: _jax.JaxprEqn) -> list[Any]:
         """Reads are the same along the axes that are mixed, or the axis is split."""
-        tos = _axes_of(eqn)
-        shapes = [v.aval.shape for v in eqn.outvars]  # type: ignore[attr-defined]
+        known = axes_of(eqn)
+        tos = [lambda a: a] * len(known) if of(eqn).axes is elementwise else known
         axes: list[int | None] = []
-        out: list[Any] = [[] for _ in eqn.outvars]
-        for k, v in enumerate(eqn.invars):
-            mixed = [a for a in range(v.aval.ndim) if any(to[k](a) is None for to in tos)]  # type: ignore[attr-defined]
+        shapes = [v.aval.shape for v in eqn.outvars]  # type: ignore[attr-defined]
+        out: list[list[list[list[Read]]]] = [[] for _ in shapes]
+        for v, to in zip(eqn.invars, tos, strict=True):
+            mixed = [a for a in range(v.aval.ndim) if to(a) is None]  # type: ignore[attr-defined]
             varies = {a for r in self.of(v) for a in mixed if not _is_same(r.at, a)}
             axis = min(varies, default=None)
             n = 1 if axis is None else v.aval.shape[axis]  # type: ignore[attr-defined]
-            if len(varies) > 1 or n > SPLIT or (axis is not None and control(eqn) is not None):
+            if len(varies) > 1 or n > SPLIT:
                 raise _Many
             axes.append(axis)
-            for parts, to, shape in zip(out, tos, shapes, strict=True):
+            for parts, shape in zip(out, shapes, strict=True):
                 split = [[] for _ in range(n)]
                 for p, r in itertools.product(range(n), self.of(v)):
                     at = r.at if axis is None else np.take(r.at, [p], axis)
-                    split[p].append(Read(r.variable, _placed(at, to[k], shape, mixed)))
+                    split[p].append(Read(r.variable, _placed(at, to, shape, mixed)))
                 parts.append(split)
         if any(a is not None for a in axes):
             self.split[id(eqn)] = axes
         return out
+
+    def _through(self, eqn: _jax.JaxprEqn) -> list[Any]:
+        """Where a program inside the equation takes them, for each result (None: it mixes them)."""
+        read = list(dict.fromkeys(v for v in eqn.invars if isinstance(v, _jax.Var)))
+        each = _jax.open_jaxpr(_jax.traced(lambda: []).jaxpr, read, eqn.outvars, [eqn])
+        own: list[Dependence] = [{v: tuple(map(Along, range(v.aval.ndim)))} for v in read]  # type: ignore[attr-defined]
+        found = Dependences(lambda _: False).run(each, own)
+        return [self._inside(eqn, v, d) for v, d in zip(eqn.outvars, found, strict=True)]
+
+    def _inside(self, eqn: _jax.JaxprEqn, out: Any, d: Dependence) -> list[list[list[Read]]] | None:
+        shape, parts = out.aval.shape, list[list[list[Read]]]()
+        for v in eqn.invars:
+            along = d.get(v) if isinstance(v, _jax.Var) else None
+            if along is None:  # nothing of it
+                parts.append([[Read(r.variable, np.full(shape, -1)) for r in self.of(v)]])
+                continue
+            kept = [a is not None and not a.lag and a.axis >= 0 for a in along]
+            mixed = [a for a, k in enumerate(kept) if not k]
+            if any(not _is_same(r.at, a) for r in self.of(v) for a in mixed):
+                return None
+            to: To = lambda a, along=along: along[a].axis  # type: ignore[union-attr]
+            parts.append([[Read(r.variable, _placed(r.at, to, shape, mixed)) for r in self.of(v)]])
+        return parts
 
 
 def _is_same(at: np.ndarray, axis: int) -> bool:
@@ -253,28 +311,6 @@ def _placed(at: np.ndarray, to: To, shape: Sequence[int], mixed: Sequence[int]) 
     sizes = dict(zip((places[k] for k in order), (at.shape[k] for k in order), strict=True))
     at = at.transpose(order).reshape([sizes.get(a, 1) for a in range(len(shape))])
     return np.broadcast_to(at, shape)
-
-
-def _axes_of(eqn: _jax.JaxprEqn) -> list[list[To]]:
-    """For each result and operand, which axis of the result runs along with one of the operand."""
-    if control(eqn) is None:
-        known = axes_of(eqn)
-        if of(eqn).axes is elementwise:
-            known = [lambda a: a] * len(known)
-        return [known] * len(eqn.outvars)
-    read = list(dict.fromkeys(v for v in eqn.invars if isinstance(v, _jax.Var)))
-    each = _jax.open_jaxpr(_jax.traced(lambda: []).jaxpr, read, eqn.outvars, [eqn])
-    own: list[Dependence] = [{v: tuple(map(Along, range(v.aval.ndim)))} for v in read]  # type: ignore[attr-defined]
-    found = Dependences(lambda _: False).run(each, own)
-
-    def to(d: Dependence, v: Any) -> To:
-        def axis(a: int) -> int | None:
-            along = d[v][a] if v in d else None
-            return None if along is None or along.lag or along.axis < 0 else along.axis
-
-        return axis
-
-    return [[to(d, v) for v in eqn.invars] for d in found]
 
 
 def _merged(parts: list[list[list[Read]]]) -> tuple[Reads, Links]:

@@ -318,7 +318,7 @@ def _dot(eqn: _jax.JaxprEqn, ins: list[Any], lines: int) -> list[Any]:
         moved = x.transpose(_after(lines, [*b, *inner[0], *inner[1]])).reshape(shape)
         parts.append(moved.astype(dtype, copy=False))
     out = np.matmul(*parts)
-    return [out.reshape(*out.shape[:-2], *free[0], *free[1])]
+    return [out.reshape([*out.shape[:-2], *free[0], *free[1]])]
 
 
 def _dynamic_slice(eqn: _jax.JaxprEqn, ins: list[Any], lines: int) -> list[Any] | None:

@@ -82,12 +82,11 @@ def with_numbers(closed: _jax.ClosedJaxpr) -> tuple[_jax.ClosedJaxpr, list[np.nd
     0 and 1 stay, since XLA drops what they do.
     """
     jaxpr = closed.jaxpr
-    known = lambda v: (v.aval, repr(v.val))
-    written = {known(v): v for e in jaxpr.eqns for v in e.invars if _is_number(v)}
+    written = {_jax.written(v): v for e in jaxpr.eqns for v in e.invars if _is_number(v)}
     avals = [v.aval for v in written.values()]
     new = jax.make_jaxpr(lambda *xs: xs)(*avals).jaxpr.invars  # variables of these types
     inputs = dict(zip(written, new, strict=True))
-    read = lambda v: inputs[known(v)] if _is_number(v) else v
+    read = lambda v: inputs[_jax.written(v)] if _is_number(v) else v
     eqns = [e.replace(invars=[*map(read, e.invars)]) for e in jaxpr.eqns]
     opened = _jax.open_jaxpr(jaxpr, [*new, *jaxpr.invars], jaxpr.outvars, eqns)
     numbers = [np.asarray(v.val, np.result_type(v.val)) for v in written.values()]

@@ -145,7 +145,7 @@ def _equations(jaxpr: _jax.Jaxpr) -> Any:
 
     def read(v: Any) -> Any:
         if isinstance(v, _jax.Literal):
-            return v.aval, np.asarray(v.val).tobytes()
+            return _jax.written(v)
         return numbers.setdefault(v, len(numbers))
 
     inputs = [*jaxpr.constvars, *jaxpr.invars]
@@ -156,7 +156,7 @@ def _equations(jaxpr: _jax.Jaxpr) -> Any:
         if f is not None:
             return program_content(_jax.traced(f, *(v.aval for v in e.invars)))
         return tuple(
-            (name, _parameter(e.params[name]))
+            (name, parameter(e.params[name]))
             for name in _ONLY_RUN.get(e.primitive.name, sorted(e.params))
         )
 
@@ -173,13 +173,14 @@ def _equations(jaxpr: _jax.Jaxpr) -> Any:
     return tuple(named), tuple(eqns), tuple(map(read, jaxpr.outvars))
 
 
-def _parameter(x: Any) -> Any:
+def parameter(x: Any) -> Any:
+    """The content of a parameter of an equation."""
     if isinstance(x, _jax.ClosedJaxpr):
         return program_content(x)
     if isinstance(x, _jax.Jaxpr):
         return _equations(x)
     if isinstance(x, tuple | list):
-        return type(x), tuple(map(_parameter, x))
+        return type(x), tuple(map(parameter, x))
     if isinstance(x, np.ndarray | float | complex):
         return _content(x)
     try:

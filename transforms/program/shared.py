@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .. import _jax
+from .content import parameter
 
 KEPT = 4096
 """How many programs are kept."""
@@ -89,13 +90,9 @@ def _form(eqn: _jax.JaxprEqn) -> _Form | None:
     if not _jax.is_plain(eqn):
         return None
     types = [v.aval for v in eqn.invars]
-    values = [None if isinstance(v, _jax.Var) else repr(v.val) for v in eqn.invars]
-    try:
-        content = eqn.primitive, *sorted(eqn.params.items()), *types, *values, eqn.ctx
-        content = *content, *_wired([eqn])
-        return _Form([eqn], content)
-    except TypeError:  # a parameter that has no hash
-        return None
+    values = [None if isinstance(v, _jax.Var) else _jax.written(v) for v in eqn.invars]
+    params = [(name, parameter(x)) for name, x in sorted(eqn.params.items())]
+    return _Form([eqn], (eqn.primitive, *params, *types, *values, eqn.ctx, *_wired([eqn])))
 
 
 def _wired(eqns: Sequence[_jax.JaxprEqn]) -> list[int]:
