@@ -18,7 +18,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .. import _jax
-from .content import parameter
 
 KEPT = 4096
 """How many programs are kept."""
@@ -91,8 +90,12 @@ def _form(eqn: _jax.JaxprEqn) -> _Form | None:
         return None
     types = [v.aval for v in eqn.invars]
     values = [None if isinstance(v, _jax.Var) else _jax.written(v) for v in eqn.invars]
-    params = [(name, parameter(x)) for name, x in sorted(eqn.params.items())]
-    return _Form([eqn], (eqn.primitive, *params, *types, *values, eqn.ctx, *_wired([eqn])))
+    try:
+        content = eqn.primitive, *sorted(eqn.params.items()), *types, *values, eqn.ctx
+        content = *content, *_wired([eqn])
+        return _Form([eqn], content)
+    except TypeError:  # a parameter that has no hash
+        return None
 
 
 def _wired(eqns: Sequence[_jax.JaxprEqn]) -> list[int]:
