@@ -15,7 +15,17 @@ from ppl import dist
 
 KEY, X = jax.random.key(0), jnp.linspace(-1.0, 1.0, 4)
 NAMES = ["reparam", "reinforce", "loo", "mvd", "enum", "disarm", "rebar", "implicit", "mixture"]
-NAMES += ["matrix", "importance", "scan", "cond", "remat", "while", "rules", "inner"]
+NAMES += [
+    "matrix",
+    "importance",
+    "scan",
+    "cond",
+    "remat",
+    "while",
+    "rules",
+    "inner",
+    "mvd beside enum",
+]
 
 
 @jax.custom_vjp
@@ -37,6 +47,12 @@ def binary(estimator):
         return -((2.0 * z - x - m) ** 2)
 
     return lambda m, x: jax.vmap(one, (0, None))(x, m).sum()
+
+
+def replayed(m, x):
+    """At each value of an enumerated choice."""
+    c = ppl.sample("c", dist.Bernoulli(logits=m), ppl.enum())
+    return (1.0 + c) * normal(ppl.mvd())(m, x)
 
 
 @ppl.gen
@@ -100,6 +116,7 @@ FUNCTIONS = {
     "reinforce": normal(ppl.reinforce(0.5)),
     "loo": normal(ppl.reinforce("loo")),
     "mvd": normal(ppl.mvd()),
+    "mvd beside enum": replayed,
     "enum": binary(ppl.enum()),
     "disarm": binary(ppl.disarm()),
     "rebar": binary(ppl.rebar(lambda s: -((2.0 * s - 0.5) ** 2))),

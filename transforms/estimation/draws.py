@@ -28,8 +28,8 @@ class Context:
     descended (-1), for baselines that learn, how a scope (a program, and how its estimators are
     chosen) is laid out, and what is told of each choice: the site, its operands and its value.
 
-    ``given`` is the number of the sample in a derivative that is traced later, where JAX may have
-    forgotten the name of their axis."""
+    ``given`` is the number of the sample where JAX does not know the name of their axis: inside
+    ``jax.shard_map``, and in a derivative that is traced later."""
 
     samples: int = 1
     averages: Mapping[float, Any] = dataclasses.field(default_factory=dict)
@@ -44,6 +44,12 @@ class Context:
         if self.samples == 1:
             return None
         return lax.axis_index(SAMPLES) if self.given is None else self.given
+
+    def numbered(self, i: jax.Array) -> Context:
+        """For sample ``i``: inside ``jax.shard_map`` by its number, since the check of what varies
+        does not know the name of their axis."""
+        inside = jax.sharding.get_abstract_mesh().manual_axes
+        return dataclasses.replace(self, given=i) if inside else self
 
     def watching(self, rule: Any) -> Any:
         """A rule of an interpreter that tells ``watch`` of every choice."""

@@ -419,9 +419,9 @@ def surrogate(
     context = Context(together, averages or {}, direction, check.layout, watch)
 
     def side_by_side(key: jax.Array) -> list[Any]:
-        one = lambda _=None: scope(closed, args, key, choose, context)
         if together == 1:
-            return one()
+            return scope(closed, args, key, choose, context)
+        one = lambda i: scope(closed, args, key, choose, context.numbered(i))
         outs = jax.vmap(one, axis_name=SAMPLES)(jnp.arange(together))
         return [jnp.mean(o, axis=0) for o in outs]
 
