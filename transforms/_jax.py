@@ -268,6 +268,11 @@ def inline_call(eqns: Sequence[JaxprEqn]) -> JaxprEqn:
     return call.replace(params={**call.params, "jaxpr": program, "inline": True})
 
 
+def constant_of(v: Any) -> jax.Array:
+    """The value of a constant in place of an operand."""
+    return jax.numpy.asarray(v.val, v.aval.dtype)
+
+
 def _variable(aval: Any) -> Var:
     return jax.make_jaxpr(lambda x: x)(aval).jaxpr.invars[0]
 
