@@ -2,12 +2,11 @@
 
 An estimator is given the continuation k as a function, which is traced as one primitive. So the
 values that are asked for are known before any is answered, and those of many choices are answered
-together; and choices that are alike share one program, of which JAX takes the derivative once.
+together.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, NoReturn
 
@@ -53,7 +52,8 @@ class Asking:
         k = lambda x: continued_p.bind(x, batch=(), payoff=payoff)[0]
         leaves, tree = jax.tree.flatten(args)
         run = lambda *xs: f(k, *jax.tree.unflatten(tree, xs))
-        self._closed, self._consts, _ = _jax.trace(run, *leaves)
+        self._closed, consts, _ = _jax.trace(run, *leaves)
+        self._operands = [*consts, *leaves]
         self._rounds = _rounds(self._closed)
 
     @property
@@ -62,13 +62,14 @@ class Asking:
         eqns = self._closed.jaxpr.eqns
         return not any(e.primitive is not continued_p and _jax.holds(e, continued_p) for e in eqns)
 
-    def asked(self, args: Sequence[Any]) -> Asked:
-        """The questions of ``f``, with other arguments of the same types; returns its value."""
+    def asked(self) -> Asked:
+        """The questions of ``f``; returns its value."""
         jaxpr = self._closed.jaxpr
-        env = dict(zip(jaxpr.invars, [*self._consts, *jax.tree.leaves(args)], strict=True))
+        env = dict(zip(jaxpr.invars, self._operands, strict=True))
         read = lambda v: env[v] if isinstance(v, _jax.Var) else _jax.constant_of(v)
-        for run, evaluate, questions in self._rounds:
-            env.update(zip(run.outvars, evaluate(*map(env.get, run.invars)), strict=True))
+        for run, questions in self._rounds:
+            outs = _jax.evaluate(run.jaxpr, *map(env.get, run.invars))
+            env.update(zip(run.outvars, outs, strict=True))
             if questions:
                 n = [len(q.params["batch"]) for q in questions]
                 values = [read(q.invars[0]) for q in questions]
@@ -80,8 +81,8 @@ class Asking:
         return read(jaxpr.outvars[0])
 
 
-def _rounds(closed: _jax.ClosedJaxpr) -> list[tuple[Run, Any, list[_jax.JaxprEqn]]]:
-    """What is computed before each round of questions, as functions that JAX knows again."""
+def _rounds(closed: _jax.ClosedJaxpr) -> list[tuple[Run, list[_jax.JaxprEqn]]]:
+    """What is computed before each round of questions, and these."""
     jaxpr = closed.jaxpr
     level: dict[Any, int] = {}
     parts: list[tuple[list[_jax.JaxprEqn], list[_jax.JaxprEqn]]] = [([], [])]
@@ -97,8 +98,7 @@ def _rounds(closed: _jax.ClosedJaxpr) -> list[tuple[Run, Any, list[_jax.JaxprEqn
         needed |= {v for q in questions for v in q.invars if isinstance(v, _jax.Var)}
         run = run_of(jaxpr, eqns, needed)
         needed |= set(run.invars)
-        evaluate = functools.partial(_jax.evaluate, run.jaxpr)
-        found.append((run, jax.jit(evaluate, inline=True), questions))
+        found.append((run, questions))
     return found[::-1]
 
 

@@ -13,7 +13,6 @@ from ..estimation.draws import Context
 from ..estimation.estimator import Continued, LocalSite, refuse_rounding
 from ..plan.layout import Elements
 from ..program.site import Axis
-from .asking import Asking
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,19 +63,13 @@ class Term:
             self.context.others,
         )
 
-    def asking(self, known: dict[Any, Asking], *args: Any) -> Asking:
-        """What the estimator asks, which is one program for choices that are alike."""
-        like = self._like(args)
-        payoff = args[-2]
-        try:
-            found = known.get(like)
-        except TypeError:  # a static part that has no hash
-            return Asking(self, payoff, args)
-        if found is None:
-            known[like] = found = Asking(self, payoff, args)
-        return found
+    def of_several(self, k: Callable[[jax.Array], jax.Array], *args: Any) -> jax.Array:
+        """The sum over choices that are alike, of which the arguments (all but the key of the
+        program) are stacked."""
+        *own, key = args
+        return jnp.sum(jax.vmap(lambda *one: self(k, *one, key))(*own))
 
-    def _like(self, args: Any) -> Any:
+    def like(self, args: Any) -> Any:
         """What choices have in common that are alike."""
         site, estimator = self.s.chosen.choice.site, self.s.chosen.estimator
         own = None if site.estimator is None else site.estimator.value

@@ -12,6 +12,7 @@ loop, what they ask for in a step.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -96,32 +97,52 @@ class Replays:
     def _together(self, numbers: Sequence[int], parameters: Any, rest: Any) -> jax.Array:
         """The sampling terms of choices outside of loops."""
         values, first = rest
-        known: dict[Any, Asking] = {}
+        args = {i: (p, *v) for i, p, v in zip(numbers, parameters, values, strict=True)}
         done: list[jax.Array] = []
-        waiting: dict[int, tuple[Asked, Any]] = {}
-        for i, own, more in zip(numbers, parameters, values, strict=True):
-            term, args = Term(self._sites[i], self._context), (own, *more, first.key)
-            asking = term.asking(known, *args)
+        waiting: list[tuple[list[int], Asked, Any]] = []
+        for group in self._alike(args):
+            term = Term(self._sites[group[0]], self._context)
+            several = term if len(group) == 1 else term.of_several
+            own = jax.tree.map(lambda *a: _stacked(a), *(args[i] for i in group))
+            asking = Asking(several, args[group[0]][-1], (*own, first.key))
             if asking.is_known:
-                waiting[i] = asking.asked(args), None
+                waiting.append((group, asking.asked(), None))
                 continue
-
-            def k(x: jax.Array, i: int = i) -> jax.Array:
-                return _constant(self.answers, {i: Other(x[None])}, first)[i][0]
-
-            done.append(term(k, *args))
+            for i in group:
+                k = lambda x, i=i: _constant(self.answers, {i: Other(x[None])}, first)[i][0]
+                done.append(term(k, *args[i], first.key))
         while waiting:
-            questions = {}
-            for i, (asked, answers) in waiting.items():
+            asked, others = [], {}
+            for group, questions, answers in waiting:
                 try:
-                    questions[i] = asked.send(answers)
+                    rows = questions.send(answers)
                 except StopIteration as end:
                     done.append(end.value)
-            others = {i: Other(_joined(rows)) for i, rows in questions.items()}
+                    continue
+                asked.append((group, questions, rows))
+                others |= {
+                    i: Other(v) for i, v in zip(group, _of_each(rows, len(group)), strict=True)
+                }
             payoffs = _constant(self.answers, others, first) if others else {}
-            split = {i: _split(payoffs[i], rows) for i, rows in questions.items()}
-            waiting = {i: (waiting[i][0], answers) for i, answers in split.items()}
+            waiting = [
+                (group, questions, _answered([payoffs[i] for i in group], rows))
+                for group, questions, rows in asked
+            ]
         return added(done, None)
+
+    def _alike(self, args: Mapping[int, tuple[Any, ...]]) -> list[list[int]]:
+        """The choices, those together that differ by numbers alone (and are not large)."""
+        found: dict[Any, list[list[int]]] = {}
+        for i, own in args.items():
+            like, size = Term(self._sites[i], self._context).like(own), own[1].size
+            try:
+                groups = found.setdefault(like, [[]])
+            except TypeError:  # a static part that has no hash
+                groups = found.setdefault(i, [[]])
+            if groups[-1] and len(groups[-1]) * size >= MOST_NUMBERS:
+                groups.append([])
+            groups[-1].append(i)
+        return [group for groups in found.values() for group in groups]
 
     def answers(self, others: Mapping[int, Other], first: First) -> dict[int, jax.Array]:
         """The payoffs ``[rows, ...]`` of other values."""
@@ -191,16 +212,30 @@ class Replays:
         return Term(s, self._context)(k, parameters, value, own_key, payoff, first.key)
 
 
-def _joined(rows: Sequence[jax.Array]) -> jax.Array:
-    return rows[0] if len(rows) == 1 else jnp.concatenate(rows)
+def _stacked(parts: Sequence[jax.Array]) -> jax.Array:
+    return parts[0] if len(parts) == 1 else jnp.stack(parts)
 
 
-def _split(payoffs: jax.Array, rows: Sequence[jax.Array]) -> list[jax.Array]:
-    ends = [sum(map(len, rows[: j + 1])) for j in range(len(rows))]
-    starts = [0, *ends[:-1]]
-    if len(rows) == 1:
-        return [payoffs]
-    return [payoffs[a:b] for a, b in zip(starts, ends, strict=True)]
+def _joined(parts: Sequence[jax.Array]) -> jax.Array:
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
+
+
+def _of_each(asked: Sequence[jax.Array], n: int) -> list[jax.Array]:
+    """The rows of each of n choices, of those that they ask for together: ``[n * rows, ...]``."""
+    if n == 1:
+        return [_joined(asked)]
+    apart = [x.reshape(n, -1, *x.shape[1:]) for x in asked]
+    return [_joined([x[j] for x in apart]) for j in range(n)]
+
+
+def _answered(payoffs: Sequence[jax.Array], asked: Sequence[jax.Array]) -> list[jax.Array]:
+    """The reverse: what is answered to each of the questions of choices together."""
+    if len(asked) == 1:
+        return [_joined(payoffs)]
+    ends = [0]
+    for x in asked:
+        ends.append(ends[-1] + len(x) // len(payoffs))
+    return [_joined([p[a:b] for p in payoffs]) for a, b in itertools.pairwise(ends)]
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
