@@ -80,11 +80,13 @@ def _split(closed: _jax.ClosedJaxpr, is_source: Kind, inputs: Sequence[int]) -> 
     facts = _Facts(closed, inputs, Reached(is_source))
     facts.reached.run(closed, inputs)
     level = _level(closed, [closed.jaxpr.outvars[0]], (), facts)
+    others = closed.jaxpr.outvars[1:]
+    head, variables = _head(level, others)
     lines: list[str] = []
     own: dict[str, float] = {}
 
-    def terms(*args: Any) -> list[Any]:
-        env = _run(level, args, closed.jaxpr.outvars[1:])
+    def terms(*values: Any) -> list[Any]:
+        env = _run(level, dict(zip(variables, values, strict=True)), others, head)
         leaves, constants = _collect(level, env)
         leaves = jax.tree.map(as_float, leaves)
         constant, slopes = coefficients(level, leaves, constants)
@@ -103,10 +105,11 @@ def _split(closed: _jax.ClosedJaxpr, is_source: Kind, inputs: Sequence[int]) -> 
                 infinite = (c == 0) & ~jnp.isfinite(leaf)  # under a mask, say
                 flat.append(c * jnp.where(infinite, 0.0, leaf))
         lines.extend([""] * (len(flat) - len(kept)) + kept)
-        return [*flat, *(read(env, v) for v in closed.jaxpr.outvars[1:])]
+        return [*flat, *(read(env, v) for v in others)]
 
-    avals = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in closed.in_avals]
-    new = _jax.traced(terms, *avals)
+    rest = _jax.traced(terms, *(_jax.type_of(v) for v in variables))
+    eqns = [closed.jaxpr.eqns[i] for i in head]
+    new = _jax.followed_by(closed, eqns, variables, rest)
     return Split(_without_dead_code(new), tuple(lines), own)
 
 
@@ -382,14 +385,27 @@ def _is_same(eqn: _jax.JaxprEqn) -> bool:
 # --- the program without its tail --------------------------------------------------------------
 
 
-def _run(level: Level, args: Sequence[Any], outs: Sequence[Any]) -> dict[Any, Any]:
-    """The variables of a program, up to its leaves and ``outs``.
-
-    What an inner level has collected stands under the number of its equation.
-    """
+def _head(level: Level, outs: Sequence[Any]) -> tuple[list[int], list[Any]]:
+    """The equations that stay as they are, none of which reads what an inner level makes; and the
+    variables of these and of the inputs that others read."""
     jaxpr = level.closed.jaxpr
-    env: dict[Any, Any] = dict(zip(jaxpr.constvars, level.closed.consts, strict=True))
-    env.update(zip(jaxpr.invars, args, strict=True))
+    whole = _whole(level, outs)
+    head: list[int] = []
+    made: dict[Any, None] = dict.fromkeys((*jaxpr.constvars, *jaxpr.invars))
+    read_ = {v for v in (*outs, *level.leaves, *level.constants) if is_var(v)}
+    for i, eqn in enumerate(jaxpr.eqns):
+        own = [v for v in eqn.invars if is_var(v)]
+        if i in whole and i not in level.inner and all(v in made for v in own):
+            head.append(i)
+            made.update(dict.fromkeys(eqn.outvars))
+        elif i in whole or i in level.inner:
+            read_.update(own)
+    return head, [v for v in made if v in read_]
+
+
+def _whole(level: Level, outs: Sequence[Any]) -> set[int]:
+    """The equations of which results are needed, for leaves and ``outs``."""
+    jaxpr = level.closed.jaxpr
     needed = {v for v in (*outs, *level.leaves, *level.constants) if is_var(v)}
     whole = set()
     for i in reversed(range(len(jaxpr.eqns))):
@@ -398,8 +414,24 @@ def _run(level: Level, args: Sequence[Any], outs: Sequence[Any]) -> dict[Any, An
             whole.add(i)
         if i in whole or i in level.inner:
             needed.update(v for v in eqn.invars if is_var(v))
+    return whole
+
+
+def _run(
+    level: Level, known: dict[Any, Any], outs: Sequence[Any], done: Sequence[int] = ()
+) -> dict[Any, Any]:
+    """The variables of a program, up to its leaves and ``outs``, from those that are known, what is
+    ``done`` among them.
+
+    What an inner level has collected stands under the number of its equation.
+    """
+    jaxpr, env, before = level.closed.jaxpr, dict(known), set(done)
+    whole = _whole(level, outs)
+    needed = {v for v in (*outs, *level.leaves, *level.constants) if is_var(v)}
+    for i in whole.union(level.inner):
+        needed.update(v for v in jaxpr.eqns[i].invars if is_var(v))
     for i, eqn in enumerate(jaxpr.eqns):
-        if i not in whole and i not in level.inner:
+        if i in before or (i not in whole and i not in level.inner):
             continue
         operands = [read(env, v) for v in eqn.invars]
         if i not in level.inner:
@@ -417,8 +449,15 @@ def _run(level: Level, args: Sequence[Any], outs: Sequence[Any]) -> dict[Any, An
 
 
 def _run_inside(level: Level, outs: Sequence[Any], operands: list[Any]) -> tuple[list[Any], Any]:
-    inside = _run(level, operands, outs)
+    inside = _run(level, _entered(level, operands), outs)
     return [read(inside, v) for v in outs], _collect(level, inside)
+
+
+def _entered(level: Level, operands: Sequence[Any]) -> dict[Any, Any]:
+    """The inputs of a program, and its constants."""
+    jaxpr, consts = level.closed.jaxpr, level.closed.consts
+    pairs = zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *operands), strict=True)
+    return dict(pairs)
 
 
 def _run_loop(
@@ -434,7 +473,8 @@ def _run_loop(
         before = [jnp.zeros_like(c) for c in init]
         for n, c in zip(kept, carry, strict=True):
             before[n] = c
-        inside = _run(inner, [*consts, *before, *xs], [results[n] for n in (*kept, *ys)])
+        entered = _entered(inner, [*consts, *before, *xs])
+        inside = _run(inner, entered, [results[n] for n in (*kept, *ys)])
         made = [read(inside, results[n]) for n in (*kept, *ys)]
         return made[: len(kept)], (made[len(kept) :], _collect(inner, inside))
 

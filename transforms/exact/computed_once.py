@@ -39,7 +39,7 @@ def _key(eqn: _jax.JaxprEqn) -> Any:
 
 
 def _literal(v: Any) -> Any:
-    return str(v.aval), repr(v.val)
+    return v.aval, _jax.bits_of(v)
 
 
 def _param(x: Any) -> str:

@@ -119,7 +119,8 @@ class _Parts:
         self._within = within(layout, self._inside) if self._inside else None
         program = same_names(known(self._within.program if self._within else layout.program))
         reach = Reach(quiet, {s.path: 1 << i for i, s in enumerate(self.continued)})
-        self._program = Segments(program, True, reach.of, reach.met)
+        alone = not layout.grid  # of a grid the expressions of all points are found together
+        self._program = Segments(program, alone, reach.of, reach.met)
         self._kept = reach.kept if self.continued else None
         rule = _rule(layout, context, scored=False)
         payoffs = Payoffs(layout, self.continued)

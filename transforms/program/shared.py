@@ -91,7 +91,7 @@ def _form(eqn: _jax.JaxprEqn) -> _Form | None:
     if not _jax.is_plain(eqn):
         return None
     types = [v.aval for v in eqn.invars]
-    values = [None if isinstance(v, _jax.Var) else repr(v.val) for v in eqn.invars]
+    values = [None if isinstance(v, _jax.Var) else _jax.bits_of(v) for v in eqn.invars]
     try:
         content = eqn.primitive, *sorted(eqn.params.items()), *types, *values, eqn.ctx
         content = *content, *_wired([eqn])
