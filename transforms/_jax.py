@@ -272,6 +272,13 @@ def is_plain(eqn: JaxprEqn) -> bool:
     return known and any(isinstance(v, Var) for v in eqn.invars) and not any(sub_jaxprs(eqn))
 
 
+def is_differentiable(eqn: JaxprEqn) -> bool:
+    """Whether an equation has a derivative and does nothing else: a plain one, or a function with a
+    derivative of its own, which is known by its objects."""
+    ruled = eqn.primitive is custom_jvp_call_p and not eqn.effects
+    return is_plain(eqn) or (ruled and any(isinstance(v, Var) for v in eqn.invars))
+
+
 def operands_of(eqns: Sequence[JaxprEqn]) -> list[Var]:
     """The variables that equations read and do not make."""
     made = {v for eqn in eqns for v in eqn.outvars}
@@ -289,21 +296,6 @@ def inline_call(eqns: Sequence[JaxprEqn]) -> JaxprEqn:
     f = jax.jit(lambda *xs: evaluate(program, *xs))
     (call,) = jax.make_jaxpr(f)(*(v.aval for v in operands)).jaxpr.eqns
     return call.replace(params={**call.params, "jaxpr": program, "inline": True})
-
-
-def bits_of(v: Any) -> bytes:
-    """What tells a constant in place of an operand from others of its type."""
-    return np.asarray(v.val).tobytes()
-
-
-def constant_of(v: Any) -> jax.Array:
-    """The value of a constant in place of an operand."""
-    return jax.numpy.asarray(v.val, v.aval.dtype)
-
-
-def type_of(v: Any) -> jax.ShapeDtypeStruct:
-    """The shape and type of a variable."""
-    return jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype)
 
 
 def _variable(aval: Any) -> Var:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from .. import _jax
+from ..program.operands import bits_of
 
 
 def computed_once(closed: _jax.ClosedJaxpr) -> _jax.ClosedJaxpr:
@@ -39,7 +40,7 @@ def _key(eqn: _jax.JaxprEqn) -> Any:
 
 
 def _literal(v: Any) -> Any:
-    return v.aval, _jax.bits_of(v)
+    return v.aval, bits_of(v)
 
 
 def _param(x: Any) -> str:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from .. import _jax
+from ..program.operands import constant_of
 from ..program.segments import Run, run_of
 
 Asked = Generator[list[jax.Array], list[jax.Array], Any]
@@ -66,7 +67,7 @@ class Asking:
         """The questions of ``f``; returns its value."""
         jaxpr = self._closed.jaxpr
         env = dict(zip(jaxpr.invars, self._operands, strict=True))
-        read = lambda v: env[v] if isinstance(v, _jax.Var) else _jax.constant_of(v)
+        read = lambda v: env[v] if isinstance(v, _jax.Var) else constant_of(v)
         for run, questions in self._rounds:
             outs = _jax.evaluate(run.jaxpr, *map(env.get, run.invars))
             env.update(zip(run.outvars, outs, strict=True))

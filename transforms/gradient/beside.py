@@ -20,6 +20,7 @@ import numpy as np
 from .. import _jax
 from ..program.choices import Path
 from ..program.interpret import Record, Rule, handler_of, kept_of, keys_of
+from ..program.operands import constant_of
 from ..program.segments import Run
 from .reach import Reach, Replays
 
@@ -148,7 +149,7 @@ class Pass:
             if known is not None:
                 values.append(self.sizes.onto(known, replays, common.get(v)))
             else:
-                values.append(common[v] if isinstance(v, _jax.Var) else _jax.constant_of(v))
+                values.append(common[v] if isinstance(v, _jax.Var) else constant_of(v))
         return values, rows
 
     def _equations(

@@ -23,15 +23,8 @@ class Term:
     s: Elements
     context: Context
 
-    def __call__(
-        self,
-        k: Callable[[jax.Array], jax.Array],
-        parameters: list[Any],
-        value: jax.Array,
-        own_key: jax.Array,
-        payoff: jax.Array,
-        key: jax.Array,
-    ) -> jax.Array:
+    def __call__(self, k: Callable[[jax.Array], jax.Array], *args: Any) -> jax.Array:
+        parameters, value, own_key, payoff, key = args
         site, estimator = self.s.chosen.choice.site, self.s.chosen.estimator
         assert isinstance(estimator, Continued)
 
@@ -67,7 +60,8 @@ class Term:
         """The sum over choices that are alike, of which the arguments (all but the key of the
         program) are stacked."""
         *own, key = args
-        return jnp.sum(jax.vmap(lambda *one: self(k, *one, key))(*own))
+        each: Any = jax.vmap(lambda *one: self(k, *(*one, key)))
+        return jnp.sum(each(*own))
 
     def like(self, args: Any) -> Any:
         """What choices have in common that are alike."""

@@ -32,6 +32,7 @@ from jax import lax
 from .. import _jax
 from .choices import Path, random_of, refuse
 from .control import Branches, Control, Loop, Whole, control
+from .operands import constant_of
 from .segments import Run, Segments
 from .site import Body, Call
 
@@ -89,7 +90,7 @@ def interpret(
     env: dict[Any, Any] = dict(zip(inputs, values, strict=True))
 
     def read(v: Any) -> Any:
-        return env[v] if isinstance(v, _jax.Var) else _jax.constant_of(v)
+        return env[v] if isinstance(v, _jax.Var) else constant_of(v)
 
     keys = keys_of(key, program.choices, True)
     for segment in program.all:

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .. import _jax
+from .operands import bits_of
 
 KEPT = 4096
 """How many programs are kept."""
@@ -88,10 +89,10 @@ def shared(
 
 def _form(eqn: _jax.JaxprEqn) -> _Form | None:
     """Of an equation; None if it cannot be shared."""
-    if not _jax.is_plain(eqn):
+    if not _jax.is_differentiable(eqn):
         return None
     types = [v.aval for v in eqn.invars]
-    values = [None if isinstance(v, _jax.Var) else _jax.bits_of(v) for v in eqn.invars]
+    values = [None if isinstance(v, _jax.Var) else bits_of(v) for v in eqn.invars]
     try:
         content = eqn.primitive, *sorted(eqn.params.items()), *types, *values, eqn.ctx
         content = *content, *_wired([eqn])
