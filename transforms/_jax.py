@@ -273,8 +273,7 @@ def is_plain(eqn: JaxprEqn) -> bool:
 
 
 def is_differentiable(eqn: JaxprEqn) -> bool:
-    """Whether an equation has a derivative and does nothing else: a plain one, or a function with a
-    derivative of its own, which is known by its objects."""
+    """Whether an equation is plain, or a function with a derivative of its own."""
     ruled = eqn.primitive is custom_jvp_call_p and not eqn.effects
     return is_plain(eqn) or (ruled and any(isinstance(v, Var) for v in eqn.invars))
 

@@ -13,25 +13,30 @@ import jax.numpy as jnp
 from jax import lax
 
 from .. import _jax
+from ..program.choices import is_random
 from ..program.control import Loop, Whole, control
 from .tail import Level, is_var, read
 
 
 def head_of(level: Level, outs: Sequence[Any]) -> tuple[list[int], list[Any]]:
     """The equations that stay as they are, none of which reads what an inner level makes; and the
-    variables of these and of the inputs that others read."""
+    variables of these and of the inputs that others read. Choices and effects keep their order."""
     jaxpr = level.closed.jaxpr
     whole = _whole(level, outs)
     head: list[int] = []
     made: dict[Any, None] = dict.fromkeys((*jaxpr.constvars, *jaxpr.invars))
     read_ = {v for v in (*outs, *level.leaves, *level.constants) if is_var(v)}
+    passed = False
     for i, eqn in enumerate(jaxpr.eqns):
         own = [v for v in eqn.invars if is_var(v)]
-        if i in whole and i not in level.inner and all(v in made for v in own):
+        ordered = bool(eqn.effects) or is_random(eqn)
+        stays = i in whole and i not in level.inner and not (passed and ordered)
+        if stays and all(v in made for v in own):
             head.append(i)
             made.update(dict.fromkeys(eqn.outvars))
         elif i in whole or i in level.inner:
             read_.update(own)
+            passed = passed or ordered
     return head, [v for v in made if v in read_]
 
 
