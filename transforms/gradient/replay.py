@@ -59,7 +59,7 @@ class Replays:
         rule: Rule,
         context: Context,
     ) -> None:
-        self._reach, self._sites, self._payoffs = reach, sites, payoffs
+        self._reach, self.sites, self._payoffs = reach, sites, payoffs
         self._rule, self._context = rule, context
         self._numbers = reach.numbers
         self._counts = {*map(kept_of, reach.kept), *payoffs.enumerated}
@@ -68,7 +68,7 @@ class Replays:
         """The sampling terms of all choices: value 0."""
         payoffs = self._payoffs.of_first_run(first.terms, first.made)
         rest = first._replace(made={p: v for p, v in first.made.items() if p in self._counts})
-        loops = {i: payoffs.pop(i) for i in [*payoffs] if self._sites[i].loops}
+        loops = {i: payoffs.pop(i) for i in [*payoffs] if self.sites[i].loops}
         parts = [self._in_loop(i, payoff, first, rest) for i, payoff in loops.items()]
         if not payoffs:
             return parts
@@ -76,14 +76,14 @@ class Replays:
         parameters = [own for own, _, _ in found.values()]
         fixed = [lax.stop_gradient(p) for p in payoffs.values()]
         values = [(x, k, p) for (_, x, k), p in zip(found.values(), fixed, strict=True)]
-        sites = tuple(self._sites[i] for i in payoffs)
+        sites = tuple(self.sites[i] for i in payoffs)
         f = functools.partial(self._together, list(payoffs))
         return [*parts, _differentiated_only(f, sites, fixed, parameters, (values, rest))]
 
     def _beginning(self, number: int, made: Record) -> tuple[list[Any], jax.Array, jax.Array]:
         """The operands of a choice (they are zeros in a branch that is not taken: harmless ones
         there), its value, and its key."""
-        s = self._sites[number]
+        s = self.sites[number]
         visited, operands, value, keys = made[s.path]
 
         def harmless(a: jax.Array) -> jax.Array:
@@ -101,7 +101,7 @@ class Replays:
         done: list[jax.Array] = []
         waiting: list[tuple[list[int], Asked, Any]] = []
         for group in self._alike(args):
-            term = Term(self._sites[group[0]], self._context)
+            term = Term(self.sites[group[0]], self._context)
             several = term if len(group) == 1 else term.of_several
             own = jax.tree.map(lambda *a: _stacked(a), *(args[i] for i in group))
             asking = Asking(several, args[group[0]][-1], (*own, first.key))
@@ -134,7 +134,7 @@ class Replays:
         """The choices, those together that differ by numbers alone (and are not large)."""
         found: dict[Any, list[list[int]]] = {}
         for i, own in args.items():
-            like, size = Term(self._sites[i], self._context).like(own), own[1].size
+            like, size = Term(self.sites[i], self._context).like(own), own[1].size
             try:
                 groups = found.setdefault(like, [[]])
             except TypeError:  # a static part that has no hash
@@ -169,7 +169,7 @@ class Replays:
 
     def _in_loop(self, number: int, payoff: jax.Array, first: First, rest: First) -> jax.Array:
         """The sampling terms of a choice in a loop: of all steps at once, or of each."""
-        s = self._sites[number]
+        s = self.sites[number]
         parameters, value, keys = self._beginning(number, first.made)
         payoff, lengths = lax.stop_gradient(payoff), s.shape[: s.loops]
         f = functools.partial(self._instance, number)
@@ -196,7 +196,7 @@ class Replays:
     def _instance(self, number: int, parameters: list[Any], rest: Any) -> jax.Array:
         """The sampling terms of a choice in step ``i`` of the loops around it, or in all steps."""
         i, value, own_key, payoff, first = rest
-        s = self._sites[number]
+        s = self.sites[number]
         lengths = s.shape[: s.loops]
 
         def other(x: jax.Array) -> Other:
