@@ -7,8 +7,8 @@ the processor time of ``jax.jit(gradient).trace(...).lower()``, the two librarie
     python tests/benchmarks/tracing.py [--sites 100 300] [--repeats 3]
 
 NumPyro has the pathwise gradient (``Trace_ELBO``), the score (``TraceGraph_ELBO``) and, with funsor
-(``pip install funsor``), enumeration (``TraceEnum_ELBO``), of 25 sites at most: each takes an axis. The
-other rows are measured beside its score or pathwise gradient of the same model and guide.
+(``pip install funsor``), enumeration (``TraceEnum_ELBO``), of 25 sites at most: each takes an axis.
+The other rows are measured beside its score or pathwise gradient of the same model and guide.
 """
 
 from __future__ import annotations
