@@ -42,6 +42,8 @@ class Payoffs:
     def __init__(self, layout: Layout, sites: Sequence[Elements]) -> None:
         self._layout, self._sites = layout, sites
         self._groups = list(_groups(layout))
+        self.points = layout.points(layout.everywhere)
+        """How many joint values of enumerated choices all of it is computed for."""
         self._keep = [_kept(s) for s in sites]
         self.shapes = [
             tuple(n for n, k in zip(s.shape, keep, strict=True) if k)

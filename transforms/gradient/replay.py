@@ -36,7 +36,8 @@ from .reach import Reach
 AT_ONCE = 64
 """Most instances of a choice in a loop that are treated side by side."""
 MOST_NUMBERS = 2**24
-"""Most numbers that the rows of a variable have together: more replays are run in parts."""
+"""Most numbers that the rows of a variable have together, in all samples: more replays are run in
+parts."""
 
 
 class First(NamedTuple):
@@ -61,7 +62,9 @@ class Replays:
     ) -> None:
         self._reach, self.sites, self._payoffs = reach, sites, payoffs
         self._rule, self._context = rule, context
-        self._numbers = reach.numbers
+        copies = context.samples * payoffs.points
+        self._numbers = {replays: copies * n for replays, n in reach.numbers.items()}
+        self._copies = copies
         self._counts = {*map(kept_of, reach.kept), *payoffs.enumerated}
 
     def corrections(self, first: First) -> list[jax.Array]:
@@ -134,7 +137,7 @@ class Replays:
         """The choices, those together that differ by numbers alone (and are not large)."""
         found: dict[Any, list[list[int]]] = {}
         for i, own in args.items():
-            like, size = Term(self.sites[i], self._context).like(own), own[1].size
+            like, size = Term(self.sites[i], self._context).like(own), self._copies * own[1].size
             try:
                 groups = found.setdefault(like, [[]])
             except TypeError:  # a static part that has no hash
