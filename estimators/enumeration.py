@@ -154,13 +154,18 @@ def _gate(d: Any) -> tuple[Any, Any]:
     return d.gate, 1.0 - d.gate
 
 
-@jax.custom_jvp
+@functools.partial(jax.jit, inline=True)
 def logistic(x: Any) -> jax.Array:
     """1 / (1 + exp(-x)), whose derivative does not vanish where it rounds to 1."""
+    return _logistic(x)
+
+
+@jax.custom_jvp
+def _logistic(x: Any) -> jax.Array:
     return jax.nn.sigmoid(x)
 
 
-@logistic.defjvp
+@_logistic.defjvp
 def _(primals: Any, tangents: Any) -> Any:
     p = logistic(primals[0])
     return p, p * logistic(-primals[0]) * tangents[0]

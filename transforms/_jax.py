@@ -177,6 +177,27 @@ def open_jaxpr(
     return ClosedJaxpr(new, [])
 
 
+def followed_by(
+    closed: ClosedJaxpr, eqns: Sequence[JaxprEqn], variables: Sequence[Any], rest: ClosedJaxpr
+) -> ClosedJaxpr:
+    """Equations of a jaxpr, as they are, and then another one, of some of its variables."""
+    jaxpr, more = closed.jaxpr, rest.jaxpr
+    names = dict(zip(more.invars, variables, strict=True))
+    name = lambda v: names.get(v, v) if isinstance(v, Var) else v
+    renamed = [e.replace(invars=list(map(name, e.invars))) for e in more.eqns]
+    info = jaxpr.debug_info._replace(
+        arg_names=("",) * len(jaxpr.invars), result_paths=("",) * len(more.outvars)
+    )
+    new = jaxpr.replace(
+        constvars=[*jaxpr.constvars, *more.constvars],
+        eqns=[*eqns, *renamed],
+        outvars=list(map(name, more.outvars)),
+        effects=jaxpr.effects | more.effects,
+        debug_info=info,
+    )
+    return ClosedJaxpr(new, [*closed.consts, *rest.consts])
+
+
 def with_outputs(closed: ClosedJaxpr, outvars: Sequence[Any]) -> ClosedJaxpr:
     """A jaxpr that returns other variables of it."""
     info = closed.jaxpr.debug_info._replace(result_paths=("",) * len(outvars))
@@ -211,7 +232,8 @@ def live(closed: ClosedJaxpr) -> ClosedJaxpr:
     """
     outs = [True] * len(closed.jaxpr.outvars)
     jaxpr = partial_eval.dce_jaxpr(closed.jaxpr, outs, instantiate=True)[0]
-    before = {tuple(e.outvars): e for e in closed.jaxpr.eqns if e.primitive is jit_p}
+    functions = jit_p, custom_jvp_call_p
+    before = {tuple(e.outvars): e for e in closed.jaxpr.eqns if e.primitive in functions}
     whole = lambda old, new: old is not None and old.invars == new.invars
     eqns = [old if whole(old := before.get(tuple(new.outvars)), new) else new for new in jaxpr.eqns]
     return ClosedJaxpr(jaxpr.replace(eqns=eqns), closed.consts)
@@ -245,7 +267,8 @@ def is_plain(eqn: JaxprEqn) -> bool:
     """Whether an equation is an operation of JAX on some operands, which has a derivative, holds no
     program, and does nothing else."""
     p = eqn.primitive
-    known = p in ad.primitive_jvps and not isinstance(p, _Own) and not eqn.effects
+    ours = isinstance(p, _Own) and p not in _FUNCTIONS
+    known = p in ad.primitive_jvps and not ours and not eqn.effects
     return known and any(isinstance(v, Var) for v in eqn.invars) and not any(sub_jaxprs(eqn))
 
 
@@ -253,6 +276,12 @@ def written(v: Literal) -> tuple[Any, bytes]:
     """What tells one constant in an equation from another: its type and its bits, since what an
     array shows is rounded."""
     return v.aval, np.asarray(v.val).tobytes()
+
+
+def is_differentiable(eqn: JaxprEqn) -> bool:
+    """Whether an equation is plain, or a function with a derivative of its own."""
+    ruled = eqn.primitive is custom_jvp_call_p and not eqn.effects
+    return is_plain(eqn) or (ruled and any(isinstance(v, Var) for v in eqn.invars))
 
 
 def operands_of(eqns: Sequence[JaxprEqn]) -> list[Var]:

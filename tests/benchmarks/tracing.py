@@ -6,8 +6,9 @@ the processor time of ``jax.jit(gradient).trace(...).lower()``, the two librarie
 
     python tests/benchmarks/tracing.py [--sites 100 300] [--repeats 3]
 
-NumPyro has the pathwise gradient (``Trace_ELBO``) and the score (``TraceGraph_ELBO``); the rows of
-other estimators are measured beside its gradient of the same model and guide.
+NumPyro has the pathwise gradient (``Trace_ELBO``), the score (``TraceGraph_ELBO``) and, with funsor
+(``pip install funsor``), enumeration (``TraceEnum_ELBO``), of 25 sites at most: each takes an axis.
+The other rows are measured beside its score or pathwise gradient of the same model and guide.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import gc
+import importlib
+import importlib.util
 import pathlib
 import statistics
 import time
@@ -26,10 +29,14 @@ import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 from measure import Row, gradient, save, table
-from numpyro.infer import Trace_ELBO, TraceGraph_ELBO
+from numpyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO
 from scan_compile import equations
 
 import ppl
+
+funsor: Any = None
+if importlib.util.find_spec("funsor"):
+    funsor = importlib.import_module("numpyro.contrib.funsor")
 
 KEY = jax.random.key(0)
 Draw = Callable[[str, Any], Any]
@@ -42,6 +49,8 @@ class Sites:
     normal: bool
     chain: bool
     estimator: Callable[[], ppl.Estimator]
+    summed: bool = False
+    """Whether NumPyro enumerates too."""
 
     def model(self, n: int, latent: Draw, seen: Callable[[int, Any], Any]) -> None:
         z: Any = 0.0
@@ -82,7 +91,11 @@ class Sites:
             self.guide(phi, numpyro.sample)
 
         loss: Any = (Trace_ELBO if self.normal else TraceGraph_ELBO)()
-        return lambda key, phi, y: -loss.loss(key, {}, model, guide, phi, y)
+        guided: Any = guide
+        if self.summed:
+            loss = TraceEnum_ELBO(max_plate_nesting=0)
+            guided = funsor.config_enumerate(guide, default="parallel")
+        return lambda key, phi, y: -loss.loss(key, {}, model, guided, phi, y)
 
 
 PROGRAMS = {
@@ -92,8 +105,12 @@ PROGRAMS = {
     "chain of flips, REINFORCE": Sites(False, True, ppl.reinforce),
     "flips, enumeration": Sites(False, False, ppl.enum),
     "normal, MVD": Sites(True, False, ppl.mvd),
+    "chain of normals, MVD": Sites(True, True, ppl.mvd),
+    "flips, enumeration by both": Sites(False, False, ppl.enum, summed=True),
 }
-"""The last two beside REINFORCE and the pathwise gradient."""
+"""Enumeration beside REINFORCE, but the last row, and MVD beside the pathwise gradient."""
+MOST_SUMMED = 20
+"""Sites that NumPyro enumerates: it has no axes for more than 25."""
 
 
 def traced(f: Callable[..., Any], n: int) -> tuple[float, int]:
@@ -109,9 +126,12 @@ def traced(f: Callable[..., Any], n: int) -> tuple[float, int]:
 
 def rows(sites: Sequence[int], repeats: int) -> Iterator[Row]:
     for name, program in PROGRAMS.items():
+        if program.summed and not funsor:
+            print(f"{name}: not measured, funsor is not installed")
+            continue
         for make in (program.ours, program.theirs):
             traced(make(), 2)
-        for n in sites:
+        for n in [MOST_SUMMED] if program.summed else sites:
             pairs = [
                 (traced(program.ours(), n), traced(program.theirs(), n)) for _ in range(repeats)
             ]
@@ -143,8 +163,9 @@ def main() -> None:
     (out / "tracing.json").unlink()
 
 
-NOTES = """NumPyro: Trace_ELBO of normals, TraceGraph_ELBO of flips; it has no enumeration in the
-guide and no measure-valued derivatives, so these stand beside its gradient of the same program."""
+NOTES = """NumPyro: Trace_ELBO of normals, TraceGraph_ELBO of flips; TraceEnum_ELBO where both
+enumerate, which it cannot for more than 25 sites. It has no measure-valued derivatives. What it has
+not, or not for as many sites, stands beside its gradient of the same program."""
 
 
 if __name__ == "__main__":

@@ -36,19 +36,21 @@ def walk(length, estimator):
     return f
 
 
-def test_a_chain_of_scores_in_straight_line_is_linear():
-    """Each site adds as many equations as the last, though each term has all the scores before."""
+@pytest.mark.parametrize("name", ["reinforce", "mvd"])
+def test_a_chain_in_straight_line_is_linear(name):
+    """Each site adds as many equations as the last, though each term has all the scores before, and
+    each choice all terms after it."""
 
     def size(n):
         @ppl.expectation
         def f(m):
             x, total = 0.0, 0.0
             for i in range(n):
-                x = ppl.sample(f"x{i}", dist.Normal(m + 0.5 * x, 1.0), ppl.reinforce())
+                x = ppl.sample(f"x{i}", dist.Normal(m + 0.5 * x, 1.0), ESTIMATORS[name])
                 total += jnp.cos(x)
             return total
 
-        return equations(jax.make_jaxpr(lambda m: f.surrogate(KEY, m))(0.3).jaxpr)
+        return equations(jax.make_jaxpr(jax.grad(lambda m: f.surrogate(KEY, m)))(0.3).jaxpr)
 
     four, eight, sixteen = map(size, (4, 8, 16))
     assert sixteen - eight == 2 * (eight - four)

@@ -289,16 +289,15 @@ def test_reused_downstream_draws_are_rejected(monkeypatch: pytest.MonkeyPatch) -
     mutant = Mutant(flips, ppl.mvd(), ppl.mvd(), {"t": t}, exact)
     check(mutant, mutant.honest)
 
-    def reusing(layout, s, run, args, key, given, made, *rest):
+    def reusing(replays, first):
         kept = {
-            path: (jnp.ones((), bool), lax.stop_gradient(made[path][2]))
-            for path in layout.sites
-            if path != s.path
+            s.path: (jnp.ones((), bool), lax.stop_gradient(first.made[s.path][2]))
+            for s in replays.sites
         }
-        return correction(layout, s, run, args, key, {**given, **kept}, made, *rest)
+        return corrections(replays, first._replace(given={**first.given, **kept}))
 
-    correction = surrogate.correction
-    monkeypatch.setattr(surrogate, "correction", reusing)
+    corrections = surrogate.Replays.corrections
+    monkeypatch.setattr(surrogate.Replays, "corrections", reusing)
     with pytest.raises(AssertionError, match="biased"):
         check(mutant, mutant.mistaken)
 

@@ -339,23 +339,20 @@ class MeanOfWeights(Enum):
 @contextlib.contextmanager
 def reused_draws() -> Iterator[None]:
     """Alternatives of a choice keep the draws of the others that are replayed."""
-    correction = surrogate.correction
+    corrections = surrogate.Replays.corrections
 
-    def reusing(
-        layout: Any, s: Any, run: Any, args: Any, key: Any, given: Any, made: Any, *rest: Any
-    ) -> Any:
+    def reusing(replays: Any, first: Any) -> Any:
         kept = {
-            path: (made[path][0], jax.lax.stop_gradient(made[path][2]))
-            for path, other in layout.sites.items()
-            if path != s.path and isinstance(other.chosen.estimator, ppl.Continued)
+            s.path: (first.made[s.path][0], jax.lax.stop_gradient(first.made[s.path][2]))
+            for s in replays.sites
         }
-        return correction(layout, s, run, args, key, {**given, **kept}, made, *rest)
+        return corrections(replays, first._replace(given={**first.given, **kept}))
 
-    surrogate.correction = reusing
+    surrogate.Replays.corrections = reusing
     try:
         yield
     finally:
-        surrogate.correction = correction
+        surrogate.Replays.corrections = corrections
 
 
 class Mutant(NamedTuple):

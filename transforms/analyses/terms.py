@@ -27,15 +27,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from .. import _jax
 from ..program.choices import Path, is_random
-from ..program.control import Loop, Whole, control
+from ..program.control import Loop, control
+from ..program.operands import type_of
 from ..program.site import OWN_DENSITY, Site
 from .bounds import Bounds
 from .dependence import NONE, Along, Dependence, Dependences
 from .forward import Place
+from .head import collect, head_of, run_head
 from .primitives import axes_of, elementwise, keeps_all, of
 from .reached import DRAWN, ENUMERATED, Kind, Reached, as_is
 from .tail import Level, as_float, coefficients, is_float, is_var, read
@@ -80,12 +81,14 @@ def _split(closed: _jax.ClosedJaxpr, is_source: Kind, inputs: Sequence[int]) -> 
     facts = _Facts(closed, inputs, Reached(is_source))
     facts.reached.run(closed, inputs)
     level = _level(closed, [closed.jaxpr.outvars[0]], (), facts)
+    others = closed.jaxpr.outvars[1:]
+    head, variables = head_of(level, others)
     lines: list[str] = []
     own: dict[str, float] = {}
 
-    def terms(*args: Any) -> list[Any]:
-        env = _run(level, args, closed.jaxpr.outvars[1:])
-        leaves, constants = _collect(level, env)
+    def terms(*values: Any) -> list[Any]:
+        env = run_head(level, dict(zip(variables, values, strict=True)), others, head)
+        leaves, constants = collect(level, env)
         leaves = jax.tree.map(as_float, leaves)
         constant, slopes = coefficients(level, leaves, constants)
         flat = [] if isinstance(constant, np.ndarray) and constant == 0 else [jnp.asarray(constant)]
@@ -103,10 +106,11 @@ def _split(closed: _jax.ClosedJaxpr, is_source: Kind, inputs: Sequence[int]) -> 
                 infinite = (c == 0) & ~jnp.isfinite(leaf)  # under a mask, say
                 flat.append(c * jnp.where(infinite, 0.0, leaf))
         lines.extend([""] * (len(flat) - len(kept)) + kept)
-        return [*flat, *(read(env, v) for v in closed.jaxpr.outvars[1:])]
+        return [*flat, *(read(env, v) for v in others)]
 
-    avals = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in closed.in_avals]
-    new = _jax.traced(terms, *avals)
+    rest = _jax.traced(terms, *(type_of(v) for v in variables))
+    eqns = [closed.jaxpr.eqns[i] for i in head]
+    new = _jax.followed_by(closed, eqns, variables, rest)
     return Split(_without_dead_code(new), tuple(lines), own)
 
 
@@ -406,85 +410,6 @@ def _is_same(eqn: _jax.JaxprEqn) -> bool:
     """Whether this is a conversion that changes at most whether a type is weak."""
     dtypes = [v.aval.dtype for v in (eqn.invars[0], eqn.outvars[0])]  # type: ignore[attr-defined]
     return eqn.primitive.name == "convert_element_type" and dtypes[0] == dtypes[1]
-
-
-# --- the program without its tail --------------------------------------------------------------
-
-
-def _run(level: Level, args: Sequence[Any], outs: Sequence[Any]) -> dict[Any, Any]:
-    """The variables of a program, up to its leaves and ``outs``.
-
-    What an inner level has collected stands under the number of its equation.
-    """
-    jaxpr = level.closed.jaxpr
-    env: dict[Any, Any] = dict(zip(jaxpr.constvars, level.closed.consts, strict=True))
-    env.update(zip(jaxpr.invars, args, strict=True))
-    needed = {v for v in (*outs, *level.leaves, *level.constants) if is_var(v)}
-    whole = set()
-    for i in reversed(range(len(jaxpr.eqns))):
-        eqn = jaxpr.eqns[i]
-        if i not in level.tail or needed.intersection(eqn.outvars):
-            whole.add(i)
-        if i in whole or i in level.inner:
-            needed.update(v for v in eqn.invars if is_var(v))
-    for i, eqn in enumerate(jaxpr.eqns):
-        if i not in whole and i not in level.inner:
-            continue
-        operands = [read(env, v) for v in eqn.invars]
-        if i not in level.inner:
-            values = _jax.evaluate_equation(eqn, operands)
-        elif isinstance(inside := control(eqn), Loop):
-            read_ = [v in needed for v in eqn.outvars]
-            values, env[i] = _run_loop(inside, level.inner[i], level.outs[i], operands, read_)
-        else:
-            inner = level.inner[i]
-            wanted = inner.closed.jaxpr.outvars if i in whole else []
-            run = functools.partial(_run_inside, inner, wanted)
-            values, env[i] = (inside.around(run) if isinstance(inside, Whole) else run)(operands)
-        env.update(zip(eqn.outvars, values, strict=False))
-    return env
-
-
-def _run_inside(level: Level, outs: Sequence[Any], operands: list[Any]) -> tuple[list[Any], Any]:
-    inside = _run(level, operands, outs)
-    return [read(inside, v) for v in outs], _collect(level, inside)
-
-
-def _run_loop(
-    loop: Loop, inner: Level, added: Sequence[int], operands: list[Any], needed: list[bool]
-) -> tuple[list[Any], Any]:
-    """A loop that also stacks what its level collects; sums that are not needed are no carry."""
-    results, n_carry = inner.closed.jaxpr.outvars, loop.n_carry
-    consts, init, rows = loop.operands(operands)
-    kept = [n for n in range(n_carry) if needed[n] or n not in added]
-    ys = [n for n in range(n_carry, len(results)) if needed[n]]
-
-    def step(carry: list[Any], xs: list[Any]) -> Any:
-        before = [jnp.zeros_like(c) for c in init]
-        for n, c in zip(kept, carry, strict=True):
-            before[n] = c
-        inside = _run(inner, [*consts, *before, *xs], [results[n] for n in (*kept, *ys)])
-        made = [read(inside, results[n]) for n in (*kept, *ys)]
-        return made[: len(kept)], (made[len(kept) :], _collect(inner, inside))
-
-    carry, (stacked, collected) = lax.scan(
-        step,
-        [init[n] for n in kept],
-        rows,
-        length=loop.length,
-        reverse=loop.reverse,
-        unroll=loop.unroll,
-    )
-    made = dict(zip((*kept, *ys), (*carry, *stacked), strict=True))
-    return [made.get(n) for n in range(len(results))], collected
-
-
-def _collect(level: Level, env: dict[Any, Any]) -> tuple[Any, Any]:
-    """The leaves, and the constants of the tail, with those of inner levels."""
-    leaves = [read(env, v) for v in level.leaves]
-    constants = [read(env, v) for v in level.constants]
-    inside = [env[i] for i in sorted(level.inner)]
-    return [leaves, *(leaf for leaf, _ in inside)], [constants, *(c for _, c in inside)]
 
 
 def _without_dead_code(closed: _jax.ClosedJaxpr) -> _jax.ClosedJaxpr:

@@ -11,6 +11,7 @@ from typing import Any
 from ..program.choices import Choice, Path, abstractly
 from .elements import apart, element_shape
 from .estimator import Enumerated, Estimator
+from .kinds import by_kind
 
 MAX_JOINT = 2**20
 """Most joint values that a term of a scope is enumerated over."""
@@ -62,6 +63,7 @@ def joint_size(choice: Choice, estimator: Enumerated) -> int:
     return support_size(choice, estimator) ** math.prod(shape)
 
 
+@by_kind
 def support_size(choice: Choice, estimator: Enumerated) -> int:
     """How many values one element of a site has."""
     return abstractly(choice, lambda d: estimator.support(apart(d))).shape[0]

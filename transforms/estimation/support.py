@@ -13,15 +13,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..program.choices import Choice
 from .chosen import Chosen
 from .estimator import Enumerated
+from .kinds import by_kind
 
 _WRAPPERS = {"Independent", "ExpandedDistribution", "MaskedDistribution"}
 
 
-def support_operands(s: Chosen) -> list[int]:
+def support_operands(s: Chosen) -> tuple[int, ...]:
     """The operands of a site that its support (or its enumerated values) depends on."""
-    site, avals = s.choice.site, s.choice.own_avals
+    return _support_operands(s.choice, s.estimator)
+
+
+@by_kind
+def _support_operands(choice: Choice, estimator: Any) -> tuple[int, ...]:
+    site, avals = choice.site, choice.own_avals
     rng = np.random.default_rng(0)
     operands = [
         np.asarray(rng.uniform(0.2, 0.8, a.shape), a.dtype)
@@ -32,8 +39,8 @@ def support_operands(s: Chosen) -> list[int]:
 
     def marks(j: int, x: Any) -> list[jax.Array]:
         d = site.rebuild([*operands[:j], x, *operands[j + 1 :]])
-        if isinstance(s.estimator, Enumerated):
-            return [jnp.asarray(s.estimator.support(d), float)]
+        if isinstance(estimator, Enumerated):
+            return [jnp.asarray(estimator.support(d), float)]
         return _ends(d)
 
     def moves(j: int) -> bool:
@@ -47,7 +54,7 @@ def support_operands(s: Chosen) -> list[int]:
             return False
 
     with jax.ensure_compile_time_eval():
-        return [j for j in range(len(avals)) if moves(j)]
+        return tuple(j for j in range(len(avals)) if moves(j))
 
 
 def _ends(d: Any) -> list[jax.Array]:

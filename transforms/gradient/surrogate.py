@@ -49,7 +49,7 @@ from ..plan.layout import Elements, Layout, Mass, Scores, laws, onto
 from ..plan.within import within
 from ..program import marks
 from ..program.choices import Path
-from ..program.interpret import Record, Steps, entering, interpret
+from ..program.interpret import Kept, Record, Rule, Steps, entering, interpret
 from ..program.messages import silent
 from ..program.segments import Segments
 from ..program.site import (
@@ -67,8 +67,10 @@ from ..program.site import (
     sample,
 )
 from ..program.sums import added, sum_over
+from .payoffs import Payoffs
+from .reach import Reach
 from .repeated import counted_mean, mean_in_turn
-from .replay import correction
+from .replay import First, Replays
 
 # --- one scope ----------------------------------------------------------------------------------
 
@@ -101,9 +103,9 @@ class _Parts:
     ) -> None:
         self._layout, self._context, self._zero = layout, context, zero
         self._args, self._key = args, key
-        self.continued = layout.of(Continued)
-        replayed = Segments(known(silent(layout.program)))
-        self._quiet = lambda context: functools.partial(_run, layout, context, replayed)
+        self.continued = sorted(layout.of(Continued), key=lambda s: s.path)
+        quiet = known(silent(layout.program))
+        self._quiet = functools.partial(_run, layout, context, Segments(quiet))
         self._averaged = {
             i: layout.on_grid(d) for i, d in enumerate(layout.others) if layout.is_apart(d)
         }
@@ -116,7 +118,13 @@ class _Parts:
         self._inside = [s for s in self._baselines if _baseline(s).within]
         self._within = within(layout, self._inside) if self._inside else None
         program = same_names(known(self._within.program if self._within else layout.program))
-        self._program = Segments(program, differentiated=True, alone=bool(self.continued))
+        reach = Reach(quiet, {s.path: 1 << i for i, s in enumerate(self.continued)})
+        alone = not layout.grid  # of a grid the expressions of all points are found together
+        self._program = Segments(program, alone, reach.of, reach.met)
+        self._kept = reach.kept if self.continued else None
+        rule = lambda context: _rule(layout, context, scored=False)
+        payoffs = Payoffs(layout, self.continued)
+        self._replays = Replays(reach, self.continued, payoffs, rule, context)
 
     @property
     def spec(self) -> Any:
@@ -136,8 +144,7 @@ class _Parts:
         layout = self._layout
         given = _given(layout, indices)
         args, context = list(self._args), self._context
-        resumable = bool(self.continued)
-        outs, made = _run(layout, context, self._program, args, self._key, given, resumable)
+        outs, made = _run(layout, context, self._program, args, self._key, given, self._kept)
         outs, read = outs[: len(layout.outputs)], outs[len(layout.outputs) :]
         terms, others = outs[: len(layout.terms)], outs[len(layout.terms) :]
         weights = laws(layout, made)
@@ -149,10 +156,9 @@ class _Parts:
             times(self._law(layout.others[i], others[i].ndim, weights), others[i])
             for i in self._averaged
         ]
-        extra = [
-            correction(layout, s, self._quiet, args, self._key, given, made, terms, context)
-            for s in self.continued
-        ]
+        extra = []
+        if self.continued:
+            extra = self._replays.corrections(First(self._key, given, made, terms, context.number))
         values, payoffs = self._sums(terms, weights, made, read)
         return values, payoffs, recorded, means, [added(extra, self._zero)]
 
@@ -213,7 +219,7 @@ class _Parts:
         for i, mean in zip(self._averaged, means, strict=True):
             outs[i] = sum_over(mean, range(len(self._averaged[i])))
         if len(self._averaged) < len(outs):
-            drawn = self._quiet(self._context)(self._args, self._key, {}, enumerate=False)[0]
+            drawn = self._quiet(self._args, self._key, {}, enumerate=False)[0]
             drawn = drawn[len(self._layout.terms) :]
             outs = [d if o is None else o for d, o in zip(drawn, outs, strict=True)]
         return outs
@@ -244,13 +250,21 @@ def _run(
     args: Sequence[Any],
     key: jax.Array,
     given: Record,
-    resumable: bool = False,
+    keep: Kept | None = None,
     enumerate: bool = True,
 ) -> tuple[list[Any], Record]:
-    """One run of a scope: its outputs, and what its choices record of each of their elements.
+    """One run of a scope: its outputs, and what its choices record of each of their elements."""
+    rule = _rule(layout, context, enumerate)
+    outs, _, made = interpret(program, args, rule, key=key, given=given, keep=keep)
+    return outs, made
+
+
+def _rule(layout: Layout, context: Context, enumerate: bool = True, scored: bool = True) -> Rule:
+    """What a run does at a choice.
 
     Enumerated choices record how probable a value is, in branches with whether they were made at
-    all: what a branch that is not taken records is 0.
+    all: what a branch that is not taken records is 0. In a replay, which is not ``scored``, others
+    record nothing.
     """
 
     @entering
@@ -279,19 +293,18 @@ def _run(
             return [draw(choice, operands, key, sampled, context)], acc, {}
         if isinstance(estimator, Continued):
             value, data = _beginning(choice, operands, key, given.get(path), context)
-            return [value], acc, {path: (jnp.ones((), bool), operands, value, data)}
+            begun = {path: (jnp.ones((), bool), operands, value, data)}
+            return [value], acc, begun if scored else {}
         assert isinstance(estimator, InPlace)
         parameters = lax.stop_gradient(operands) if estimator.score else operands
         value = draw(choice, parameters, key, estimator.draw, context)
         refuse_rounding(choice, estimator.name, "draws", value.dtype)
-        if estimator.score:
+        if estimator.score and scored:
             value = lax.stop_gradient(value)
             return [value], acc, {path: _score(choice, estimator, operands, value)}
         return [value], acc, {}
 
-    more = {"resumable": resumable, "returned": layout.returned}
-    outs, _, made = interpret(program, args, rule, key=key, given=given, **more)
-    return outs, made
+    return rule
 
 
 def _score(site: Site, estimator: InPlace, operands: list[Any], value: Any) -> dict[str, Any]:

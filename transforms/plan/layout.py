@@ -22,7 +22,7 @@ from jax import lax
 from .. import _jax
 from ..analyses.dependence import Along, Dependence
 from ..estimation.chosen import MAX_JOINT, Chosen, support_size
-from ..estimation.estimator import Continued, Enumerated
+from ..estimation.estimator import Enumerated
 from ..exact.grid import over_axes
 from ..program.choices import Path
 from ..program.interpret import Record
@@ -125,15 +125,6 @@ class Layout:
     @functools.cached_property
     def _kinds(self) -> dict[type, list[Elements]]:
         return {}
-
-    @functools.cached_property
-    def returned(self) -> dict[int, set[int]]:
-        """The terms that depend on continued choices, by the equations that these are in."""
-        out: dict[int, set[int]] = {}
-        for s in self.of(Continued):
-            mine = (i for i, d in enumerate(self.terms) if s.path in d)
-            out.setdefault(s.path[0], set()).update(mine)
-        return out
 
     @functools.cached_property
     def _axes(self) -> tuple[list[int], dict[Path, tuple[int, ...]]]:
@@ -311,8 +302,9 @@ class Mass(NamedTuple):
 
 
 def laws(layout: Layout, made: Record) -> dict[Path, jax.Array]:
-    """The probability of the values of each enumerated choice, from what a run has recorded."""
-    return {s.path: s.met(made[s.path].among(s.support), jnp.prod) for s in layout.of(Enumerated)}
+    """The probability of the values of enumerated choices, from what a run has recorded of them."""
+    recorded = (s for s in layout.of(Enumerated) if s.path in made)
+    return {s.path: s.met(made[s.path].among(s.support), jnp.prod) for s in recorded}
 
 
 def aligned(x: jax.Array, along: Sequence[Along | None], ndim: int) -> jax.Array:

@@ -21,8 +21,9 @@ from ..errors import UnsupportedError, show
 from ..estimation.chosen import MAX_JOINT, Chosen, support_size
 from ..estimation.elements import apart, element_shape
 from ..estimation.estimator import Enumerated, InPlace
+from ..estimation.kinds import by_kind
 from ..exact.chains import SummedOut, sum_out
-from ..program.choices import Path, choices
+from ..program.choices import Choice, Path, choices
 from ..program.site import Site, own_density
 from .layout import Elements, Layout, Summed
 
@@ -197,7 +198,9 @@ def _compressed(layout: Layout) -> Layout:
     same = {
         s.path: frozenset(i for i, apart in enumerate(s.apart) if apart)
         for s in layout.of(Enumerated)
-        if not s.loops and not s.chosen.choice.conditional and _has_fixed_support(s.chosen)
+        if not s.loops
+        and not s.chosen.choice.conditional
+        and _has_fixed_support(s.chosen.choice, s.chosen.estimator)
     }
     if not any(same.values()):
         return layout
@@ -227,12 +230,11 @@ def _compressed(layout: Layout) -> Layout:
     )
 
 
-def _has_fixed_support(s: Chosen) -> bool:
+@by_kind
+def _has_fixed_support(choice: Choice, estimator: Enumerated) -> bool:
     """Whether the values of an enumerated choice do not depend on its parameters."""
-    site, estimator = s.choice.site, s.estimator
-    assert isinstance(estimator, Enumerated)
     closed, consts, _ = _jax.trace(
-        lambda *ops: estimator.support(apart(site.rebuild(ops))), *s.choice.own_avals
+        lambda *ops: estimator.support(apart(choice.site.rebuild(ops))), *choice.own_avals
     )
     read = {v for eqn in closed.jaxpr.eqns for v in eqn.invars if isinstance(v, _jax.Var)}
     read.update(v for v in closed.jaxpr.outvars if isinstance(v, _jax.Var))

@@ -10,10 +10,8 @@ program through its control flow:
 - ``acc``    a pytree that is threaded through (a log density, a score), as a carry in a ``scan``;
 - ``record`` values that choices emit, by path; a ``scan`` stacks them.
 
-A run that is ``resumable`` also records the :class:`State` in which it comes to each choice that
-records something (outside of loops and branches). A run that is *given* such a state begins
-there: what came before is not computed again, nor what does not depend on the choice (unless
-``acc`` does). Outputs that do not are None.
+A run *keeps* values of variables that it is asked for, by the path of their program, where that is
+run once (outside of loops and branches); they are recorded at :func:`kept_of` the path.
 
 ``scan``, ``cond`` and ``checkpoint`` are rebuilt around the interpreted body, so compile time
 does not grow with the length of a loop (unless it is enumerated over); ``jit``, ``custom_jvp``
@@ -24,7 +22,7 @@ exactly as they are. Any other primitive that hides a choice is an error.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -34,10 +32,13 @@ from jax import lax
 from .. import _jax
 from .choices import Path, random_of, refuse
 from .control import Branches, Control, Loop, Whole, control
-from .segments import Run, Segments, read_again
+from .operands import constant_of
+from .segments import Run, Segments
 from .site import Body, Call
 
 Record = dict[Path, Any]
+Kept = Mapping[Path, Sequence[Any]]
+"""Variables whose values a run keeps, by the path of their program."""
 
 
 class Rule(Protocol):
@@ -52,10 +53,9 @@ class Rule(Protocol):
 def entering(rule: Rule) -> Rule:
     """A rule that sees the choices inside generative functions, not the functions."""
 
-    def enter(choice: Any, operands: list[Any], *, resumable: bool = False, **state: Any) -> Any:
+    def enter(choice: Any, operands: list[Any], *, keep: Kept | None = None, **state: Any) -> Any:
         if isinstance(choice, Call) and isinstance(choice.program, Body):
-            body = choice.program.jaxpr
-            return interpret(body, operands, enter, resumable=resumable, **state)
+            return interpret(choice.program.jaxpr, operands, enter, keep=keep, **state)
         return rule(choice, operands, **state)
 
     return enter
@@ -64,28 +64,9 @@ def entering(rule: Rule) -> Rule:
 # --- the interpreter --------------------------------------------------------------------------
 
 
-@jax.tree_util.register_pytree_node_class
-class State(tuple):
-    """What a run must know to begin at a choice: the variables that are then read, and ``acc`` as
-    it is there. In a record it stands at :func:`before` the path of the choice."""
-
-    def tree_flatten(self) -> tuple[list[Any], None]:
-        return list(self), None
-
-    @classmethod
-    def tree_unflatten(cls, _: None, children: Any) -> State:
-        return cls(children)
-
-
-def before(path: Path) -> Path:
-    """The place of the state in which a run comes to a path."""
-    return (*path[:-1], -1 - path[-1])
-
-
-def states_before(record: Record, path: Path) -> Record:
-    """The states from which a run can resume that comes to a choice at ``path``."""
-    ways = {before(path[:n]) for n in range(1, len(path) + 1)}
-    return {p: v for p, v in record.items() if p in ways}
+def kept_of(path: Path) -> Path:
+    """Where a record has what is kept of the program at a path."""
+    return (*path, -1)
 
 
 def interpret(
@@ -97,14 +78,11 @@ def interpret(
     given: Record | None = None,
     acc: Any = None,
     path: Path = (),
-    resumable: bool = False,
-    returned: Mapping[int, Collection[int]] | None = None,
+    keep: Kept | None = None,
 ) -> tuple[list[Any], Any, Record]:
-    """Evaluate a program, with ``rule`` at its random choices; see the module docstring.
-
-    ``returned`` are the outputs that runs which begin at an equation return in any case.
-    """
-    program = program if isinstance(program, Segments) else Segments(program)
+    """Evaluate a program, with ``rule`` at its random choices; see the module docstring."""
+    kept = () if keep is None else keep.get(path, ())
+    program = program if isinstance(program, Segments) else Segments(program, kept=kept)
     jaxpr = program.closed.jaxpr
     given = given or {}
     record: Record = {}
@@ -112,23 +90,16 @@ def interpret(
     env: dict[Any, Any] = dict(zip(inputs, values, strict=True))
 
     def read(v: Any) -> Any:
-        return env[v] if isinstance(v, _jax.Var) else jnp.asarray(v.val, v.aval.dtype)
+        return env[v] if isinstance(v, _jax.Var) else constant_of(v)
 
-    left = lambda acc, i: _returned(jaxpr, path, acc, returned, i)
-    segments, acc = _entered(program, given, acc, path, left, env)
-    keys = _keys(key, program.choices, len(segments) == len(program.all))
-    resumed: dict[Path, tuple[Any, Any, Any]] = {}
-    for m, segment in enumerate(program.all):
-        own_key = None if isinstance(segment, Run) else next(keys)
-        if m not in segments:
-            continue
-        segment = segments[m]
+    keys = keys_of(key, program.choices, True)
+    for segment in program.all:
         if isinstance(segment, Run):
-            env.update(_results(segment.open if resumable else segment, env))
+            env.update(_results(segment, env))
             continue
-        i, eqn = segment
-        handler, what = _handler(eqn)
-        outs, new_acc, made = handler(
+        (i, eqn), own_key = segment, next(keys)
+        handler, what = handler_of(eqn)
+        outs, acc, made = handler(
             what,
             [read(v) for v in eqn.invars],
             rule,
@@ -136,37 +107,13 @@ def interpret(
             given=_below(given, (*path, i)),
             acc=acc,
             path=(*path, i),
-            **({"resumable": True} if resumable and _runs_once(what) else {}),
+            **({"keep": keep} if keep is not None and runs_once(what) else {}),
         )
-        if resumable and made:
-            resumed[before((*path, i))] = program.again(m, acc is None), left(acc, i), acc
-        acc = new_acc
         record.update(made)
         env.update(zip(eqn.outvars, outs, strict=True))
-    for place, (again, rest, then) in resumed.items():
-        record[place] = State(([env[v] for v in read_again(again, rest)], then))
-    is_known = lambda v: isinstance(v, _jax.Literal) or v in env
-    return [read(v) if is_known(v) else None for v in jaxpr.outvars], acc, record
-
-
-def _entered(
-    program: Segments,
-    given: Record,
-    acc: Any,
-    path: Path,
-    left: Callable[[Any, int], Any],
-    env: dict[Any, Any],
-) -> tuple[dict[int, Any], Any]:
-    """What is computed of a program, by its number: a run that resumes begins at the segment whose
-    state is given, which is entered into ``env``."""
-    for n, segment in enumerate(program.all):
-        if isinstance(segment, Run) or before((*path, segment[0])) not in given:
-            continue
-        variables, acc = given[before((*path, segment[0]))]
-        segments = program.again(n, acc is None)
-        env.update(zip(read_again(segments, left(acc, segment[0])), variables, strict=True))
-        return segments, acc
-    return dict(enumerate(program.all)), acc
+    if kept:
+        record[kept_of(path)] = [env[v] for v in kept]
+    return [read(v) for v in jaxpr.outvars], acc, record
 
 
 def _results(run: Run, env: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -174,7 +121,7 @@ def _results(run: Run, env: Mapping[Any, Any]) -> dict[Any, Any]:
     return dict(zip(run.outvars, outs, strict=True))
 
 
-def _keys(key: Any, n: int, all_of_them: bool) -> Iterator[Callable[[], Any]]:
+def keys_of(key: Any, n: int, all_of_them: bool) -> Iterator[Callable[[], Any]]:
     """A key for each choice, made where it is asked for."""
     if key is None or n < 2:
         return iter([lambda: key] * n)
@@ -184,26 +131,19 @@ def _keys(key: Any, n: int, all_of_them: bool) -> Iterator[Callable[[], Any]]:
     return iter([lambda i=i: lax.index_in_dim(split(), i, keepdims=False) for i in range(n)])
 
 
-def _returned(jaxpr: _jax.Jaxpr, path: Path, acc: Any, returned: Any, i: int) -> list[Any]:
-    """What a run returns in any case that begins at an equation."""
-    if path or acc is not None:
-        return list(jaxpr.outvars)
-    return [jaxpr.outvars[k] for k in sorted((returned or {}).get(i, ()))]
-
-
 def _below(given: Record, path: Path) -> Record:
-    return {p: v for p, v in given.items() if p[: len(path)] == path}
+    return given and {p: v for p, v in given.items() if p[: len(path)] == path}
 
 
-def _handler(eqn: _jax.JaxprEqn) -> tuple[Callable[..., Any], Control | _jax.JaxprEqn]:
+def handler_of(eqn: _jax.JaxprEqn) -> tuple[Callable[..., Any], Control | _jax.JaxprEqn]:
     """What runs an equation that makes a choice or hides one, and what of it."""
     inside = None if random_of(eqn) is not None else control(eqn)
     handler = _CONTROL.get(type(inside))
     return (_choice, eqn) if inside is None or handler is None else (handler, inside)
 
 
-def _runs_once(what: Any) -> bool:
-    """Whether what is inside is run once, so that it can begin in the middle."""
+def runs_once(what: Any) -> bool:
+    """Whether what is inside is run once, and each of its values can be kept."""
     return not isinstance(what, Control) or (isinstance(what, Whole) and not what.checkpoint)
 
 

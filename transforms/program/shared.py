@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .. import _jax
@@ -59,15 +59,17 @@ class _Expression:
         return _Form(self.eqns, (*self.forms, *_wired(self.eqns)))
 
 
-def shared(programs: Sequence[_jax.ClosedJaxpr], alone: bool = False) -> list[_jax.ClosedJaxpr]:
+def shared(
+    programs: Sequence[_jax.ClosedJaxpr], labels: Mapping[Any, int] | None = None
+) -> list[_jax.ClosedJaxpr]:
     """Programs, to be evaluated and no more, with calls in place of the expressions that are there
-    often: of each equation if they stand ``alone``, since it counts what each depends on."""
+    often. An expression is of equations with the same of the ``labels``, by their results."""
     if _jax.is_bare():
         return list(programs)
     forms = [list(map(_form, p.jaxpr.eqns)) for p in programs]
     often = _frequent(form for own in forms for form in own)
     found = [
-        _expressions(p.jaxpr, [f if f in often else None for f in own], 1 if alone else SIZE)
+        _expressions(p.jaxpr, [f if f in often else None for f in own], labels or {})
         for p, own in zip(programs, forms, strict=True)
     ]
     whole = _frequent(each.form for own in found for each in own)
@@ -86,7 +88,7 @@ def shared(programs: Sequence[_jax.ClosedJaxpr], alone: bool = False) -> list[_j
 
 def _form(eqn: _jax.JaxprEqn) -> _Form | None:
     """Of an equation; None if it cannot be shared."""
-    if not _jax.is_plain(eqn):
+    if not _jax.is_differentiable(eqn):
         return None
     types = [v.aval for v in eqn.invars]
     values = [None if isinstance(v, _jax.Var) else _jax.written(v) for v in eqn.invars]
@@ -109,7 +111,9 @@ def _frequent(forms: Iterable[_Form | None]) -> set[_Form]:
     return {form for form, n in Counter(forms).items() if n >= OFTEN and form is not None}
 
 
-def _expressions(jaxpr: _jax.Jaxpr, forms: Sequence[_Form | None], size: int) -> list[_Expression]:
+def _expressions(
+    jaxpr: _jax.Jaxpr, forms: Sequence[_Form | None], labels: Mapping[Any, int]
+) -> list[_Expression]:
     """The expressions of a program, each where its last equation stands, from the forms of the
     equations that may be a part of one."""
     read = Counter(v for eqn in jaxpr.eqns for v in eqn.invars if isinstance(v, _jax.Var))
@@ -124,7 +128,9 @@ def _expressions(jaxpr: _jax.Jaxpr, forms: Sequence[_Form | None], size: int) ->
             continue
         for v in eqn.invars:
             part = open_.get(v) if isinstance(v, _jax.Var) else None
-            if part is None or part.forms[-1] == form or len(part.eqns) + len(own.eqns) > size:
+            if part is None or part.forms[-1] == form or len(part.eqns) + len(own.eqns) > SIZE:
+                continue
+            if labels.get(v) != labels.get(eqn.outvars[0]):
                 continue
             own.add(part)
             del open_[v]
