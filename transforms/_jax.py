@@ -272,12 +272,6 @@ def is_plain(eqn: JaxprEqn) -> bool:
     return known and any(isinstance(v, Var) for v in eqn.invars) and not any(sub_jaxprs(eqn))
 
 
-def written(v: Literal) -> tuple[Any, bytes]:
-    """What tells one constant in an equation from another: its type and its bits, since what an
-    array shows is rounded."""
-    return v.aval, np.asarray(v.val).tobytes()
-
-
 def is_differentiable(eqn: JaxprEqn) -> bool:
     """Whether an equation is plain, or a function with a derivative of its own."""
     ruled = eqn.primitive is custom_jvp_call_p and not eqn.effects

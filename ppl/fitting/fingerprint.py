@@ -22,6 +22,7 @@ import numpy as np
 from transforms import _jax
 from transforms.errors import PPLError
 from transforms.program.content import closed_over
+from transforms.program.operands import written
 from transforms.program.site import Opaque, Site
 
 from .devices import checksum, is_elsewhere
@@ -51,7 +52,7 @@ def _program(closed: _jax.ClosedJaxpr, known: Sequence[str], around: tuple[int, 
         names[v] = _hash(known[i] if i < len(known) else f"input {i - len(known)} {v.aval}")
 
     def read(v: Any) -> str:
-        return f"{v.aval} {_jax.written(v)[1].hex()}" if isinstance(v, _jax.Literal) else names[v]
+        return f"{v.aval} {written(v)[1].hex()}" if isinstance(v, _jax.Literal) else names[v]
 
     effects: list[str] = []
     for eqn in jaxpr.eqns:

@@ -10,6 +10,7 @@ from typing import Any
 
 from .. import _jax
 from ..program.content import parameter
+from ..program.operands import written
 
 
 def computed_once(closed: _jax.ClosedJaxpr) -> _jax.ClosedJaxpr:
@@ -34,7 +35,7 @@ def _key(eqn: _jax.JaxprEqn) -> Any:
     """Equal for equations that compute the same; a barrier keeps what it keeps apart."""
     if eqn.effects or eqn.primitive.name == "optimization_barrier":
         return id(eqn)
-    operands = tuple(v if isinstance(v, _jax.Var) else _jax.written(v) for v in eqn.invars)
+    operands = tuple(v if isinstance(v, _jax.Var) else written(v) for v in eqn.invars)
     params = tuple(sorted((name, _param(x)) for name, x in eqn.params.items()))
     return eqn.primitive, operands, params
 

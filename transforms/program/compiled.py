@@ -18,6 +18,7 @@ import numpy as np
 
 from .. import _jax
 from .content import program_content
+from .operands import written
 
 KEPT = 64
 """Programs whose code is kept, those that were used last."""
@@ -82,14 +83,14 @@ def with_numbers(closed: _jax.ClosedJaxpr) -> tuple[_jax.ClosedJaxpr, list[np.nd
     0 and 1 stay, since XLA drops what they do.
     """
     jaxpr = closed.jaxpr
-    written = {_jax.written(v): v for e in jaxpr.eqns for v in e.invars if _is_number(v)}
-    avals = [v.aval for v in written.values()]
+    found = {written(v): v for e in jaxpr.eqns for v in e.invars if _is_number(v)}
+    avals = [v.aval for v in found.values()]
     new = jax.make_jaxpr(lambda *xs: xs)(*avals).jaxpr.invars  # variables of these types
-    inputs = dict(zip(written, new, strict=True))
-    read = lambda v: inputs[_jax.written(v)] if _is_number(v) else v
+    inputs = dict(zip(found, new, strict=True))
+    read = lambda v: inputs[written(v)] if _is_number(v) else v
     eqns = [e.replace(invars=[*map(read, e.invars)]) for e in jaxpr.eqns]
     opened = _jax.open_jaxpr(jaxpr, [*new, *jaxpr.invars], jaxpr.outvars, eqns)
-    numbers = [np.asarray(v.val, np.result_type(v.val)) for v in written.values()]
+    numbers = [np.asarray(v.val, np.result_type(v.val)) for v in found.values()]
     return _jax.ClosedJaxpr(opened.jaxpr, closed.consts), numbers
 
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import _jax
+from .operands import written
 
 
 @final
@@ -145,7 +146,7 @@ def _equations(jaxpr: _jax.Jaxpr) -> Any:
 
     def read(v: Any) -> Any:
         if isinstance(v, _jax.Literal):
-            return _jax.written(v)
+            return written(v)
         return numbers.setdefault(v, len(numbers))
 
     inputs = [*jaxpr.constvars, *jaxpr.invars]

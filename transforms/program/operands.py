@@ -6,6 +6,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+
+def written(v: Any) -> tuple[Any, bytes]:
+    """What tells one constant from another: its type and its bits, since what an array shows is
+    rounded."""
+    return v.aval, np.asarray(v.val).tobytes()
 
 
 def constant_of(v: Any) -> jax.Array:
@@ -18,4 +25,4 @@ def type_of(v: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype)
 
 
-__all__ = ["constant_of", "type_of"]
+__all__ = ["constant_of", "type_of", "written"]

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .. import _jax
+from .operands import written
 
 KEPT = 4096
 """How many programs are kept."""
@@ -91,7 +92,7 @@ def _form(eqn: _jax.JaxprEqn) -> _Form | None:
     if not _jax.is_differentiable(eqn):
         return None
     types = [v.aval for v in eqn.invars]
-    values = [None if isinstance(v, _jax.Var) else _jax.written(v) for v in eqn.invars]
+    values = [None if isinstance(v, _jax.Var) else written(v) for v in eqn.invars]
     try:
         content = eqn.primitive, *sorted(eqn.params.items()), *types, *values, eqn.ctx
         content = *content, *_wired([eqn])
