@@ -86,3 +86,19 @@ def test_a_layer_that_reads_data_and_a_choice(exactly: bool) -> None:
         ztest.check_exact(estimate, (jax.random.key(0),), right, rtol=1e-9, atol=1e-12)
     else:
         ztest.check(estimate, right)
+
+
+@pytest.mark.usefixtures("x64")
+def test_elements_stay_apart_where_their_sum_is_read_by_what_is_no_payoff() -> None:
+    """40 flips, of which no two meet in the payoff; all do in auxiliary data."""
+
+    @ppl.expectation(has_aux=True)
+    def f(p: jax.Array) -> tuple[jax.Array, jax.Array]:
+        law = lambda p: ppl.sample("z", dist.BernoulliProbs(p), ppl.enum())
+        total = 3.0 + jnp.sum(jnp.arange(40.0) * jax.vmap(law)(p))
+        return total, jnp.cos(total)
+
+    estimate = lambda p: f.value_and_grad(jax.random.key(0), p)
+    ((value, _), grad) = ztest.compiled(estimate)(jnp.full(40, 0.3))
+    np.testing.assert_allclose(value, 3.0 + 0.3 * 780.0, rtol=1e-12)
+    np.testing.assert_allclose(grad, np.arange(40.0), rtol=1e-12)

@@ -396,7 +396,7 @@ OPAQUE = {
         custom_linear_solve custom_vmap_call eval_jaxpr jit linear_call reduce remat2 remat_opt
         run_state scan stage while dce_sink compute_on fused_call mpmd_map pallas_call
         xla_metadata_call""",
-    "ours": "expect factor inside sample unknown_density",
+    "ours": "continued expect factor inside sample unknown_density",
     "tells the host, or is computed there": """
         check debug_callback debug_print inspect_sharding io_callback pure_callback ffi_call
         log_extend log_read new_log buffer_callback tpu_custom_call""",

@@ -163,24 +163,26 @@ def _level(
     makers = {v: eqn for eqn in jaxpr.eqns for v in eqn.outvars}
     active: dict[Any, None] = {v: None for v in wanted if is_var(v)}
     whole: set[Any] = set()
-    """What is read by more than the tail."""
+    """What the leaves are made of."""
     for i in reversed(range(len(jaxpr.eqns))):
         eqn = jaxpr.eqns[i]
         outs = [n for n, v in enumerate(eqn.outvars) if v in active and v in tainted]
         if not outs:
-            whole.update(filter(is_var, eqn.invars))
+            if whole.intersection(eqn.outvars):
+                whole.update(filter(is_var, eqn.invars))
             continue
         inner = _inner(eqn, outs, tainted, (*path, i), facts)
         if inner is not None:
             level.inner[i], level.outs[i], linear = inner
         else:
             linear = _linear_operands(eqn, tainted, (*path, i), facts)
-            if linear is not None and whole.intersection(eqn.outvars):
-                linear = _unless_a_product(eqn, linear, (*path, i), facts)
-        if linear is not None and _is_offset(eqn, tainted, makers, whole):
+        anyway = linear is not None and bool(whole.intersection(eqn.outvars))
+        if anyway and _ends_anyway(eqn, tainted, makers, (*path, i), facts):
             linear = None
-        if linear is None or whole.intersection(eqn.outvars):
-            whole.update(filter(is_var, eqn.invars))
+        if linear is not None and _is_offset(eqn, tainted, makers):
+            linear = None
+        used = linear if linear and not whole.intersection(eqn.outvars) else ()
+        whole.update(v for n, v in enumerate(eqn.invars) if n not in used and is_var(v))
         if linear is None:
             continue
         level.tail.add(i)
@@ -221,28 +223,40 @@ def _reads_few(eqn: _jax.JaxprEqn) -> bool:
     return few and sizes[0] < sizes[1]
 
 
-def _unless_a_product(
-    eqn: _jax.JaxprEqn, linear: set[int], path: Path, facts: _Facts
-) -> set[int] | None:
-    """None for a matrix product that is computed anyway, if no elements of a choice are told apart
-    before it alone: its coefficients would be one more, as in ``x @ w @ h - log_z(w @ h)``."""
-    if eqn.primitive.name != "dot_general" or len(linear) != 1:
-        return linear
-    return linear if facts.mixes_more(eqn, path, *linear) else None
-
-
-def _is_offset(
-    eqn: _jax.JaxprEqn, tainted: Mapping[Any, int], makers: Mapping[Any, Any], whole: set[Any]
+def _ends_anyway(
+    eqn: _jax.JaxprEqn,
+    tainted: Mapping[Any, int],
+    makers: Mapping[Any, Any],
+    path: Path,
+    facts: _Facts,
 ) -> bool:
-    """Whether an equation adds a constant to an enumerated draw, or what plain numbers make of it,
-    element by element, or to anything that is enumerated, if the sum is computed anyway."""
-    hit = [v for v in eqn.invars if is_var(v) and v in tainted]
-    adds = eqn.primitive.name in ("add", "add_any", "sub")
-    if not adds or len(hit) != 1:
+    """Whether the tail goes no further than a result that leaves are made of: a matrix product, or
+    one with a constant added. The coefficients of ``x @ (w @ h + b) - log_z(w @ h + b)`` would be
+    one more product. Elements that are enumerated stay told apart."""
+    hit = _hit(eqn, tainted)
+    if len(hit) != 1:
         return False
-    if eqn.outvars[0] in whole:
-        return True
-    if tainted[hit[0]] != ENUMERATED:
+    v = eqn.invars[hit[0]]
+    if eqn.primitive.name == "dot_general":
+        return tainted[v] == DRAWN or not facts.mixes_more(eqn, path, hit[0])
+    if _adds(eqn):
+        return v in makers and _ends_anyway(makers[v], tainted, makers, path, facts)
+    return False
+
+
+def _hit(eqn: _jax.JaxprEqn, tainted: Mapping[Any, int]) -> list[int]:
+    return [n for n, v in enumerate(eqn.invars) if is_var(v) and v in tainted]
+
+
+def _adds(eqn: _jax.JaxprEqn) -> bool:
+    return eqn.primitive.name in ("add", "add_any", "sub")
+
+
+def _is_offset(eqn: _jax.JaxprEqn, tainted: Mapping[Any, int], makers: Mapping[Any, Any]) -> bool:
+    """Whether an equation adds a constant to an enumerated draw, or what plain numbers make of it,
+    element by element."""
+    hit = [eqn.invars[n] for n in _hit(eqn, tainted)]
+    if not _adds(eqn) or len(hit) != 1 or tainted[hit[0]] != ENUMERATED:
         return False
     v: Any = hit[0]
     size = math.prod(eqn.outvars[0].aval.shape)  # type: ignore[attr-defined]
