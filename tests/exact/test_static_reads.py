@@ -321,6 +321,22 @@ def test_an_element_alone_has_no_neighbours(shape: tuple[int, ...], value: float
     np.testing.assert_allclose(found[1], np.ones(shape), rtol=1e-6)
 
 
+def test_an_expectation_of_one_element_beside_elements_that_meet() -> None:
+    """It may draw, and would again at each value of the other."""
+    inner: Any = ppl.expectation(
+        lambda a: ppl.sample("b", dist.BernoulliProbs(0.2 + 0.3 * a), ppl.enum()) * 1.0
+    )
+
+    @ppl.expectation
+    def f(p: jax.Array) -> jax.Array:
+        law = lambda: ppl.sample("z", dist.BernoulliProbs(p), ppl.enum())
+        z = jax.vmap(law, axis_size=2)()
+        return z[0] * z[1] + inner(z[0]) * z[0]
+
+    value, grad = jax.jit(f.value_and_grad)(jax.random.key(0), 0.3)
+    np.testing.assert_allclose((value, grad), (0.09 + 0.5 * 0.3, 0.6 + 0.5), rtol=1e-6)
+
+
 def test_a_mean_takes_as_much_as_it_has_numbers() -> None:
     """Two values of two elements for each, in as many equations for many as for few."""
 

@@ -22,6 +22,7 @@ from jax import lax
 from .. import _jax
 from ..analyses.alike import NO, Axes, UniformInLoops
 from ..analyses.dependence import Dependence
+from ..program.choices import is_random
 from .classes import Class, Plan, Variable
 from .rounds import Stack, in_order, rows_of
 from .static_reads import Read, ReadApart, read_apart
@@ -113,7 +114,7 @@ def reads_of(
 ) -> ReadApart | None:
     """The program with the elements that meet read apart."""
     numbers = [_numbers(plan, i) for i in range(len(plan.variables))]
-    if plan.chains or all(n is None for n in numbers):
+    if plan.chains or all(n is None for n in numbers) or _draws(program, len(consts)):
         return None
     found = read_apart(program, consts, numbers, [v.n for v in plan.variables])
     if found is None:
@@ -123,6 +124,18 @@ def reads_of(
         if any(not is_constant(r.at, a) for _, r in reads for a in plates):
             return None
     return found
+
+
+def _draws(program: _jax.ClosedJaxpr, n: int) -> bool:
+    """Whether something is drawn that depends on the variables, the inputs after ``n`` others: at
+    the values of the elements that it does not read it would be drawn again."""
+    reached = set(program.jaxpr.invars[n:])
+    for eqn in program.jaxpr.eqns:
+        if not reached.isdisjoint(v for v in eqn.invars if isinstance(v, _jax.Var)):
+            if is_random(eqn):
+                return True
+            reached.update(eqn.outvars)
+    return False
 
 
 def joint_axes(plan: Plan, i: int) -> list[int]:
