@@ -201,16 +201,12 @@ class Layout:
         """
         return over_axes(f, self.grid, spec)
 
-    def grouped(
-        self, terms: Sequence[jax.Array], path: Path | None = None
-    ) -> list[tuple[jax.Array, Dependence, Grid]]:
-        """The terms (that depend on a choice), added up where they depend on the same, without axes
-        that do not matter."""
+    def grouped(self, terms: Sequence[jax.Array]) -> list[tuple[jax.Array, Dependence, Grid]]:
+        """The terms, added up where they depend on the same, without axes that do not matter."""
         found: list[tuple[jax.Array, Dependence]] = []
         alone: list[tuple[jax.Array, Dependence]] = []
         for t, d, same in zip(terms, self.terms, self._repeated, strict=True):
-            if path is None or path in d:
-                (alone if same else found).append(_without_axes(t, d, 1))
+            (alone if same else found).append(_without_axes(t, d, 1))
         # terms are added before axes are summed, which reads them once; but not what is repeated
         found = [_without_axes(t, d, math.inf) for t, d in (*_added_up(found), *alone)]
         return [(t, d, self.on_grid(d)) for t, d in _added_up(found)]
