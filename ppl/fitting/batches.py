@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Iterator
 from typing import Any, final
 
@@ -13,6 +14,7 @@ import numpy as np
 from transforms import _jax
 
 from ..programs.given import as_count
+from .memory import Memory
 
 
 @final
@@ -59,7 +61,7 @@ def count_rows(data: Any) -> int:
     return sizes.pop()[0]
 
 
-def stack(rows: list[Any], length: int, line: str) -> Any:
+def stack(rows: list[Any], length: int, line: str, memory: Memory) -> Any:
     """Batches ``[length, ...]`` from at most that many, the last one repeated."""
     shapes = {str(jax.tree.map(np.shape, row)) for row in rows}
     if len(shapes) > 1:
@@ -72,7 +74,14 @@ def stack(rows: list[Any], length: int, line: str) -> Any:
     rows = [*rows, *[rows[-1]] * (length - len(rows))]
     leaves = jax.tree.leaves(rows)
     known = not any(isinstance(a, _jax.Tracer) or _is_divided(a) for a in leaves)
-    return jax.tree.map(lambda *a: (np if known else jnp).stack(a), *rows)
+    joined = functools.partial(_stack_known, memory) if known else lambda *a: jnp.stack(a)
+    return jax.tree.map(joined, *rows)
+
+
+def _stack_known(memory: Memory, *arrays: Any) -> np.ndarray:
+    known = [np.asarray(a) for a in arrays]
+    made = memory.empty((len(known), *known[0].shape), np.result_type(*known))
+    return np.stack(known, out=made)
 
 
 def _is_divided(a: Any) -> bool:

@@ -1,6 +1,6 @@
 """The batches of a fit from the host, read ahead of the steps by a thread.
 
-The thread stacks a few batches at a time, up to 4 MB, puts them on the device, and stays two stacks
+The thread stacks a few batches at a time, up to 16 MB, puts them on the device, and stays a stack
 ahead. So what is in memory does not depend on how many batches there are.
 """
 
@@ -19,8 +19,9 @@ from transforms import _jax
 
 from .batches import cycle, stack
 from .epochs import Epochs
+from .memory import Memory
 
-BYTES, AHEAD = 2**22, 2
+BYTES, AHEAD = 2**24, 1
 """How large a stack is, if it has more than one batch, and how many are waiting."""
 
 
@@ -37,9 +38,12 @@ class Feed:
 
     def __init__(self, batches: Any):
         self._batches, self._line = batches, _jax.user_line()
-        self._left: Iterator[Any] = iter([]) if batches is None else cycle(batches, self._line)
+        self._by_rows = isinstance(batches, Epochs) and batches.sharding is None
+        self._left: Iterator[Any] = iter([])  # the batches, or the numbers of their rows
+        if self:
+            self._left = batches.rows(0) if self._by_rows else cycle(batches, self._line)
         self._stacks: Iterator[Any] = itertools.repeat(None)
-        self._stopped = threading.Event()
+        self._stopped, self._memory = threading.Event(), Memory()
 
     def __bool__(self) -> bool:
         return self._batches is not None
@@ -48,29 +52,34 @@ class Feed:
         """The next batches, which stay."""
         found = list(itertools.islice(self._left, n))
         self._left = itertools.chain(found, self._left)
-        return found
+        return list(map(self._batches.read, found)) if self._by_rows else found
 
     def skip(self, n: int) -> None:
         """Leave out the first ``n`` batches."""
         if isinstance(self._batches, Epochs):
-            self._left = self._batches.after(n)
+            self._left = (self._batches.rows if self._by_rows else self._batches.after)(n)
         elif self:
             next(itertools.islice(self._left, n, n), None)
 
     def stacked(self, n: int, length: int) -> Any:
         """The next ``n`` batches ``[length, ...]``; None without batches."""
-        return self.stack(list(itertools.islice(self._left, n)), length) if self else None
+        return self._join(list(itertools.islice(self._left, n)), length) if self else None
 
-    def stack(self, rows: list[Any], length: int) -> Any:
+    def stack(self, batches: list[Any], length: int) -> Any:
         """Batches ``[length, ...]`` from at most that many."""
-        return stack(rows, length, self._line)
+        return stack(batches, length, self._line, self._memory)
+
+    def _join(self, left: list[Any], length: int) -> Any:
+        if self._by_rows:
+            return self._batches.stack(left, length, self._memory)
+        return self.stack(left, length)
 
     def read_ahead(self, counts: Sequence[int], length: int) -> None:
         """Read stacks ``[length, ...]`` of so many batches in a thread."""
         if not self:
             return
         ready: queue.Queue[Callable[[], Any]] = queue.Queue(AHEAD)
-        stacked = lambda rows: self.stack(rows, length)
+        stacked = lambda left: self._join(left, length)
         work = _Reading(self._left, counts, stacked, ready, self._stopped)
         threading.Thread(target=work.run, daemon=True).start()
         self._stacks = (ready.get()() for _ in counts)

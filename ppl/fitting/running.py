@@ -5,6 +5,7 @@ It shows progress, keeps the history, writes the checkpoint, checks for converge
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -32,6 +33,9 @@ from .stopping import Judged, estimates, judge, next_check, verdict
 
 LONGEST_WAIT = 0.5
 """Seconds between two sights of the progress."""
+
+STARTED = 1
+"""Parts of the steps that are started before the one before them has ended."""
 
 
 @dataclasses.dataclass
@@ -112,43 +116,52 @@ def _run(plan: Plan, one: Any, all_of_them: Any, *args: Any) -> Any:
     return known[which](*args)
 
 
+@dataclasses.dataclass
+class _Part:
+    """Steps whose code was started: how many, their batches, and what they compute."""
+
+    n: int
+    rows: Any
+    after: State
+    estimates: jax.Array
+    finite: jax.Array
+    metrics: Any
+
+
 def _chunk(plan: Plan, at: _Progress, visit: int) -> tuple[int, Any]:
     """Run some steps, up to the next visit to the host: how many, and their metrics."""
     several = plan.ending.restarts is not None
     run = functools.partial(_run, plan, run_chunk, run_side_by_side)
     counts, windows = plan.parts(at.step, visit), plan.ending.windows(at.step)
     state, step = at.state, at.step
-    done: list[Any] = []
+    ahead: collections.deque[_Part] = collections.deque()
+    metrics: list[Any] = []
     for n in counts:
         rows = plan.feed.take()
-        after, found, count, metrics = run(state, plan.fixed, plan.key, n, rows, windows)
-        done.append((n, rows, found, count, metrics))
+        found = _Part(n, rows, *run(state, plan.fixed, plan.key, n, rows, windows))
         step += n
-        state = after if several else dataclasses.replace(after, step=step)
-    _look_for_failure(plan, at, run, done)
-    for n, _, found, _, _ in done:
-        at.estimates[..., at.step : at.step + n] = np.asarray(found)[..., :n]
-        at.step += n
-    at.state = state
+        state = found.after if several else dataclasses.replace(found.after, step=step)
+        ahead.append(dataclasses.replace(found, after=state))
+        metrics.append(found.metrics)
+        if len(ahead) > STARTED:
+            _end(plan, at, run, windows, ahead.popleft())
+    for part in ahead:
+        _end(plan, at, run, windows, part)
     total = sum(counts)
     mean = lambda *ms: sum(n * m for n, m in zip(counts, ms, strict=True)) / total
-    return total, jax.tree.map(mean, *(m for *_, m in done)) if len(done) > 1 else done[0][-1]
+    return total, jax.tree.map(mean, *metrics) if len(metrics) > 1 else metrics[0]
 
 
-def _look_for_failure(plan: Plan, at: _Progress, run: Any, done: list[Any]) -> None:
-    """Raise where a step of those that were done is not finite."""
-    state, several = at.state, plan.ending.restarts is not None
-    most = [int(np.max(count)) for *_, count, _ in done]
-    failing = [n for n, *_ in done] != most
-    for (n, rows, _, count, _), finite in zip(done, most, strict=True):
-        if not failing:
-            return
-        windows = plan.ending.windows(at.step)
-        state = run(state, plan.fixed, plan.key, finite, rows, windows)[0]
-        if finite < n:
-            i, batch = int(np.argmax(count)), jax.tree.map(lambda a, k=finite: a[k], rows)
-            state = pick(state, i) if several else state
-            plan.loop.explain_failure(state, plan.fixed, plan.key, batch)
+def _end(plan: Plan, at: _Progress, run: Any, windows: Any, part: _Part) -> None:
+    """Wait for some steps and go on from there; raise where one of them is not finite."""
+    n, finite = part.n, int(np.max(part.finite))
+    if finite < n:
+        state = run(at.state, plan.fixed, plan.key, finite, part.rows, windows)[0]
+        i, batch = int(np.argmax(part.finite)), jax.tree.map(lambda a: a[finite], part.rows)
+        state = state if plan.ending.restarts is None else pick(state, i)
+        plan.loop.explain_failure(state, plan.fixed, plan.key, batch)
+    at.estimates[..., at.step : at.step + n] = np.asarray(part.estimates)[..., :n]
+    at.state, at.step = part.after, at.step + n
 
 
 def _drop_anchor(plan: Plan, at: _Progress) -> None:

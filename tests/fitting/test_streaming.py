@@ -10,6 +10,7 @@ import pytest
 
 import ppl
 from ppl import dist
+from ppl.fitting.memory import Memory
 
 KEY = jax.random.key(0)
 N, D, SIZE, BLOCK = 240, 3, 24, 4
@@ -109,3 +110,50 @@ def test_what_makes_no_batches_is_refused(rows):
         ppl.epochs(rows, 25, key=KEY, block=BLOCK)
     with pytest.raises(ValueError, match="Give a size of at most 240"):
         ppl.epochs(rows, 241, key=KEY)
+
+
+def test_memory_that_jax_reads_is_not_written_again():
+    """Neither while an array is held, nor while code that reads it runs."""
+    memory, made = Memory(), []
+
+    def put(value):
+        found = memory.empty((64, 64), np.float32)
+        found[:] = value
+        made.append(found.ctypes.data)
+        return jax.device_put(found)
+
+    held = [put(float(i)) for i in range(3)]
+    slow = jax.jit(lambda x: jax.lax.fori_loop(0, 2000, lambda i, c: jnp.tanh(c @ x) * 0 + x, x))
+    running = [slow(put(7.0)) for _ in range(2)]
+    [put(-1.0) for _ in range(8)]
+    assert [float(a.max()) for a in held] == [0.0, 1.0, 2.0]
+    assert [float(a.min()) for a in running] == [7.0, 7.0]
+
+
+def test_memory_is_used_again_once_nothing_reads_it():
+    memory, where = Memory(), set()
+    for i in range(20):
+        found = memory.empty((3, 5), np.float64)
+        found[:] = i
+        where.add(found.ctypes.data)
+        del found
+    assert len(where) == 1
+    assert memory.empty((0, 4), np.float32).shape == (0, 4)
+
+
+@pytest.mark.parametrize("order", ["C", "F", "strided", "swapped"])
+def test_rows_of_any_array_are_read(order):
+    whole = np.arange(240.0, dtype=np.float32).reshape(40, 6)
+    data = {
+        "C": whole[:, :3].copy(),
+        "F": np.asfortranarray(whole[:, :3]),
+        "strided": whole[:, :3],
+        "swapped": whole[:, :3].astype(">f4"),
+    }[order]
+    batches = ppl.epochs({"x": data}, 8, key=KEY)
+    epoch = [b["x"] for b, _ in zip(batches, range(5), strict=False)]
+    np.testing.assert_array_equal(np.sort(np.concatenate(epoch), 0), whole[:, :3])
+    seen = ppl.expectation(lambda phi, batch: phi * 0 + batch["x"].sum())
+    how = {"key": KEY, "steps": 5, "batches": batches, "progress": False}
+    found = ppl.maximize(seen, 0.0, optax.sgd(0.0), **how).history
+    np.testing.assert_array_equal(found, [b.astype(np.float32).sum() for b in epoch])
