@@ -113,6 +113,14 @@ def killed(of: int, checkpoint: str) -> tuple[float, list[str]]:
     return time.perf_counter() - start, said
 
 
+def reason(said: str) -> str:
+    """The line that says why a process has stopped: of the fit, or of JAX, which ends a process
+    whose neighbours are not the one that is gone."""
+    lines, words = said.splitlines(), ("PPLError: ", "Terminating", "heartbeat")
+    found = [line for word in words for line in lines if word in line]
+    return found[0] if found else said[-500:]
+
+
 def main(numbers: list[int]) -> None:
     alone = fit(0, 1, None, STEPS)
     wanted = np.array([*alone.averaged["m"], *alone.params["s"], alone.history[-1]])
@@ -125,8 +133,9 @@ def main(numbers: list[int]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = str(pathlib.Path(folder) / "fit.npz")
             seconds, said = killed(of, path)
-            lines = [line for line in said[0].splitlines() if "PPLError" in line] or said[0][-500:]
-            sys.stdout.write(f"  one killed: the others stop after {seconds:.1f} s: {lines}\n")
+            sys.stdout.write(f"  one killed: the others stop after {seconds:.1f} s\n")
+            for i, text in enumerate(said):
+                sys.stdout.write(f"    {i}: {reason(text)}\n")
             size = len(np.load(path)["history"])
             resumed = results(begin(of, path, size + 200))
             direct = fit(0, 1, None, size + 200)
