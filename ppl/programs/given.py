@@ -57,8 +57,10 @@ def merge(a: Choices, b: Choices) -> dict[str, Any]:
             part, rest = pair if isinstance(pair[0], Partly) else pair[::-1]
             left[address] = part.filled(address, rest)
             del right[address]
+    above = {x[:k]: x for x in left for k in range(1, len(x) + 1)}
     for address in right:
-        clash = next((x for x in left if x[: len(address)] == address[: len(x)]), None)
+        starts = (address[:k] for k in range(1, len(address)))
+        clash = above.get(address) or next((x for x in starts if x in left), None)
         if clash is not None:
             raise AddressError(
                 f"merge: the address {show(address)} is in both ({_jax.user_line()}), so it has "

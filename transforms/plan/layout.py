@@ -127,6 +127,10 @@ class Layout:
         return {}
 
     @functools.cached_property
+    def _enumerated(self) -> frozenset[Path]:
+        return frozenset(s.path for s in self.of(Enumerated))
+
+    @functools.cached_property
     def _axes(self) -> tuple[list[int], dict[Path, tuple[int, ...]]]:
         """The axes of the enumeration, each by how many values it has, and which of them are those
         of a choice: one, or one for each step.
@@ -163,7 +167,7 @@ class Layout:
 
     def together(self, dependence: Dependence) -> frozenset[Path]:
         """The enumerated choices that something depends on."""
-        return frozenset(s.path for s in self.of(Enumerated) if s.path in dependence)
+        return frozenset(p for p in dependence if p in self._enumerated)
 
     def joint(self, choices: frozenset[Path]) -> int:
         """How many joint values enumerated choices have."""
@@ -184,9 +188,8 @@ class Layout:
         """Whether elements of a choice that are apart do not meet in something (of few values)."""
         return self.joint(self.together(dependence)) <= MAX_JOINT and all(
             not apart or (along is not None and not along.lag)
-            for s in self.of(Enumerated)
-            if s.path in dependence
-            for apart, along in zip(s.apart, dependence[s.path], strict=True)
+            for p in self.together(dependence)
+            for apart, along in zip(self.sites[p].apart, dependence[p], strict=True)
         )
 
     def points(self, grid: Grid) -> int:

@@ -84,7 +84,7 @@ def interpret(
     kept = () if keep is None else keep.get(path, ())
     program = program if isinstance(program, Segments) else Segments(program, kept=kept)
     jaxpr = program.closed.jaxpr
-    given = given or {}
+    below = _by_start(given or {}, len(path) + 1)
     record: Record = {}
     inputs, values = [*jaxpr.constvars, *jaxpr.invars], [*program.closed.consts, *args]
     env: dict[Any, Any] = dict(zip(inputs, values, strict=True))
@@ -104,7 +104,7 @@ def interpret(
             [read(v) for v in eqn.invars],
             rule,
             key=own_key and own_key(),
-            given=_below(given, (*path, i)),
+            given=below.get((*path, i), {}),
             acc=acc,
             path=(*path, i),
             **({"keep": keep} if keep is not None and runs_once(what) else {}),
@@ -131,8 +131,12 @@ def keys_of(key: Any, n: int, all_of_them: bool) -> Iterator[Callable[[], Any]]:
     return iter([lambda i=i: lax.index_in_dim(split(), i, keepdims=False) for i in range(n)])
 
 
-def _below(given: Record, path: Path) -> Record:
-    return given and {p: v for p, v in given.items() if p[: len(path)] == path}
+def _by_start(given: Record, depth: int) -> dict[Path, Record]:
+    """What is given by the first ``depth`` numbers of its path."""
+    found: dict[Path, Record] = {}
+    for path, value in given.items():
+        found.setdefault(path[:depth], {})[path] = value
+    return found
 
 
 def handler_of(eqn: _jax.JaxprEqn) -> tuple[Callable[..., Any], Control | _jax.JaxprEqn]:
@@ -254,12 +258,13 @@ def _cond(
 
     def run(b: int) -> Callable[..., Any]:
         def branch(ops: list[Any], key: Any, values: list[Any], acc: Any) -> Any:
+            below = _by_start(dict(zip(given, values, strict=True)), len(path) + 1)
             outs, acc, made = interpret(
                 branches[b],
                 ops,
                 rule,
                 key=key,
-                given=_below(dict(zip(given, values, strict=True)), (*path, b)),
+                given=below.get((*path, b), {}),
                 acc=acc,
                 path=(*path, b),
             )
