@@ -1,6 +1,6 @@
 """The batches of a fit from the host, read ahead of the steps by a thread.
 
-The thread stacks a few batches at a time, up to 16 MB, puts them on the device, and stays a stack
+The thread stacks a few batches at a time, up to 8 MB, puts them on the device, and stays a stack
 ahead. So what is in memory does not depend on how many batches there are.
 """
 
@@ -21,7 +21,7 @@ from .batches import cycle, stack
 from .epochs import Epochs
 from .memory import Memory
 
-BYTES, AHEAD = 2**24, 1
+BYTES, AHEAD = 2**23, 1
 """How large a stack is, if it has more than one batch, and how many are waiting."""
 
 

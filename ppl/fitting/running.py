@@ -154,10 +154,11 @@ def _chunk(plan: Plan, at: _Progress, visit: int) -> tuple[int, Any]:
 
 def _end(plan: Plan, at: _Progress, run: Any, windows: Any, part: _Part) -> None:
     """Wait for some steps and go on from there; raise where one of them is not finite."""
-    n, finite = part.n, int(np.max(part.finite))
+    counts = np.asarray(part.finite)  # one, or one for each restart
+    n, finite = part.n, int(counts.max())
     if finite < n:
         state = run(at.state, plan.fixed, plan.key, finite, part.rows, windows)[0]
-        i, batch = int(np.argmax(part.finite)), jax.tree.map(lambda a: a[finite], part.rows)
+        i, batch = int(counts.argmax()), jax.tree.map(lambda a: a[finite], part.rows)
         state = state if plan.ending.restarts is None else pick(state, i)
         plan.loop.explain_failure(state, plan.fixed, plan.key, batch)
     at.estimates[..., at.step : at.step + n] = np.asarray(part.estimates)[..., :n]
