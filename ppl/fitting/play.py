@@ -19,6 +19,7 @@ from transforms import _jax
 from transforms.errors import NonFiniteError, UnsupportedError, describe
 from transforms.program.compiled import compiled
 
+from ..objectives.expectation import counts
 from ..programs.given import as_count, as_key
 from .arguments import check_arguments
 from .checkpoint import VERSIONS, Checkpoint
@@ -62,6 +63,7 @@ def play(
     key: jax.Array,
     steps: int,
     samples: int = 1,
+    chunk: int | None = None,
     state: Any = None,
     batches: Iterable[Any] | Callable[[jax.Array], Any] | None = None,
     progress: bool = True,
@@ -82,6 +84,7 @@ def play(
         key: random key.
         steps: how many rounds.
         samples: how many estimates of each objective are averaged; states too.
+        chunk: how many of them are in memory at a time, a divisor.
         state: what is carried at first, a pytree of arrays.
         batches: as in ``ppl.maximize``, a batch for each round, which all players find in
             ``game.batch``.
@@ -111,20 +114,21 @@ def play(
     at = (begun, jax.tree.map(strong, moving), carried)
     feed = Feed(None if callable(batches) else batches)
     first = feed.first(1)
-    chunk = length(first[0], CHUNK) if first else CHUNK
+    together = length(first[0], CHUNK) if first else CHUNK
     draw = batches if callable(batches) else None
-    rounds = Rounds(players, dict(params), samples, draw, chunk)
-    given = at, as_key(key), np.int32(0), np.int32(0), feed.stack(first, chunk) if first else None
+    rounds = Rounds(players, dict(params), counts(samples, chunk), draw, together)
+    rows = feed.stack(first, together) if first else None
+    given = at, as_key(key), np.int32(0), np.int32(0), rows
     file = None if checkpoint is None else Checkpoint(checkpoint, _identity(rounds, given))
     run = compiled(rounds, *given)
     at, step, history = _begin(at, n, list(players), file)
-    ends = [*range(step - step % chunk + chunk, n, chunk), n] if step < n else []
-    counts = [end - start for start, end in zip([step, *ends], ends, strict=False)]
+    ends = [*range(step - step % together + together, n, together), n] if step < n else []
+    parts = [end - start for start, end in zip([step, *ends], ends, strict=False)]
     feed.skip(step)
-    feed.read_ahead(counts, chunk)
+    feed.read_ahead(parts, together)
     bar = tqdm(total=n, initial=step, disable=not (progress and is_first()))
     with bar, contextlib.closing(feed):
-        for count in counts:
+        for count in parts:
             at, found = run(at, given[1], np.int32(step), np.int32(count), feed.take())
             for name, values in found.items():
                 history[name][step : step + count] = values[:count]

@@ -60,11 +60,13 @@ class Player:
 @final
 @dataclasses.dataclass(frozen=True)
 class Rounds:
-    """Up to ``chunk`` rounds; ``whole`` has what is not fitted, ``draw`` makes a batch of a key."""
+    """Up to ``chunk`` rounds; ``whole`` has what is not fitted, ``draw`` makes a batch of a key.
+
+    ``estimates``: the arguments ``samples`` and ``chunk`` of each objective."""
 
     players: Mapping[str, Player]
     whole: Mapping[str, Any]
-    samples: int
+    estimates: Mapping[str, Any]
     draw: Callable[[jax.Array], Any] | None
     chunk: int
 
@@ -76,7 +78,7 @@ class Rounds:
             if self.draw is not None:
                 batch = self.draw(jax.random.fold_in(own, len(self.players)))
             game = Game(at[0], first + i, at[2], batch)
-            at, found = _round(self.players, self.whole, at, game, own, self.samples)
+            at, found = _round(self.players, self.whole, at, game, own, self.estimates)
             return at, {k: v.at[i].set(found[k].astype(v.dtype)) for k, v in history.items()}
 
         history = {name: jnp.full(self.chunk, jnp.nan) for name in self.players}
@@ -89,14 +91,14 @@ def _round(
     at: Any,
     game: Game,
     key: jax.Array,
-    samples: int,
+    estimates: Mapping[str, Any],
 ) -> Any:
     values = {}
     for i, (name, p) in enumerate(players.items()):
         own_key = jax.random.fold_in(key, i)
 
         def turns(at: Any, name: str = name, p: Player = p, key: jax.Array = own_key) -> Any:
-            turn = lambda at, k: _turn(name, p, whole, at, game, k, samples)
+            turn = lambda at, k: _turn(name, p, whole, at, game, k, estimates)
             at, found = lax.scan(turn, at, jax.random.split(key, p.turns))
             return at, found[-1]
 
@@ -116,7 +118,7 @@ def _turn(
     at: Any,
     game: Game,
     key: jax.Array,
-    samples: int,
+    estimates: Mapping[str, Any],
 ) -> Any:
     """A step of one player, and its value before it; ``whole`` has what is not fitted."""
     params, optimizers, state = at
@@ -126,7 +128,8 @@ def _turn(
 
     def value(own: Any) -> Any:
         own = completed(own, whole[name])
-        out = f.surrogate(key, own, game, samples=samples, direction=-1 if p.minimize else 1)
+        how = {**estimates, "direction": -1 if p.minimize else 1}
+        out = f.surrogate(key, own, game, **how)
         value, new = out if f.has_aux else (out, state)
         return (value if p.minimize else -value), (value, new)
 

@@ -18,7 +18,13 @@ TOGETHER = 20
 
 
 def signal_to_noise(
-    objective: Expectation, key: jax.Array, params: Any, *args: Any, samples: int = 1, n: int = 500
+    objective: Expectation,
+    key: jax.Array,
+    params: Any,
+    *args: Any,
+    samples: int = 1,
+    chunk: int | None = None,
+    n: int = 500,
 ) -> Any:
     """The signal-to-noise ratio of every parameter's gradient: ‖E g‖ / sqrt(E ‖g - E g‖²).
 
@@ -30,7 +36,7 @@ def signal_to_noise(
         objective: called as ``objective(params, *args)``.
         key: random key.
         params: where the gradient is taken, any pytree.
-        samples: estimates averaged for each gradient, as in a fit.
+        samples, chunk: estimates averaged for each gradient, and in memory at a time, as in a fit.
         n: number of gradients.
 
     Returns:
@@ -45,7 +51,7 @@ def signal_to_noise(
     blocks = -(-n // TOGETHER)
 
     def ratios(key: jax.Array, params: Any, args: Any) -> Any:
-        gradient = lambda k: objective.grad(k, params, *args, samples=samples)
+        gradient = lambda k: objective.grad(k, params, *args, samples=samples, chunk=chunk)
         keys = jax.random.split(key, (blocks, TOGETHER))
         drawn = lax.map(jax.vmap(gradient), keys)
         return jax.tree.map(lambda g: _ratio(g.reshape(blocks * TOGETHER, -1)), drawn)

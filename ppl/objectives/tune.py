@@ -37,10 +37,10 @@ from transforms.errors import AddressError, PPLError, UnsupportedError, describe
 from transforms.estimation.chosen import support_size
 from transforms.runs.retarget import retarget
 
-from ..programs.given import as_count, as_key
+from ..programs.given import as_key
 from .audit import ROUNDING
 from .derivatives import is_floating
-from .expectation import Expectation, check_differentiable
+from .expectation import Expectation, check_differentiable, counts
 from .leaves import split
 from .scopes import fits, scopes_of
 
@@ -153,6 +153,7 @@ def tune(
     *args: Any,
     budget: float = 10.0,
     samples: int = 1,
+    chunk: int | None = None,
     argnums: int | Sequence[int] = 0,
     addresses: Iterable[Address] = (),
     sizes: Mapping[str, Sequence[int]] | None = None,
@@ -170,6 +171,7 @@ def tune(
         *args, **kwargs: the arguments of the objective, any pytrees; what is best depends on them.
         budget: seconds of measuring. Compiling, once for each combination, comes on top.
         samples: how many estimates a gradient averages; ``ppl.reinforce("loo")`` needs several.
+        chunk: how many of them are in memory at a time.
         argnums: which argument(s) to differentiate.
         addresses: choices to tune, like ``["x", ("inner", "k")]`` (the name of an expectation
             inside comes first); by default all whose estimator was not chosen.
@@ -198,7 +200,7 @@ def tune(
     if not any(map(is_floating, jax.tree.leaves([args[i] for i in nums]))):
         raise UnsupportedError(f"{where} gets no float in argument {nums}. Type 1.0 or argnums=1.")
     key = jax.random.key(jax.random.bits(as_key(key)))  # of the kind that explain traces
-    how = {"samples": as_count(samples, "samples"), "argnums": nums}
+    how = {**counts(samples, chunk), "argnums": nums}
     options = _options(objective, args, how, list(addresses), where, bool(named)) | named
     tried: dict[Any, Trial] = {}
 
@@ -322,7 +324,7 @@ def _options(
         if a not in sites:
             raise AddressError(f"{where} has no {show(a)}.{nearest(a, sites)} It has: {known}.")
         worth: dict[Any, bool] = {
-            LOO: how["samples"] > 1,
+            LOO: (how["chunk"] or how["samples"]) > 1,
             WITHIN: any(c.site.sizes for c in sites[a]),
         }
         worth[SPA()] = any(c.lengths for c in sites[a])  # elsewhere ppl.mvd() is as cheap

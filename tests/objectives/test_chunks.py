@@ -179,6 +179,31 @@ def test_a_fit_draws_its_samples_in_chunks():
     value, grad = f.value_and_grad(jax.random.fold_in(KEY, 0), 0.3, **how)
     np.testing.assert_allclose(fit.history[0], value, rtol=1e-6)
     np.testing.assert_allclose(fit.params, 0.3 - 0.1 * grad, rtol=1e-6)
+    player = ppl.Player(lambda own, game: f(own), optax.sgd(0.1), minimize=True)
+    given: Any = {"key": KEY, "steps": 1, "progress": False, **how}
+    played = ppl.play({"a": player}, {"a": 0.3}, **given)
+    turn = jax.random.split(jax.random.fold_in(jax.random.fold_in(KEY, 0), 0), 1)[0]
+    np.testing.assert_allclose(played.history["a"][0], f.value(turn, 0.3, **how), rtol=1e-6)
+
+
+def test_noise_is_measured_and_estimators_tried_in_chunks():
+    """Of one sample at a time leave-one-out has no other, and is not tried."""
+
+    def objective(estimator):
+        law = lambda m: dist.Bernoulli(logits=m)
+        return ppl.expectation(lambda m: ppl.sample("x", law(m), estimator) * 1.0)
+
+    f = objective(ppl.reinforce())
+    ratio = ppl.signal_to_noise(f, KEY, 0.3, samples=4, chunk=2, n=20)
+    keys = jax.random.split(KEY, (1, 20))[0]
+    g = jax.vmap(lambda k: f.grad(k, 0.3, samples=4, chunk=2))(keys)
+    noise = jnp.var(g, ddof=1)
+    np.testing.assert_allclose(ratio, jnp.sqrt((g.mean() ** 2 - noise / 20) / noise), rtol=1e-4)
+    f = objective(None)
+    tune = lambda chunk: ppl.tune(f, KEY, 0.3, samples=4, chunk=chunk, budget=0.5)
+    leave_one_out = ppl.reinforce("loo")
+    tried = lambda chunk: [t.assignment["x"] for t in tune(chunk).tried]
+    assert leave_one_out in tried(None) and leave_one_out not in tried(1)
 
 
 def test_a_choice_that_is_not_finite_is_named_in_chunks_too():
