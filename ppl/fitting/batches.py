@@ -73,7 +73,7 @@ def stack(rows: list[Any], length: int, line: str, memory: Memory) -> Any:
         )
     rows = [*rows, *[rows[-1]] * (length - len(rows))]
     leaves = jax.tree.leaves(rows)
-    known = not any(isinstance(a, _jax.Tracer) or _is_divided(a) for a in leaves)
+    known = not any(map(_stays, leaves))
     joined = functools.partial(_stack_known, memory) if known else lambda *a: jnp.stack(a)
     return jax.tree.map(joined, *rows)
 
@@ -84,9 +84,12 @@ def _stack_known(memory: Memory, *arrays: Any) -> np.ndarray:
     return np.stack(known, out=made)
 
 
-def _is_divided(a: Any) -> bool:
-    """Whether an array is on several devices, where it stays."""
-    return isinstance(a, jax.Array) and len(a.devices()) > 1
+def _stays(a: Any) -> bool:
+    """Whether an array is none of the host: traced, on several devices, or of random keys."""
+    if isinstance(a, _jax.Tracer):
+        return True
+    key = isinstance(a, jax.Array) and jnp.issubdtype(a.dtype, jax.dtypes.prng_key)
+    return key or (isinstance(a, jax.Array) and len(a.devices()) > 1)
 
 
 def cycle(batches: Iterable[Any], line: str) -> Iterator[Any]:

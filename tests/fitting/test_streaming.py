@@ -157,3 +157,11 @@ def test_rows_of_any_array_are_read(order):
     how = {"key": KEY, "steps": 5, "batches": batches, "progress": False}
     found = ppl.maximize(seen, 0.0, optax.sgd(0.0), **how).history
     np.testing.assert_array_equal(found, [b.astype(np.float32).sum() for b in epoch])
+
+
+def test_batches_may_hold_random_keys():
+    noise = ppl.expectation(lambda phi, key: phi * 0 + jax.random.normal(key))
+    keys = list(jax.random.split(KEY, 3))
+    how = {"key": KEY, "steps": 6, "batches": keys, "progress": False}
+    found = ppl.maximize(noise, 0.0, optax.sgd(0.0), **how).history
+    np.testing.assert_array_equal(found, np.tile([jax.random.normal(k) for k in keys], 2))
