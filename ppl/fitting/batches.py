@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Iterable, Iterator
 from typing import Any, final
 
@@ -61,27 +60,68 @@ def count_rows(data: Any) -> int:
     return sizes.pop()[0]
 
 
-def stack(rows: list[Any], length: int, line: str, memory: Memory) -> Any:
-    """Batches ``[length, ...]`` from at most that many, the last one repeated."""
-    shapes = {str(jax.tree.map(np.shape, row)) for row in rows}
-    if len(shapes) > 1:
-        raise ValueError(
-            f"the batches ({line}) have different shapes, "
-            f"{' and '.join(sorted(shapes))}, and every step of a compiled loop takes the same. "
-            "Leave out the last, smaller one (drop_last=True of a data loader), or use "
-            "ppl.minibatches(data, size)."
-        )
-    rows = [*rows, *[rows[-1]] * (length - len(rows))]
-    leaves = jax.tree.leaves(rows)
-    known = not any(map(_stays, leaves))
-    joined = functools.partial(_stack_known, memory) if known else lambda *a: jnp.stack(a)
-    return jax.tree.map(joined, *rows)
+@final
+class Stack:
+    """Batches ``[length, ...]`` from at most that many, the last one repeated.
+
+    Arrays of the host are copied as they come: a source may write the next ones over them.
+    """
+
+    def __init__(self, batches: Iterable[Any], length: int, line: str, memory: Memory):
+        first: Any = None
+        for i, batch in enumerate(batches):
+            leaves, tree = jax.tree.flatten(batch)
+            if i == 0:
+                first, self._tree = jax.tree.map(np.shape, batch), tree
+                self._rows = [_Rows(length, memory) for _ in leaves]
+            elif (shapes := jax.tree.map(np.shape, batch)) != first:
+                raise ValueError(
+                    f"the batches ({line}) have different shapes, "
+                    f"{' and '.join(sorted(map(str, (first, shapes))))}, and every step of a "
+                    "compiled loop takes the same. Leave out the last, smaller one "
+                    "(drop_last=True of a data loader), or use ppl.minibatches(data, size)."
+                )
+            for row, a in zip(self._rows, leaves, strict=True):
+                row.add(a)
+
+    @property
+    def on_devices(self) -> bool:
+        """Whether they hold arrays of JAX."""
+        return any(isinstance(a, jax.Array) for row in self._rows for a in row.given)
+
+    def whole(self) -> Any:
+        return jax.tree.unflatten(self._tree, [row.whole() for row in self._rows])
 
 
-def _stack_known(memory: Memory, *arrays: Any) -> np.ndarray:
-    known = [np.asarray(a) for a in arrays]
-    made = memory.empty((len(known), *known[0].shape), np.result_type(*known))
-    return np.stack(known, out=made)
+@final
+class _Rows:
+    """An array of each batch: ``given`` are those of JAX, None where one is in ``host``."""
+
+    def __init__(self, length: int, memory: Memory):
+        self.given: list[Any] = []
+        self._host: np.ndarray | None = None
+        self._length, self._memory = length, memory
+
+    def add(self, a: Any) -> None:
+        self.given.append(a if isinstance(a, jax.Array) else None)
+        if isinstance(a, jax.Array):
+            return
+        a = np.asarray(a)
+        if self._host is None:
+            self._host = self._memory.empty((self._length, *a.shape), a.dtype)
+        elif (dtype := np.result_type(self._host, a)) != self._host.dtype:
+            self._host = self._host.astype(dtype)
+        self._host[len(self.given) - 1] = a
+
+    def whole(self) -> Any:
+        last = len(self.given) - 1
+        if self._host is not None and not any(a is not None for a in self.given):
+            self._host[last + 1 :] = self._host[last]
+            return self._host
+        host: Any = self._host
+        each = [host[i] if a is None else a for i, a in enumerate(self.given)]
+        each += [each[-1]] * (self._length - len(each))
+        return (jnp if any(map(_stays, each)) else np).stack(each)
 
 
 def _stays(a: Any) -> bool:
@@ -90,6 +130,12 @@ def _stays(a: Any) -> bool:
         return True
     key = isinstance(a, jax.Array) and jnp.issubdtype(a.dtype, jax.dtypes.prng_key)
     return key or (isinstance(a, jax.Array) and len(a.devices()) > 1)
+
+
+def owned(batch: Any) -> Any:
+    """A batch that no source writes over."""
+    theirs = lambda a: hasattr(a, "__array__") and not isinstance(a, jax.Array)
+    return jax.tree.map(lambda a: np.array(a) if theirs(a) else a, batch)
 
 
 def cycle(batches: Iterable[Any], line: str) -> Iterator[Any]:

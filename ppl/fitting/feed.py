@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, final
 
 import jax
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from transforms import _jax
 
-from .batches import cycle, stack
+from .batches import Stack, cycle, owned
 from .epochs import Epochs
 from .memory import Memory
 
@@ -50,9 +50,12 @@ class Feed:
 
     def first(self, n: int) -> list[Any]:
         """The next batches, which stay."""
-        found = list(itertools.islice(self._left, n))
+        found = list(map(self._own, itertools.islice(self._left, n)))
         self._left = itertools.chain(found, self._left)
         return list(map(self._batches.read, found)) if self._by_rows else found
+
+    def _own(self, left: Any) -> Any:
+        return left if self._by_rows else owned(left)
 
     def skip(self, n: int) -> None:
         """Leave out the first ``n`` batches."""
@@ -63,24 +66,27 @@ class Feed:
 
     def stacked(self, n: int, length: int) -> Any:
         """The next ``n`` batches ``[length, ...]``; None without batches."""
-        return self._join(list(itertools.islice(self._left, n)), length) if self else None
+        return self._next(n, length)[0]() if self else None
 
-    def stack(self, batches: list[Any], length: int) -> Any:
+    def stack(self, batches: Iterable[Any], length: int) -> Any:
         """Batches ``[length, ...]`` from at most that many."""
-        return stack(batches, length, self._line, self._memory)
+        return Stack(batches, length, self._line, self._memory).whole()
 
-    def _join(self, left: list[Any], length: int) -> Any:
+    def _next(self, n: int, length: int) -> tuple[Callable[[], Any], bool]:
+        """What stacks the next ``n`` batches; whether they hold arrays of JAX."""
+        left = itertools.islice(self._left, n)
         if self._by_rows:
-            return self._batches.stack(left, length, self._memory)
-        return self.stack(left, length)
+            rows = list(left)
+            return lambda: self._batches.stack(rows, length, self._memory), False
+        found = Stack(left, length, self._line, self._memory)
+        return found.whole, found.on_devices
 
     def read_ahead(self, counts: Sequence[int], length: int) -> None:
         """Read stacks ``[length, ...]`` of so many batches in a thread."""
         if not self:
             return
         ready: queue.Queue[Callable[[], Any]] = queue.Queue(AHEAD)
-        stacked = lambda left: self._join(left, length)
-        work = _Reading(self._left, counts, stacked, ready, self._stopped)
+        work = _Reading(lambda n: self._next(n, length), counts, ready, self._stopped)
         threading.Thread(target=work.run, daemon=True).start()
         self._stacks = (ready.get()() for _ in counts)
 
@@ -99,14 +105,13 @@ class _Reading:
 
     def __init__(
         self,
-        batches: Iterator[Any],
+        read: Callable[[int], tuple[Callable[[], Any], bool]],
         counts: Sequence[int],
-        stack: Callable[[list[Any]], Any],
         ready: queue.Queue[Callable[[], Any]],
         stopped: threading.Event,
     ):
-        self._batches, self._counts, self._stacked = batches, counts, stack
-        self._ready, self._stopped, self._wide = ready, stopped, jnp.zeros(()).dtype.itemsize == 8
+        self._read, self._counts, self._ready, self._stopped = read, counts, ready, stopped
+        self._wide = jnp.zeros(()).dtype.itemsize == 8
 
     def run(self) -> None:
         try:
@@ -119,10 +124,10 @@ class _Reading:
             self._put(_raising(error))
 
     def _stack(self, n: int) -> Callable[[], Any]:
-        rows = list(itertools.islice(self._batches, n))
-        if any(isinstance(a, jax.Array) for a in jax.tree.leaves(rows)):
-            return lambda: self._stacked(rows)  # by the thread that knows the mesh
-        stacked = jax.device_put(self._stacked(rows))
+        stack, on_devices = self._read(n)
+        if on_devices:
+            return stack  # by the thread that knows the mesh
+        stacked = jax.device_put(stack())
         return lambda: stacked
 
     def _put(self, found: Callable[[], Any]) -> None:

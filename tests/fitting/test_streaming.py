@@ -165,3 +165,26 @@ def test_batches_may_hold_random_keys():
     how = {"key": KEY, "steps": 6, "batches": keys, "progress": False}
     found = ppl.maximize(noise, 0.0, optax.sgd(0.0), **how).history
     np.testing.assert_array_equal(found, np.tile([jax.random.normal(k) for k in keys], 2))
+
+
+def test_a_source_may_write_over_its_batches():
+    """As a reader of a device or a pipe that has one buffer."""
+    buffer = np.zeros(3, np.float32)
+
+    def source():
+        for i in range(250):
+            buffer[:] = i
+            yield {"x": buffer}
+
+    seen = ppl.expectation(lambda phi, batch: phi * 0 + batch["x"].sum())
+    how = {"key": KEY, "steps": 250, "progress": False, "tolerance": 0.0}
+    found = ppl.maximize(seen, 0.0, optax.sgd(0.0), batches=source(), **how).history
+    np.testing.assert_array_equal(found, 3 * np.arange(250))
+
+
+def test_batches_of_several_types_are_not_cut_off():
+    seen = ppl.expectation(lambda phi, x: phi * 0 + x)
+    batches = [1, jnp.float32(2.5), 0.5, np.int8(3)]
+    how = {"key": KEY, "steps": 4, "batches": batches, "progress": False}
+    found = ppl.maximize(seen, 0.0, optax.sgd(0.0), **how).history
+    np.testing.assert_array_equal(found, [1.0, 2.5, 0.5, 3.0])
