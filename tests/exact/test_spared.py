@@ -13,7 +13,7 @@ import pytest
 
 from transforms import _jax
 from transforms.estimation.weighted import times
-from transforms.exact.computed_once import computed_once
+from transforms.program.computed_once import computed_once
 from transforms.exact.grid import over_axes
 from transforms.exact.spared import spared
 

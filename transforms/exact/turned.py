@@ -95,6 +95,8 @@ def _turned(eqn: _jax.JaxprEqn, ins: list[Any]) -> list[Any] | None:
     name = eqn.primitive.name
     if name == "transpose" and (isinstance(ins[0], _Turned) or _is_large(eqn)):
         x, p = ins[0], list(eqn.params["permutation"])
+        if isinstance(x, _Late):
+            return [x.in_order(p)]
         x = x if isinstance(x, _Turned) else _Turned(x, tuple(range(x.ndim)))
         return [_as_is(x.stored, [p.index(a) for a in x.order])]
     if name == "gather" and _is_large(eqn):
