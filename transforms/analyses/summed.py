@@ -78,17 +78,22 @@ class _Summing:
         """The axes along which no more becomes of a variable than that it is added up."""
         parts = [self._by(i, v) for i in self._users(v)]
         parts += [self.beyond(n) for n, w in enumerate(self.level.wanted) if w is v]
-        return frozenset(range(v.aval.ndim)).intersection(*parts)
+        return frozenset(a for a, n in enumerate(v.aval.shape) if n > 1).intersection(*parts)
 
     def _by(self, i: int, v: Any) -> Axes:
+        """As :meth:`_added_up`, if one equation alone reads the variable."""
         eqn = self._eqn(i)
-        name, shapes = eqn.primitive.name, [u.aval.shape for u in eqn.invars]  # type: ignore[attr-defined]
+        name, every = eqn.primitive.name, range(v.aval.ndim)
         if name == "reduce_sum":
             here = eqn.params["axes"]
-            kept = [a for a in range(v.aval.ndim) if a not in here]
+            kept = [a for a in every if a not in here]
             return frozenset(here) | {kept[a] for a in self._added_up(eqn.outvars[0])}
-        plain = name in ADDING or (name in ("mul", "div") and () in shapes)
-        return self._added_up(eqn.outvars[0]) if plain else frozenset()
+        if name in ADDING:
+            return self._added_up(eqn.outvars[0])
+        if name not in ("mul", "div"):
+            return frozenset()
+        (factor,) = (u.aval.shape for u in eqn.invars if u is not v)
+        return self._added_up(eqn.outvars[0]) & {a for a in every if not factor or factor[a] == 1}
 
     def _users(self, v: Any) -> list[int]:
         """The equations of the tail that are linear in a variable."""

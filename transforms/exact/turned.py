@@ -115,7 +115,9 @@ def _turned(eqn: _jax.JaxprEqn, ins: list[Any]) -> list[Any] | None:
         return None
     if turned is not None:
         return [_elementwise(eqn, ins, turned.order)]
-    late = arrays and all(isinstance(x, _Late) and x.found is None for x in arrays)
+    size = math.prod(eqn.outvars[0].aval.shape)  # type: ignore[attr-defined]
+    free = lambda x: x.found is None if isinstance(x, _Late) else x.size < size
+    late = _is_large(eqn) and bool(arrays) and all(map(free, arrays))
     return [_Late(eqn, ins)] if late else None
 
 
