@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ..estimation.weighted import times
 from ..program.choices import Path
 from ..program.control import is_loop
 from ..program.sums import sum_over
-from .tail import Level, Sum, as_float, is_var, product, read
+from .tail import Level, Sum, as_float, is_var, read
 
 Axes = frozenset[int]
 ToldApart = Callable[[Any, Path], Axes]
@@ -115,7 +116,7 @@ def sums(level: Level, env: Mapping[Any, Any]) -> list[jax.Array]:
         total = level.summed[v]
         x = as_float(env[total.of])
         for c in total.factors:
-            x = product(read(env, c), x)
+            x = times(read(env, c), x)
         return lax.expand_dims(sum_over(x, total.axes), total.axes)
 
     return list(map(of, level.leaves))

@@ -70,12 +70,6 @@ def read(env: dict[Any, Any], v: Any) -> Any:
     return jnp.asarray(v.val, v.aval.dtype)
 
 
-def product(coefficient: jax.Array, x: jax.Array) -> jax.Array:
-    """0 where the coefficient is, also where ``x`` is not finite: under a mask, say."""
-    infinite = (coefficient == 0) & ~jnp.isfinite(x)
-    return coefficient * jnp.where(infinite, 0.0, x)
-
-
 def coefficients(level: Level, leaves: Any, constants: Any) -> tuple[Any, list[Any]]:
     """The value of the tail at 0, and its derivative in each leaf (None stands for ones)."""
     flat, tree = jax.tree.flatten(leaves)
@@ -293,4 +287,4 @@ def _factor(eqn: _jax.JaxprEqn, linear: int, operands: Sequence[jax.Array]) -> j
     return (_product if eqn.primitive.name == "mul" else _quotient)(*jnp.broadcast_arrays(x, other))
 
 
-__all__ = ["Level", "Sum", "as_float", "coefficients", "is_float", "is_var", "product", "read"]
+__all__ = ["Level", "Sum", "as_float", "coefficients", "is_float", "is_var", "read"]

@@ -40,7 +40,7 @@ from .head import collect, head_of, run_head
 from .primitives import axes_of, elementwise, keeps_all, of
 from .reached import DRAWN, ENUMERATED, Kind, Reached, as_is
 from .summed import sum_in_loops
-from .tail import Level, as_float, coefficients, is_float, is_var, product, read
+from .tail import Level, as_float, coefficients, is_float, is_var, read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +105,8 @@ def _split(closed: _jax.ClosedJaxpr, is_source: Kind, inputs: Sequence[int]) -> 
             if c is None or isinstance(c, np.generic):
                 flat.append(leaf if c is None else c * leaf)
             else:
-                flat.append(product(c, leaf))
+                infinite = (c == 0) & ~jnp.isfinite(leaf)  # under a mask, say
+                flat.append(c * jnp.where(infinite, 0.0, leaf))
         lines.extend([""] * (len(flat) - len(kept)) + kept)
         return [*flat, *(read(env, v) for v in others)]
 
