@@ -88,7 +88,9 @@ def test_values_and_gradients_stay(payoff: Any, monkeypatch: pytest.MonkeyPatch)
         np.testing.assert_allclose(a, b, rtol=2e-5)
 
 
-@pytest.mark.parametrize("payoff", [normal, bits, weighed_twice, in_a_function], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "payoff", [normal, bits, weighed_twice, in_a_function], ids=lambda f: f.__name__
+)
 def test_a_step_stacks_sums(payoff: Any) -> None:
     traced = jax.make_jaxpr(objective(payoff, ppl.reinforce))(*ARGS)
     assert max(v.aval.size for v in stacked(traced)) == T * D

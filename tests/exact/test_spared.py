@@ -13,9 +13,9 @@ import pytest
 
 from transforms import _jax
 from transforms.estimation.weighted import times
-from transforms.program.computed_once import computed_once
 from transforms.exact.grid import over_axes
 from transforms.exact.spared import spared
+from transforms.program.computed_once import computed_once
 
 K, N = 5, 210
 TABLE = jnp.asarray(np.random.default_rng(0).normal(size=(K, N)), jnp.float32)
@@ -90,7 +90,9 @@ def test_what_meets_a_table_is_made_in_its_order() -> None:
     seen = args[2][:, None] - args[1]
     np.testing.assert_allclose(value, np.sum(np.exp(big) * (-0.5 * seen**2 - big)), rtol=2e-5)
     np.testing.assert_allclose(slope, np.sum(np.exp(big) * seen, 0), rtol=1e-4, atol=1e-3)
-    turned = [e for e in jax.make_jaxpr(jax.grad(f, 1))(*args).eqns if e.primitive.name == "transpose"]
+    turned = [
+        e for e in jax.make_jaxpr(jax.grad(f, 1))(*args).eqns if e.primitive.name == "transpose"
+    ]
     assert all(e.outvars[0].aval.size < big.size for e in turned)
 
 
