@@ -9,7 +9,7 @@ place, and 0 in the others.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,7 +23,7 @@ from .tail import Level, Sum, as_float, is_var, read
 
 Axes = frozenset[int]
 ToldApart = Callable[[Any, Path], Axes]
-"""The axes of a variable of the program at a path along which elements of choices are told apart."""
+"""Along which axes of a variable, of the program at a path, elements of choices are told apart."""
 ADDING = frozenset({"add", "add_any", "convert_element_type", "copy", "name", "neg", "sub"})
 """Number by number; of numbers that are added up afterwards the sum is enough."""
 
@@ -106,7 +106,7 @@ class _Summing:
         return self.level.closed.jaxpr.eqns[i]
 
 
-def sums(level: Level, env: Mapping[Any, Any]) -> list[jax.Array]:
+def sums(level: Level, env: dict[Any, Any]) -> list[jax.Array]:
     """The leaves of a level, those that are summed with axes of size 1."""
 
     def of(v: Any) -> jax.Array:
