@@ -12,7 +12,7 @@ import ztest
 import ppl
 from ppl import dist
 from transforms import _jax
-from transforms.analyses.alike import NO, compress
+from transforms.analyses.alike import NO, UniformInLoops, compress
 from transforms.exact.turned import evaluate
 
 KEY = jax.random.key(0)
@@ -61,6 +61,27 @@ READS: dict[str, tuple[Any, tuple[int, ...], set[int]]] = {
     ),
     "of what is the same too": (lambda a, k: PICK(jnp.broadcast_to(a[0, 0], (4, 6)), k), (4,), {0}),
 }
+
+
+SOME = np.array([2, 0, 3])
+# what is read of z; whether it is the same along its first axis if z is along all of its axes
+SAME: dict[str, tuple[Any, bool]] = {
+    "at any place": (lambda z: z.at[SOME].get(mode="clip"), True),
+    "at pairs of places": (lambda z: z.at[SOME, SOME].get(mode="clip"), True),
+    "outside": (lambda z: z.at[2 * SOME].get(mode="fill", fill_value=7.0), False),
+    "a slice": (lambda z: z[1:], True),
+    "a slice somewhere": (lambda z: jax.lax.dynamic_slice(z, (SOME[0], 0), (2, 3)), True),
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_what_is_read_of_one_number_is_that_number(name: str) -> None:
+    read, is_same = SAME[name]
+    closed = jax.make_jaxpr(read)(np.ones((4, 5), np.float32))
+    (found,) = UniformInLoops().run(closed, [frozenset({0, 1})])
+    assert (0 in found) == is_same
+    (of_rows,) = UniformInLoops().run(closed, [frozenset({1})])
+    assert 0 not in of_rows
 
 
 def equations(closed: _jax.ClosedJaxpr, name: str) -> list[Any]:

@@ -1,7 +1,7 @@
 """Networks with discrete choices beside hand-written code.
 
-A VAE and a belief network of two layers with latent bits, by scores; a semi-supervised VAE with its
-labels enumerated. ``scaling.py`` compares value and gradient.
+A VAE and a belief network of two layers with latent bits, and a sequence, by scores; a
+semi-supervised VAE with its labels enumerated. ``scaling.py`` compares value and gradient.
 """
 
 from __future__ import annotations
@@ -134,6 +134,47 @@ def belief_network(batch: int = 64) -> Pair:
     return by_hand, ours.surrogate, args
 
 
+def sequence(length: int = 200, states: int = 8, width: int = 256) -> Pair:
+    """A state that moves, seen as bits in each step; the scores of a step, one for each number of
+    the state, multiply what follows."""
+    x = jnp.asarray(RNG.random((length, width)) > 0.5, jnp.float32)
+    log_prob = lambda z, loc, scale: dist.Normal(loc, scale).log_prob(z)
+
+    def by_hand(key: jax.Array, p: dict[str, Layer], drift: jax.Array) -> jax.Array:
+        def step(z: jax.Array, given: Any) -> Any:
+            key, drift, x = given
+            loc = 0.5 * z + drift
+            z = stop_gradient(loc + jax.random.normal(key, loc.shape))
+            log_q = log_prob(z, loc, 1.0)
+            return z, (log_q, log_prob(z, 0.0, 1.0) - log_q, _log_mass(x, _apply(p["bits"], z)))
+
+        given = jax.random.split(key, length), drift, x
+        _, (log_q, own, bits) = jax.lax.scan(step, jnp.zeros(states), given)
+        scores, own, seen = log_q - stop_gradient(log_q), stop_gradient(own), stop_gradient(bits)
+        after = jnp.cumsum((own + seen[:, None])[::-1], 0)[::-1]
+        return jnp.sum(own) + jnp.sum(bits) + jnp.sum(after * scores)
+
+    @ppl.gen
+    def model(p: dict[str, Layer]) -> None:
+        def step(z: jax.Array, _: Any) -> Any:
+            z = ppl.sample("z", dist.Normal(jnp.zeros(states), 1.0))
+            _bits("x", _apply(p["bits"], z))
+            return z, None
+
+        jax.lax.scan(step, jnp.zeros(states), length=length)
+
+    @ppl.gen
+    def guide(drift: jax.Array) -> None:
+        def step(z: jax.Array, drift: jax.Array) -> Any:
+            return ppl.sample("z", dist.Normal(0.5 * z + drift, 1.0), ppl.reinforce()), None
+
+        jax.lax.scan(step, jnp.zeros(states), drift)
+
+    ours = ppl.expectation(lambda p, drift: ppl.elbo(model(p), guide(drift), {"x": x}))
+    drift = jnp.asarray(RNG.normal(size=(length, states)), jnp.float32)
+    return by_hand, ours.surrogate, (*_layers(bits=(states, width)), drift)
+
+
 # --- labels ---------------------------------------------------------------------------------------
 
 
@@ -201,6 +242,7 @@ def semi_supervised(batch: int = 64, once: bool = False) -> Pair:
 PAIRS: dict[str, Callable[[], Pair]] = {
     "VAE of 20 bits, REINFORCE": latent_bits,
     "belief network, REINFORCE": belief_network,
+    "sequence of 256 bits, REINFORCE": sequence,
     "semi-supervised VAE, 10 labels": semi_supervised,
     "semi-supervised VAE, by hand once": lambda: semi_supervised(once=True),
 }

@@ -13,9 +13,9 @@ import pytest
 
 from transforms import _jax
 from transforms.estimation.weighted import times
-from transforms.exact.computed_once import computed_once
 from transforms.exact.grid import over_axes
 from transforms.exact.spared import spared
+from transforms.program.computed_once import computed_once
 
 K, N = 5, 210
 TABLE = jnp.asarray(np.random.default_rng(0).normal(size=(K, N)), jnp.float32)
@@ -74,6 +74,26 @@ def test_large_tables_are_not_turned() -> None:
     np.testing.assert_allclose(jax.jit(f)(big), wanted, rtol=2e-5, atol=1e-4)
     turned = [e for e in jax.make_jaxpr(f)(big).eqns if e.primitive.name == "transpose"]
     assert all(e.outvars[0].aval.size < big.size or e.invars[0].aval.ndim < 2 for e in turned)
+
+
+def test_what_meets_a_table_is_made_in_its_order() -> None:
+    """Of an array for each row and a number for each value, in the derivative too."""
+
+    def f(a: jax.Array, m: jax.Array, x: jax.Array) -> jax.Array:
+        seen = lambda z: -0.5 * (x - m[z]) ** 2
+        one = lambda z: jnp.sum(jnp.exp(a[:, z]) * (seen(z) - a[:, z]))
+        return jnp.sum(over_axes(one, [N], frozenset({0})))
+
+    big = np.concatenate([TABLE] * 8)
+    args = big, TABLE[0], np.arange(len(big), dtype=np.float32) / len(big)
+    value, slope = jax.jit(jax.value_and_grad(f, 1))(*args)
+    seen = args[2][:, None] - args[1]
+    np.testing.assert_allclose(value, np.sum(np.exp(big) * (-0.5 * seen**2 - big)), rtol=2e-5)
+    np.testing.assert_allclose(slope, np.sum(np.exp(big) * seen, 0), rtol=1e-4, atol=1e-3)
+    turned = [
+        e for e in jax.make_jaxpr(jax.grad(f, 1))(*args).eqns if e.primitive.name == "transpose"
+    ]
+    assert all(e.outvars[0].aval.size < big.size for e in turned)
 
 
 def test_what_is_computed_twice_is_computed_once() -> None:

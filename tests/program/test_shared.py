@@ -6,8 +6,8 @@ import numpy as np
 
 from ppl.fitting.fingerprint import program_digest
 from transforms import _jax
-from transforms.exact.computed_once import computed_once
 from transforms.program.compiled import with_numbers
+from transforms.program.computed_once import computed_once
 from transforms.program.shared import OFTEN, shared
 
 

@@ -83,6 +83,10 @@ def _of_result(eqn: _jax.JaxprEqn, ins: list[Axes]) -> Axes:
         )
     if name == "iota":
         return frozenset(every) - {eqn.params["dimension"]}
+    if name in ("slice", "dynamic_slice"):
+        return ins[0]
+    if name == "gather" and _is_read_anywhere(eqn, ins[0]):
+        return frozenset(every).difference(eqn.params["dimension_numbers"].offset_dims)
     if of(eqn).follows:
         tos = axes_of(eqn)
         return frozenset(
@@ -96,6 +100,13 @@ def _of_result(eqn: _jax.JaxprEqn, ins: list[Axes]) -> Axes:
             and all(a in ins[j] for j, a in at)
         )
     return NO
+
+
+def _is_read_anywhere(eqn: _jax.JaxprEqn, array: Axes) -> bool:
+    """Whether numbers are read that are the same at all places."""
+    numbers = eqn.params["dimension_numbers"]
+    read = {*numbers.start_index_map, *numbers.operand_batching_dims}
+    return array.issuperset(read) and eqn.params["mode"].name != "FILL_OR_DROP"
 
 
 def compress(

@@ -15,6 +15,7 @@ from jax import lax
 from .. import _jax
 from ..program.choices import is_random
 from ..program.control import Loop, Whole, control
+from .summed import sums
 from .tail import Level, is_var, read
 
 
@@ -129,7 +130,7 @@ def _run_loop(
 
 def collect(level: Level, env: dict[Any, Any]) -> tuple[Any, Any]:
     """The leaves, and the constants of the tail, with those of inner levels."""
-    leaves = [read(env, v) for v in level.leaves]
+    leaves = sums(level, env)
     constants = [read(env, v) for v in level.constants]
     inside = [env[i] for i in sorted(level.inner)]
     return [leaves, *(leaf for leaf, _ in inside)], [constants, *(c for _, c in inside)]

@@ -25,6 +25,15 @@ from ..program.shared import shared
 from . import primitives
 
 
+@dataclasses.dataclass(frozen=True)
+class Sum:
+    """A leaf that is the sum of a variable's product with others, along some axes."""
+
+    of: Any
+    factors: Sequence[Any]
+    axes: tuple[int, ...]
+
+
 @dataclasses.dataclass
 class Level:
     """The tail of one jaxpr, and of those in it."""
@@ -39,6 +48,8 @@ class Level:
     """Inputs that would be leaves, by their number: the tail goes on outside, or before."""
     outs: dict[int, list[int]] = dataclasses.field(default_factory=dict)
     """Which outputs of an equation with an inner level are wanted."""
+    summed: dict[Any, Sum] = dataclasses.field(default_factory=dict)
+    """Leaves of which the sum is enough (``summed.py``)."""
 
 
 def is_var(v: Any) -> bool:
@@ -89,6 +100,7 @@ def _tail(
     env: dict[Any, Any] = dict(passed or {})
     own, *inside = leaves
     own_constants, *inside_constants = constants
+    own = map(functools.partial(_in_one_place, level), level.leaves, own)
     env.update(zip(level.leaves, own, strict=True))
     env.update(zip(level.constants, own_constants, strict=True))
     number = {i: n for n, i in enumerate(sorted(level.inner))}
@@ -115,6 +127,14 @@ def _tail(
             found = _tail(inner, partly, *args, passed)
             env.update({eqn.outvars[n]: v for n, v in zip(level.outs[i], found, strict=True)})
     return [read(env, v) for v in level.wanted]
+
+
+def _in_one_place(level: Level, v: Any, x: jax.Array) -> jax.Array:
+    """A leaf as the tail expects it, from its sum, which it adds up again."""
+    if v not in level.summed:
+        return x
+    missing = [(0, n - m, 0) for n, m in zip(v.aval.shape, x.shape, strict=True)]
+    return lax.pad(x, jnp.zeros((), x.dtype), missing)
 
 
 def _evaluated(
@@ -267,4 +287,4 @@ def _factor(eqn: _jax.JaxprEqn, linear: int, operands: Sequence[jax.Array]) -> j
     return (_product if eqn.primitive.name == "mul" else _quotient)(*jnp.broadcast_arrays(x, other))
 
 
-__all__ = ["Level", "as_float", "coefficients", "is_float", "is_var", "read"]
+__all__ = ["Level", "Sum", "as_float", "coefficients", "is_float", "is_var", "read"]

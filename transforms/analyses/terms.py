@@ -39,6 +39,7 @@ from .forward import Place
 from .head import collect, head_of, run_head
 from .primitives import axes_of, elementwise, keeps_all, of
 from .reached import DRAWN, ENUMERATED, Kind, Reached, as_is
+from .summed import sum_in_loops
 from .tail import Level, as_float, coefficients, is_float, is_var, read
 
 
@@ -81,6 +82,7 @@ def _split(closed: _jax.ClosedJaxpr, is_source: Kind, inputs: Sequence[int]) -> 
     facts = _Facts(closed, inputs, Reached(is_source))
     facts.reached.run(closed, inputs)
     level = _level(closed, [closed.jaxpr.outvars[0]], (), facts)
+    sum_in_loops(level, facts.told_apart)
     others = closed.jaxpr.outvars[1:]
     head, variables = head_of(level, others)
     lines: list[str] = []
@@ -146,6 +148,13 @@ class _Facts:
         """Whether elements of a choice are told apart in an operand, and not in the result."""
         axes, moved = self._axes(eqn.invars[operand], path), axes_of(eqn)[operand]
         return axes is None or any(a and a.axis >= 0 and moved(a.axis) is None for a in axes)
+
+    def told_apart(self, v: Any, path: Path) -> frozenset[int]:
+        """The axes of a variable of a program along which elements of choices run."""
+        axes = self._axes(v, (*path, 0))
+        if axes is None:
+            return frozenset(range(v.aval.ndim))
+        return frozenset(a.axis for a in axes if a is not None and a.axis >= 0)
 
     def _axes(self, v: Any, path: Path) -> list[Along | None] | None:
         """Those of a variable that elements of choices run along, None if that is not known."""

@@ -18,8 +18,8 @@ import numpy as np
 from jax import lax
 
 from .. import _jax
+from ..program.computed_once import computed_once
 from ..program.control import control
-from .computed_once import computed_once
 from .parted import parted
 from .read_at_once import read_at_once
 from .spared import spared

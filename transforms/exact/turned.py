@@ -2,7 +2,8 @@
 
 Enumerated values are the first axis of what depends on them, and the last one of the tables that
 are read: such a table stays as it is, and what is computed from it, number by number, is turned
-with it. What it meets is turned the other way, which costs nothing where that is computed too.
+with it. What it meets, if made of smaller arrays number by number, is made in that order at once
+(:class:`_Late`), else turned the other way.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from .. import _jax
@@ -32,6 +34,25 @@ class _Turned(NamedTuple):
     @property
     def whole(self) -> jax.Array:
         return _in_order(self, range(len(self.order)))
+
+
+class _Late:
+    """The result of an equation, which is computed when it is first asked for, in the order of axes
+    in which it is."""
+
+    def __init__(self, eqn: _jax.JaxprEqn, ins: list[Any]):
+        self.eqn, self.ins = eqn, ins
+        self.found: Any = None
+
+    def in_order(self, order: Sequence[int]) -> jax.Array:
+        if self.found is None:
+            make = _broadcast_in if self.eqn.primitive is lax.broadcast_in_dim_p else _elementwise
+            self.found, self.ins = make(self.eqn, self.ins, order), []
+        return _in_order(self.found, order)
+
+    @property
+    def whole(self) -> jax.Array:
+        return self.in_order(range(self.eqn.outvars[0].aval.ndim))  # type: ignore[attr-defined]
 
 
 def evaluate(closed: _jax.ClosedJaxpr, *args: Any) -> list[Any]:
@@ -56,11 +77,13 @@ def _is_large(eqn: _jax.JaxprEqn) -> bool:
 
 
 def _whole(x: Any) -> Any:
-    return x.whole if isinstance(x, _Turned) else x
+    return x.whole if isinstance(x, _Turned | _Late) else x
 
 
 def _in_order(x: Any, order: Sequence[int]) -> jax.Array:
     """The numbers with their axes in this order."""
+    if isinstance(x, _Late):
+        return x.in_order(order)
     if not isinstance(x, _Turned):
         x = _Turned(x, tuple(range(x.ndim)))
     to = [x.order.index(a) for a in order]
@@ -72,24 +95,48 @@ def _turned(eqn: _jax.JaxprEqn, ins: list[Any]) -> list[Any] | None:
     name = eqn.primitive.name
     if name == "transpose" and (isinstance(ins[0], _Turned) or _is_large(eqn)):
         x, p = ins[0], list(eqn.params["permutation"])
+        if isinstance(x, _Late):
+            return [x.in_order(p)]
         x = x if isinstance(x, _Turned) else _Turned(x, tuple(range(x.ndim)))
         return [_as_is(x.stored, [p.index(a) for a in x.order])]
     if name == "gather" and _is_large(eqn):
         return _gathered(eqn, list(map(_whole, ins)))
     turned = next((x for x in ins if isinstance(x, _Turned)), None)
-    if turned is None or len(eqn.outvars) != 1:
+    if len(eqn.outvars) != 1:
         return None
-    if name in _RULES:
+    if turned is not None and name in _RULES:
         return [_RULES[name](turned, eqn.params)]
-    rank = len(turned.order)
+    if name == "broadcast_in_dim" and _is_large(eqn) and eqn.params["sharding"] is None:
+        return [_Late(eqn, list(map(_whole, ins)))]
+    arrays = [x for v, x in zip(eqn.invars, ins, strict=True) if v.aval.ndim]  # type: ignore[attr-defined]
+    rank = eqn.outvars[0].aval.ndim  # type: ignore[attr-defined]
     ranks = {v.aval.ndim for v in eqn.invars}  # type: ignore[attr-defined]
     if of(eqn).axes is not elementwise or not ranks <= {0, rank} or name in _SHAPED:
         return None
+    if turned is not None:
+        return [_elementwise(eqn, ins, turned.order)]
+    size = math.prod(eqn.outvars[0].aval.shape)  # type: ignore[attr-defined]
+    free = lambda x: x.found is None if isinstance(x, _Late) else x.size < size
+    late = _is_large(eqn) and bool(arrays) and all(map(free, arrays))
+    return [_Late(eqn, ins)] if late else None
+
+
+def _elementwise(eqn: _jax.JaxprEqn, ins: Sequence[Any], order: Sequence[int]) -> Any:
     operands = [
-        _in_order(x, turned.order) if v.aval.ndim else x  # type: ignore[attr-defined]
+        _in_order(x, order) if v.aval.ndim else x  # type: ignore[attr-defined]
         for v, x in zip(eqn.invars, ins, strict=True)
     ]
-    return [_as_is(_jax.evaluate_equation(eqn, operands)[0], turned.order)]
+    return _as_is(_jax.evaluate_equation(eqn, operands)[0], order)
+
+
+def _broadcast_in(eqn: _jax.JaxprEqn, ins: Sequence[Any], order: Sequence[int]) -> Any:
+    """The small array is turned."""
+    x, dims, shape = ins[0], eqn.params["broadcast_dimensions"], eqn.params["shape"]
+    at = sorted((order.index(a), k) for k, a in enumerate(dims))
+    small = lax.transpose(jnp.asarray(x), [k for _, k in at]) if at else x
+    return _as_is(
+        lax.broadcast_in_dim(small, [shape[a] for a in order], [to for to, _ in at]), order
+    )
 
 
 _SHAPED = frozenset({"cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "rev", "sharding"})

@@ -49,7 +49,7 @@ from ..plan.layout import Elements, Layout, Mass, Scores, laws, onto
 from ..plan.within import within
 from ..program import marks
 from ..program.choices import Path
-from ..program.interpret import Kept, Record, Rule, Steps, entering, interpret
+from ..program.interpret import Kept, Record, Rule, Steps, differentiated, entering, interpret
 from ..program.messages import silent
 from ..program.segments import Segments
 from ..program.site import (
@@ -267,6 +267,7 @@ def _rule(layout: Layout, context: Context, enumerate: bool = True, scored: bool
     record nothing.
     """
 
+    @differentiated
     @entering
     @context.watching
     def rule(

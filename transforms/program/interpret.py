@@ -31,6 +31,7 @@ from jax import lax
 
 from .. import _jax
 from .choices import Path, random_of, refuse
+from .computed_once import scan_once
 from .control import Branches, Control, Loop, Whole, control
 from .operands import constant_of
 from .segments import Run, Segments
@@ -59,6 +60,13 @@ def entering(rule: Rule) -> Rule:
         return rule(choice, operands, **state)
 
     return enter
+
+
+def differentiated(rule: Rule) -> Rule:
+    """A rule of which the run is differentiated, and not looked at any more: what a step of a loop
+    computes twice it computes once."""
+    rule.differentiated = True  # type: ignore[attr-defined]
+    return rule
 
 
 # --- the interpreter --------------------------------------------------------------------------
@@ -233,7 +241,8 @@ def _scan(
         return (_as_declared(carry, carry_vars), acc), (ys, list(made.values()))
 
     stepwise = any(isinstance(v, Steps) for v in given.values())
-    (carry, acc), (ys, values) = (_unrolled if stepwise else lax.scan)(
+    once = scan_once if getattr(rule, "differentiated", False) else lax.scan
+    (carry, acc), (ys, values) = (_unrolled if stepwise else once)(
         body,
         (_as_declared(carry, carry_vars), acc),
         (xs, keys, list(given.values())),

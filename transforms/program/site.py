@@ -156,11 +156,29 @@ def same_names(closed: _jax.ClosedJaxpr) -> _jax.ClosedJaxpr:
     """The program where log densities of choices at their own draws are no longer told apart."""
 
     def named(eqn: _jax.JaxprEqn) -> _jax.JaxprEqn:
-        name = eqn.params.get("name") if eqn.primitive.name == "name" else ""
-        own = isinstance(name, str) and name.startswith(OWN_DENSITY)
+        own = _names_own_density(eqn)
         return eqn.replace(params={**eqn.params, "name": OWN_DENSITY}) if own else eqn
 
     return _jax.with_equations(closed, list(map(named, closed.jaxpr.eqns)))
+
+
+def unnamed(closed: _jax.ClosedJaxpr) -> _jax.ClosedJaxpr:
+    """The program where log densities of choices at their own draws are those of any value."""
+    values: dict[Any, Any] = {}
+    of = lambda v: values.get(v, v) if isinstance(v, _jax.Var) else v
+    eqns = []
+    for eqn in closed.jaxpr.eqns:
+        if _names_own_density(eqn):
+            values[eqn.outvars[0]] = of(eqn.invars[0])
+        else:
+            eqns.append(eqn.replace(invars=list(map(of, eqn.invars))))
+    outvars = list(map(of, closed.jaxpr.outvars))
+    return _jax.with_outputs(_jax.with_equations(closed, eqns), outvars)
+
+
+def _names_own_density(eqn: _jax.JaxprEqn) -> bool:
+    name = eqn.params.get("name") if eqn.primitive.name == "name" else ""
+    return isinstance(name, str) and name.startswith(OWN_DENSITY)
 
 
 def per_element(axes: Sequence[Axis], f: Callable[..., Any], n_mapped: int) -> Callable[..., Any]:
