@@ -72,21 +72,36 @@ def stack(rows: list[Any], length: int, line: str, memory: Memory) -> Any:
             "ppl.minibatches(data, size)."
         )
     rows = [*rows, *[rows[-1]] * (length - len(rows))]
-    leaves = jax.tree.leaves(rows)
-    known = not any(isinstance(a, _jax.Tracer) or _is_divided(a) for a in leaves)
-    joined = functools.partial(_stack_known, memory) if known else lambda *a: jnp.stack(a)
-    return jax.tree.map(joined, *rows)
+    return jax.tree.map(functools.partial(_stacked, memory), *rows)
 
 
-def _stack_known(memory: Memory, *arrays: Any) -> np.ndarray:
+def _stacked(memory: Memory, *arrays: Any) -> Any:
+    if any(map(_stays, arrays)):
+        return jnp.stack(arrays)
     known = [np.asarray(a) for a in arrays]
     made = memory.empty((len(known), *known[0].shape), np.result_type(*known))
     return np.stack(known, out=made)
 
 
-def _is_divided(a: Any) -> bool:
-    """Whether an array is on several devices, where it stays."""
-    return isinstance(a, jax.Array) and len(a.devices()) > 1
+def _stays(a: Any) -> bool:
+    """Whether an array cannot go through NumPy: a tracer, one on several devices, random keys."""
+    if isinstance(a, _jax.Tracer) or not isinstance(a, jax.Array):
+        return isinstance(a, _jax.Tracer)
+    return jnp.issubdtype(a.dtype, jax.dtypes.prng_key) or len(a.devices()) > 1
+
+
+def owned(memory: Memory, batch: Any) -> Any:
+    """A batch whose arrays stay as they are: what makes batches may write the next one over it."""
+
+    def copied(a: Any) -> Any:
+        if isinstance(a, jax.Array | np.generic) or not hasattr(a, "__array__"):
+            return a
+        known = np.asarray(a)
+        made = memory.empty(known.shape, known.dtype)
+        made[...] = known
+        return made
+
+    return jax.tree.map(copied, batch)
 
 
 def cycle(batches: Iterable[Any], line: str) -> Iterator[Any]:

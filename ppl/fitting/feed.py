@@ -6,6 +6,7 @@ ahead. So what is in memory does not depend on how many batches there are.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import queue
 import threading
@@ -14,10 +15,11 @@ from typing import Any, final
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from transforms import _jax
 
-from .batches import cycle, stack
+from .batches import cycle, owned, stack
 from .epochs import Epochs
 from .memory import Memory
 
@@ -39,11 +41,15 @@ class Feed:
     def __init__(self, batches: Any):
         self._batches, self._line = batches, _jax.user_line()
         self._by_rows = isinstance(batches, Epochs) and batches.sharding is None
-        self._left: Iterator[Any] = iter([])  # the batches, or the numbers of their rows
-        if self:
-            self._left = batches.rows(0) if self._by_rows else cycle(batches, self._line)
-        self._stacks: Iterator[Any] = itertools.repeat(None)
         self._stopped, self._memory = threading.Event(), Memory()
+        self._left: Iterator[Any] = iter([])  # the batches, or the numbers of their rows
+        if self._by_rows:
+            self._left = batches.rows(0)
+        elif self:
+            self._left = cycle(batches, self._line)
+            if not isinstance(batches, Sequence | np.ndarray | jax.Array | Epochs):
+                self._left = map(functools.partial(owned, self._memory), self._left)
+        self._stacks: Iterator[Any] = itertools.repeat(None)
 
     def __bool__(self) -> bool:
         return self._batches is not None
