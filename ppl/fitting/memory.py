@@ -26,7 +26,10 @@ class Memory:
         if not size:
             return np.empty(shape, dtype)
         free = self._free.setdefault(size, [])
-        block = free.pop() if free else _block(size)
+        try:
+            block = free.pop()
+        except IndexError:  # not asked before: other threads take some too
+            block = _block(size)
         # to NumPy no view of the block, so that what reads a view of it keeps it, not the block
         whole = np.frombuffer(block.data, np.uint8)
         weakref.finalize(whole, free.append, block)

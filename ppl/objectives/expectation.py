@@ -205,7 +205,8 @@ class Expectation:
             chunk: a divisor of ``samples``: so many of them are in memory at a time, and each is
                 computed a second time for the derivative. The result is the mean, over i below
                 ``samples // chunk``, of what ``samples=chunk`` gives with the key
-                ``jax.random.fold_in(key, i)``: other draws than without, of the same law.
+                ``jax.random.fold_in(key, i)``: other draws than without, of the same law (with
+                ``chunk=samples``, which is one chunk, those without).
             argnums: which argument(s) to differentiate, by their place in the function's signature
                 where they are given by keyword.
 

@@ -882,6 +882,26 @@ def test_a_moving_average_is_of_the_whole_payoff() -> None:
     np.testing.assert_allclose(grads, whole * (b - sigmoid(T8)), rtol=1e-9, atol=1e-12)
 
 
+def test_a_moving_average_where_a_term_does_not_know_what_is_enumerated() -> None:
+    """A choice that no term reads, given one that is enumerated: of an average that is the payoff
+    nothing is left."""
+
+    @ppl.expectation
+    def f(t: Any) -> Any:
+        def step(c: Any, _: Any) -> Any:
+            z = flip("z", jax.nn.sigmoid(t[0]))
+            flip("w", jax.nn.sigmoid(t[1] + z), ppl.reinforce(ppl.moving_average(0.8)))
+            return c + z, None
+
+        return lax.scan(step, 0.5, None, length=3)[0]
+
+    p = sigmoid(0.3)
+    averages = {0.8: jnp.asarray(0.5 + 3 * p)}
+    surrogate = lambda t: f.surrogate(jax.random.key(0), t, averages=averages)
+    grad = ztest.compiled(jax.grad(surrogate))(jnp.array([0.3, -0.4]))
+    np.testing.assert_allclose(grad, [3 * p * (1 - p), 0.0], rtol=1e-9, atol=1e-12)
+
+
 # --- enumeration ----------------------------------------------------------------------------------
 
 

@@ -94,6 +94,25 @@ def test_a_fit_that_goes_on_reads_no_batch_twice(rows):
     np.testing.assert_array_equal(fit(batches, 150, state=first.state).params, whole.params)
 
 
+@pytest.mark.parametrize("how", [{}, {"restarts": 2}])
+def test_a_source_may_write_a_batch_over_the_one_before(how):
+    """Arrays of NumPy beside random keys, which do not go through NumPy."""
+    seen = ppl.expectation(lambda m, b: m + b["x"].sum() + jax.random.uniform(b["key"]))
+    keys, n = jax.random.split(KEY, 7), 130
+
+    def source():
+        x = np.zeros(3, np.float32)
+        for i in range(n):
+            x[:] = i
+            yield {"x": x, "key": keys[i % 7]}
+
+    start = jnp.zeros([2] * len(how))
+    settings = {"key": KEY, "steps": n, "progress": False, **how}
+    fit = ppl.maximize(seen, start, optax.sgd(0.0), batches=source(), **settings)
+    right = 3.0 * np.arange(n) + np.resize(jax.vmap(jax.random.uniform)(keys), n)
+    np.testing.assert_allclose(fit.history, right, rtol=1e-6)
+
+
 def test_an_error_of_a_source_is_raised(rows):
     def source():
         for i, batch in enumerate(ppl.epochs(rows, SIZE, key=KEY)):

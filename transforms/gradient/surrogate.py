@@ -91,7 +91,7 @@ def scope(
     values, payoffs, baselines, means, extra = layout.over_grid(parts.point, parts.spec)
     flat = [v if v.ndim < 2 else v.reshape(-1) for v in values]  # one sum is pairwise, nested not
     summands = [*map(sum_over, flat), *(map(sum_over, extra) if parts.continued else [])]
-    summands += parts.of_baselines(payoffs, baselines)
+    summands += parts.of_baselines(payoffs, baselines, lax.stop_gradient(added(summands, zero)))
     return [added(summands, zero).astype(zero.dtype), *parts.outputs(means)]
 
 
@@ -149,7 +149,7 @@ class _Parts:
         terms, others = outs[: len(layout.terms)], outs[len(layout.terms) :]
         weights = laws(layout, made)
         recorded = {
-            s.path: (made[s.path]["baseline"], self._law(s.parameters, len(s.shape), weights))
+            s.path: (made[s.path], self._law(s.parameters, len(s.shape), weights))
             for s in self._baselines
         }
         means = [
@@ -198,19 +198,28 @@ class _Parts:
         sums = lambda parts: [added(p, self._zero) for p in parts]
         return sums(values), {p: sums(v) for p, v in payoffs.items()}
 
-    def of_baselines(self, payoffs: Any, recorded: Any) -> list[jax.Array]:
-        """The terms that baselines add."""
+    def of_baselines(self, payoffs: Any, recorded: Any, whole: jax.Array) -> list[jax.Array]:
+        """The terms that baselines add, from the payoffs of elements and the whole one."""
         terms = []
         for s in self._baselines:
             pairs = zip(self._reach[s.path], payoffs[s.path], strict=True)
             met = [sum_over(part, range(len(grid))) for grid, part in pairs]
             payoff = jnp.broadcast_to(added(met, self._zero), s.shape)
-            finish = lambda totals, s=s, p=payoff: _baseline(s).finish(totals, p, self._context)
-            totals, law = recorded[s.path]
+            finish = functools.partial(self._finished, _baseline(s), payoff, whole)
+            made, law = recorded[s.path]
             for _ in self._layout.on_grid(s.parameters):
                 finish = jax.vmap(finish)
-            terms.append(sum_over(finish(totals) if law is None else law * finish(totals)))
+            terms.append(sum_over(finish(made) if law is None else law * finish(made)))
         return terms
+
+    def _finished(self, baseline: Any, payoff: jax.Array, whole: jax.Array, made: Any) -> jax.Array:
+        """The term of a baseline; of one that is compared with the whole payoff, with the scores
+        for what the choice does not reach, of mean 0."""
+        if not baseline.whole:
+            return baseline.finish(made["baseline"], payoff, self._context)
+        rest = times(magic_box(made["score"]) - 1.0, whole - payoff)
+        total = jnp.broadcast_to(whole, payoff.shape)
+        return rest + baseline.finish(made["baseline"], total, self._context)
 
     def outputs(self, means: Sequence[Any]) -> list[Any]:
         """The other outputs: their mean, or that of a run where elements meet that meet in no

@@ -166,7 +166,6 @@ def analyse(closed: _jax.ClosedJaxpr, chosen: Sequence[Chosen]) -> Layout:
     outs = [_distinct(d) for d in analysis.run(program, [NONE] * len(program.in_avals))]
     sites = {}
     names = [own_density(s.choice.site) for s in moved]
-    whole = {s.choice.path for s in moved if _is_compared_with_all(s)}
     for s in moved:
         path, loops = s.choice.path, len(s.choice.lengths)
         if path not in paths:
@@ -176,8 +175,6 @@ def analyse(closed: _jax.ClosedJaxpr, chosen: Sequence[Chosen]) -> Layout:
             *s.choice.site.sizes,
             *element_shape(s.choice.site, s.choice.avals),
         )
-        if path in whole:
-            outs[:n] = [{**d, path: (None,) * len(shape)} for d in outs[:n]]
         meets = [d[path] for d in outs[:n] if path in d]
         no_meeting = tuple(
             all(d[i] is not None and not d[i].lag for d in meets)  # type: ignore[union-attr]
@@ -239,12 +236,6 @@ def _has_fixed_support(choice: Choice, estimator: Enumerated) -> bool:
     read = {v for eqn in closed.jaxpr.eqns for v in eqn.invars if isinstance(v, _jax.Var)}
     read.update(v for v in closed.jaxpr.outvars if isinstance(v, _jax.Var))
     return not read.intersection(closed.jaxpr.invars[len(consts) :])
-
-
-def _is_compared_with_all(s: Chosen) -> bool:
-    estimator = s.estimator
-    baseline = estimator.baseline if isinstance(estimator, InPlace) else None
-    return baseline is not None and baseline.whole
 
 
 def _distinct(d: Dependence) -> Dependence:
