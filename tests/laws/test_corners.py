@@ -258,3 +258,17 @@ def test_a_baseline_does_not_change_an_infinite_value(name: str) -> None:
         return jnp.sum(jnp.log(1.0 * (1 - jax.vmap(draw, axis_size=4)())))
 
     assert f.value(KEY, 0.0, samples=64) == -jnp.inf
+
+
+def test_choices_of_no_elements() -> None:
+    """Each alone in a product, and in the law of a choice that is enumerated."""
+    hows = ppl.mvd(), ppl.disarm(), ppl.spa(), ppl.unordered(), ppl.enum(), ppl.reinforce("loo")
+
+    @ppl.expectation
+    def f(t: Any) -> Any:
+        draw = lambda n: jax.vmap(lambda p: ppl.sample(f"z{n}", dist.Bernoulli(p), hows[n]))
+        read = [jnp.prod(1.0 + draw(n)(jnp.full(0, t))) for n in range(len(hows))]
+        y = ppl.sample("y", dist.Bernoulli(t * read[0]), ppl.enum())
+        return y * t + sum(read)
+
+    np.testing.assert_allclose(f.grad(KEY, 0.3, samples=2), 0.6, rtol=1e-6)

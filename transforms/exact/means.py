@@ -65,8 +65,10 @@ def _masses(plan: Plan, i: int, x: jax.Array, digits: int) -> jax.Array:
     v, joint = plan.variables[i], joint_axes(plan, i)
     x = x if digits else jnp.broadcast_to(x, (v.n, *v.shape))
     x = jnp.moveaxis(x, [1 + a for a in joint], range(1, 1 + len(joint)))
-    elements = math.prod(x.shape[1 : 1 + len(joint)])
-    return x.reshape(v.n, elements, *x.shape[1 + len(joint) :])
+    elements, plates = math.prod(x.shape[1 : 1 + len(joint)]), x.shape[1 + len(joint) :]
+    if not elements:  # numbers that depend on none read some
+        return jnp.zeros((v.n, 1, *plates), x.dtype)
+    return x.reshape(v.n, elements, *plates)
 
 
 class _Weights:

@@ -7,6 +7,7 @@ once, so that they are as long as the terms, not as the terms times the choices.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -51,8 +52,8 @@ class Payoffs:
         ]
         self.enumerated = [s.path for s in layout.of(Enumerated)]
         paths = {p for g in self._groups for p in g.dependence}
-        self.counted = [i for i, s in enumerate(sites) if s.path in paths]
-        """The choices that a term depends on."""
+        self.counted = [i for i, s in enumerate(sites) if s.path in paths and math.prod(s.shape)]
+        """The choices that a term depends on, without those of no elements."""
 
     def of(
         self,
