@@ -91,7 +91,7 @@ def scope(
     values, payoffs, baselines, means, extra = layout.over_grid(parts.point, parts.spec)
     flat = [v if v.ndim < 2 else v.reshape(-1) for v in values]  # one sum is pairwise, nested not
     summands = [*map(sum_over, flat), *(map(sum_over, extra) if parts.continued else [])]
-    summands += parts.of_baselines(payoffs, baselines, lax.stop_gradient(added(summands, zero)))
+    summands += parts.of_baselines(payoffs, baselines, summands)
     return [added(summands, zero).astype(zero.dtype), *parts.outputs(means)]
 
 
@@ -198,9 +198,11 @@ class _Parts:
         sums = lambda parts: [added(p, self._zero) for p in parts]
         return sums(values), {p: sums(v) for p, v in payoffs.items()}
 
-    def of_baselines(self, payoffs: Any, recorded: Any, whole: jax.Array) -> list[jax.Array]:
-        """The terms that baselines add, from the payoffs of elements and the whole one."""
-        terms = []
+    def of_baselines(self, payoffs: Any, recorded: Any, summands: Any) -> list[jax.Array]:
+        """The terms that baselines add, from the payoffs of elements and all their summands."""
+        terms, whole = [], self._zero
+        if any(_baseline(s).whole for s in self._baselines):
+            whole = lax.stop_gradient(added(summands, self._zero))
         for s in self._baselines:
             pairs = zip(self._reach[s.path], payoffs[s.path], strict=True)
             met = [sum_over(part, range(len(grid))) for grid, part in pairs]
