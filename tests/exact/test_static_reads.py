@@ -232,7 +232,13 @@ def test_means_are_exact(name: str) -> None:
 AT = np.array([[3, 19], [0, 19], [7, 14]])
 
 
-def chain(at: Any, *how: Any) -> Callable[[Any], Any]:
+READS: dict[str, Callable[..., Any]] = {
+    "at once": lambda zs, at: zs[at],
+    "one by one": lambda zs, at: jnp.stack([jnp.stack([zs[t] for t in row]) for row in at]),
+}
+
+
+def chain(read: Callable[..., Any], *how: Any) -> Callable[[Any], Any]:
     """Two chains side by side, and terms that read some of their steps after the loop."""
 
     def run(p: Any) -> Any:
@@ -244,20 +250,21 @@ def chain(at: Any, *how: Any) -> Callable[[Any], Any]:
             return z, z
 
         zs = jax.lax.scan(step, jnp.zeros(2, int), length=20)[1]
-        numbers = jnp.tanh(zs[at] * p - H[:6].reshape(3, 2, 1))
+        numbers = jnp.tanh(read(zs, AT) * p - H[:6].reshape(3, 2, 1))
         return jnp.sum(numbers) + jnp.sum(H[:2] * zs[-1] ** 2)
 
     return run
 
 
-def test_steps_of_a_chain_are_read_after_its_loop() -> None:
+@pytest.mark.parametrize("read", READS)
+def test_steps_of_a_chain_are_read_after_its_loop(read: str) -> None:
     """3^40 joint values: the evidence of what is seen of some steps, and a mean, by hand."""
 
     @ppl.gen
     def model(p: Any) -> None:
-        ppl.factor("seen", chain(AT)(p))
+        ppl.factor("seen", chain(READS[read])(p))
 
-    mean = ppl.expectation(chain(AT, ppl.enum()))
+    mean = ppl.expectation(chain(READS[read], ppl.enum()))
     key = jax.random.key(0)
     evidence = lambda p: ppl.marginal(model(p), [], by=ppl.enumeration()).log_density({}, key)
     run = ztest.compiled(

@@ -341,13 +341,13 @@ register("scatter scatter-add scatter-sub scatter-mul scatter-min scatter-max", 
 
 register(
     "add add_any broadcast_in_dim concatenate convert_element_type copy cumsum name neg pad "
-    "reduce_sum reshape rev slice squeeze sub transpose",
+    "reduce_sum reshape rev slice squeeze stack sub transpose",
     linear=True,
     jointly=True,
 )
 register(
     "mul div dot_general dynamic_slice gather scatter scatter-add select_n stop_gradient "
-    "dynamic_update_slice real split stack unstack tile conv_general_dilated reduce_window_sum "
+    "dynamic_update_slice real split unstack tile conv_general_dilated reduce_window_sum "
     "copy_p optimization_barrier",
     linear=True,
 )

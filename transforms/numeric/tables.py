@@ -229,6 +229,19 @@ def _concatenate(eqn: _jax.JaxprEqn, ins: list[Any], lines: int) -> list[Any]:
     return [np.concatenate([over(x, front) for x in ins], lines + eqn.params["dimension"])]
 
 
+def _stack(eqn: _jax.JaxprEqn, ins: list[Any], lines: int) -> list[Any]:
+    front = np.broadcast_shapes(*(x.shape[:lines] for x in ins))
+    return [np.stack([over(x, front) for x in ins], lines + eqn.params["axis"])]
+
+
+def _unstack(eqn: _jax.JaxprEqn, ins: list[Any], lines: int) -> list[Any]:
+    return list(np.moveaxis(ins[0], lines + eqn.params["axis"], 0))
+
+
+def _tile(eqn: _jax.JaxprEqn, ins: list[Any], lines: int) -> list[Any]:
+    return [np.tile(ins[0], (*[1] * lines, *eqn.params["reps"]))]
+
+
 def _split(eqn: _jax.JaxprEqn, ins: list[Any], lines: int) -> list[Any]:
     p = eqn.params
     return np.split(ins[0], np.cumsum(p["sizes"])[:-1], lines + p["axis"])
@@ -391,6 +404,9 @@ RULES: dict[str, Callable[..., Any]] = {
     "rev": _rev,
     "concatenate": _concatenate,
     "split": _split,
+    "stack": _stack,
+    "tile": _tile,
+    "unstack": _unstack,
     "iota": _iota,
     "pad": _pad,
     "reduce_sum": _reduction(np.add, lambda _: 0),
