@@ -68,16 +68,17 @@ class Stack:
     """
 
     def __init__(self, batches: Iterable[Any], length: int, line: str, memory: Memory):
-        first: Any = None
+        form: Any = None
         for i, batch in enumerate(batches):
-            leaves, tree = jax.tree.flatten(batch)
+            leaves, self._tree = jax.tree.flatten(batch)
+            own = self._tree, list(map(np.shape, leaves))
             if i == 0:
-                first, self._tree = jax.tree.map(np.shape, batch), tree
-                self._rows = [_Rows(length, memory) for _ in leaves]
-            elif (shapes := jax.tree.map(np.shape, batch)) != first:
+                form, self._rows = own, [_Rows(length, memory) for _ in leaves]
+            elif own != form:
+                shapes = (str(jax.tree.unflatten(tree, sizes)) for tree, sizes in (form, own))
                 raise ValueError(
                     f"the batches ({line}) have different shapes, "
-                    f"{' and '.join(sorted(map(str, (first, shapes))))}, and every step of a "
+                    f"{' and '.join(sorted(shapes))}, and every step of a "
                     "compiled loop takes the same. Leave out the last, smaller one "
                     "(drop_last=True of a data loader), or use ppl.minibatches(data, size)."
                 )

@@ -35,7 +35,7 @@ class Epochs:
 
     def after(self, step: int) -> Iterator[Any]:
         """The batches after the first ``step``, which are not read."""
-        return map(self._divided if self.sharding else self.read, self.rows(step))
+        return map(self.read if self.sharding is None else self._divided, self.rows(step))
 
     def rows(self, step: int) -> Iterator[np.ndarray]:
         """The numbers of the rows of these batches."""

@@ -201,6 +201,29 @@ def test_a_source_may_write_over_its_batches():
     np.testing.assert_array_equal(found, 3 * np.arange(250))
 
 
+@jax.tree_util.register_pytree_node_class
+class Pair:
+    """A batch as a library makes it, which says nothing of when two are equal."""
+
+    def __init__(self, x, y):
+        self.x, self.y = x, y
+
+    def tree_flatten(self):
+        return (self.x, self.y), None
+
+    @classmethod
+    def tree_unflatten(cls, _, leaves):
+        return cls(*leaves)
+
+
+def test_batches_are_any_pytrees():
+    seen = ppl.expectation(lambda phi, batch: phi * 0 + batch.x.sum() - batch.y)
+    batches = [Pair(np.full(3, i), float(i)) for i in range(4)]
+    how = {"key": KEY, "steps": 4, "batches": batches, "progress": False}
+    found = ppl.maximize(seen, 0.0, optax.sgd(0.0), **how).history
+    np.testing.assert_array_equal(found, 2 * np.arange(4))
+
+
 def test_batches_of_several_types_are_not_cut_off():
     seen = ppl.expectation(lambda phi, x: phi * 0 + x)
     batches = [1, jnp.float32(2.5), 0.5, np.int8(3)]
